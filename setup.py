@@ -1,0 +1,37 @@
+"""Package metadata. `pip install .` needs no compiler and no system package."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="ffcv-ssl",
+    version="0.1.0",
+    description="Fast, dependable self-supervised pretraining of image encoders",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["ffcv_ssl", "ffcv_ssl.*", "pipelines", "pipelines.*"]),
+    py_modules=["train", "write_dataset"],
+    install_requires=[
+        "numpy>=1.24",
+        "numba>=0.60",
+        "torch>=2.2",
+        "torchvision>=0.17",
+        "simplejpeg>=1.8",
+        "Pillow>=10.0",
+        "pyyaml>=6.0",
+        "jsonargparse[signatures]>=4.30",
+        "safetensors>=0.4",
+        "tensorboard>=2.14",
+        "rich>=13.0",
+        "matplotlib>=3.8",
+        "submitit>=1.5",
+    ],
+    extras_require={
+        "dev": ["pytest>=8.0", "pytest-timeout>=2.2", "pytest-xdist>=3.5", "ruff>=0.6", "xxhash>=3.4", "scipy>=1.11"],
+        "bench": ["xxhash>=3.4"],
+        "interop": ["ffcv==1.0.2"],
+    },
+)
