@@ -1,0 +1,106 @@
+"""The views of a run as configuration: a recipe and, for each of its views, the settings to change.
+
+The overrides are typed by `View`'s own fields, so that YAML (`views: {recipe: simclr, view_0:
+{blur_prob: 0.3}}`) and the command line (`--views.view_0.blur_prob 0.3`) are checked key by key,
+and a setting exists in one place only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import TypedDict, get_type_hints
+
+from pipelines.recipes import RECIPES
+from pipelines.view import View
+
+MAX_VIEWS = 12
+
+# All of View's settings, any of them left out: jsonargparse checks names and types against it.
+ViewSettings = TypedDict("ViewSettings", get_type_hints(View), total=False)
+
+
+@dataclass(frozen=True)
+class Views:
+    """Which views an image is turned into: a recipe, with single settings of single views changed.
+
+    `resolve` gives the views; raises ValueError naming the key for an unknown recipe, view or
+    setting.
+    """
+
+    recipe: str = "simclr"
+    """Name of the recipe, a key of `pipelines.RECIPES`."""
+    small_images: bool = False
+    """The recipe's variant for images of CIFAR's size: no blur, jitter of strength 0.5."""
+    view_0: ViewSettings = field(default_factory=dict)
+    """Settings of view 0 that differ from the recipe's, e.g. `{blur_prob: 0.3}`."""
+    view_1: ViewSettings = field(default_factory=dict)
+    """The same for view 1."""
+    view_2: ViewSettings = field(default_factory=dict)
+    """The same for view 2, if the recipe has one."""
+    view_3: ViewSettings = field(default_factory=dict)
+    """The same for view 3."""
+    view_4: ViewSettings = field(default_factory=dict)
+    """The same for view 4."""
+    view_5: ViewSettings = field(default_factory=dict)
+    """The same for view 5."""
+    view_6: ViewSettings = field(default_factory=dict)
+    """The same for view 6."""
+    view_7: ViewSettings = field(default_factory=dict)
+    """The same for view 7."""
+    view_8: ViewSettings = field(default_factory=dict)
+    """The same for view 8."""
+    view_9: ViewSettings = field(default_factory=dict)
+    """The same for view 9."""
+    view_10: ViewSettings = field(default_factory=dict)
+    """The same for view 10."""
+    view_11: ViewSettings = field(default_factory=dict)
+    """The same for view 11."""
+
+    def resolve(self):
+        """The views by name, in order: dict of `View`, from `view_0` on."""
+        if self.recipe not in RECIPES:
+            raise ValueError(
+                f"views.recipe: got {self.recipe!r}, expected one of {', '.join(sorted(RECIPES))}"
+            )
+        views = RECIPES[self.recipe](small_images=self.small_images)
+        for index in range(MAX_VIEWS):
+            name = f"view_{index}"
+            settings = getattr(self, name)
+            if not settings:
+                continue
+            if name not in views:
+                expected = f"expected one of {', '.join(views)}"
+                raise ValueError(
+                    f"views.{name}: recipe {self.recipe!r} has no such view, {expected}"
+                )
+            views[name] = _overridden(f"views.{name}", views[name], settings)
+        _check_links(views)
+        return views
+
+
+def _overridden(where, view, settings):
+    known = [setting.name for setting in fields(View)]
+    for key in settings:
+        if key not in known:
+            raise ValueError(f"{where}: unknown key {key!r}, expected one of {', '.join(known)}")
+    try:
+        return replace(view, **settings)
+    except ValueError as error:
+        raise ValueError(f"{where}.{error}") from None
+
+
+def _check_links(views):
+    """A link must lead to another view with a random crop that is not itself linked, so that there
+    is one draw to take."""
+    for name, view in views.items():
+        target = view.crop_link
+        if target is None:
+            continue
+        others = [
+            n for n, v in views.items() if n != name and v.crop == "random" and v.crop_link is None
+        ]
+        if target not in others:
+            known = ", ".join(others) or "there is none"
+            raise ValueError(
+                f"views.{name}.crop_link: got {target!r}, expected a view with its own crop: {known}"
+            )

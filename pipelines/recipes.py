@@ -1,0 +1,142 @@
+"""The published view recipes, one short function each: `recipe(small_images) -> {"view_0": View,
+...}`.
+
+`small_images` is the variant for images of CIFAR's size: no blur, and jitter of strength 0.5
+(SimCLR, appendix B.9). The functions only say what differs between methods; add a recipe by writing
+one more and listing it in `RECIPES`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pipelines.view import View
+
+# Crop and flip, which every recipe of two views starts from: crops of 8 to 100 % of the area.
+CROP_FLIP = View(flip_prob=0.5)
+# Jitter of BYOL and its successors (BYOL, appendix B): already of strength 0.5, with a weaker
+# saturation.
+BYOL_COLOUR = replace(
+    CROP_FLIP, jitter_prob=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, gray_prob=0.2
+)
+
+
+def _simclr_colour(strength):
+    """SimCLR's colour distortion (appendix A): jitter (0.8, 0.8, 0.8, 0.2) x strength with p 0.8,
+    grey with p 0.2."""
+    factor = 0.8 * strength
+    return replace(
+        CROP_FLIP,
+        jitter_prob=0.8,
+        brightness=factor,
+        contrast=factor,
+        saturation=factor,
+        hue=0.2 * strength,
+        gray_prob=0.2,
+    )
+
+
+def _blur(view, prob, small_images):
+    return view if small_images else replace(view, blur_prob=prob)
+
+
+def ffcv_ssl(small_images=False):
+    """FFCV-SSL's default pair: the blur always and on view 0 only, solarization on view 1 only."""
+    return {
+        "view_0": _blur(BYOL_COLOUR, 1.0, small_images),
+        "view_1": replace(BYOL_COLOUR, solarize_prob=0.2),
+    }
+
+
+def simclr(small_images=False):
+    """SimCLR's symmetric pair (Chen et al. 2020, appendix A; B.9 for small images)."""
+    view = _blur(_simclr_colour(0.5 if small_images else 1.0), 0.5, small_images)
+    return {"view_0": view, "view_1": view}
+
+
+def byol(small_images=False):
+    """BYOL's asymmetric pair (Grill et al. 2020, table 6); VICReg and Barlow Twins use it too."""
+    return {
+        "view_0": _blur(BYOL_COLOUR, 1.0, small_images),
+        "view_1": replace(_blur(BYOL_COLOUR, 0.1, small_images), solarize_prob=0.2),
+    }
+
+
+def crop_gray(small_images=False):
+    """Crop, flip and grey on both views (FFCV-SSL paper, 3.2); `view_1.gray_prob: 0` makes it one
+    branch, as its text says.
+
+    Nothing in it depends on the size of the images, so `small_images` changes nothing.
+    """
+    view = replace(CROP_FLIP, gray_prob=0.2)
+    return {"view_0": view, "view_1": view}
+
+
+def suncet_cifar(small_images=True):
+    """SuNCEt's CIFAR-10 pair (Assran et al. 2020): SimCLR's for small images, which these always
+    are."""
+    return simclr(small_images=True)
+
+
+def paws_cifar(small_images=True):
+    """The later CIFAR-10 pair of SuNCEt's repository: gentler crops, solarization and equalization
+    for grey and blur."""
+    view = replace(
+        _simclr_colour(0.5),
+        crop_scale=(0.5, 1.0),
+        gray_prob=0.0,
+        solarize_prob=0.2,
+        equalize_prob=0.2,
+    )
+    return {"view_0": view, "view_1": view}
+
+
+def _multi_crop(small_images, num_local, global_scale, local_scale):
+    first = replace(_blur(BYOL_COLOUR, 1.0, small_images), crop_scale=global_scale)
+    second = replace(
+        _blur(BYOL_COLOUR, 0.1, small_images), crop_scale=global_scale, solarize_prob=0.2
+    )
+    local = replace(
+        _blur(BYOL_COLOUR, 0.5, small_images), crop_scale=local_scale, size_scale=96 / 224
+    )
+    views = [first, second] + [local] * num_local
+    return {f"view_{index}": view for index, view in enumerate(views)}
+
+
+def dino(small_images=False):
+    """DINO's multi-crop for CNNs (Caron et al. 2021): two global views and six local ones of 96/224
+    of the size."""
+    return _multi_crop(small_images, 6, global_scale=(0.14, 1.0), local_scale=(0.05, 0.14))
+
+
+def dino_vit(small_images=False):
+    """DINO's multi-crop for vision transformers: two global views and ten local ones."""
+    return _multi_crop(small_images, 10, global_scale=(0.25, 1.0), local_scale=(0.05, 0.25))
+
+
+def supervised(small_images=False):
+    """One view for supervised training and fine-tuning: crop and flip, at any size of images."""
+    return {"view_0": CROP_FLIP}
+
+
+def evaluation(small_images=False):
+    """One view without chance: the centre crop of 224/256 of the short side; the whole short side
+    for small images."""
+    return {"view_0": View(crop="center", center_ratio=1.0 if small_images else 224 / 256)}
+
+
+RECIPES = {
+    recipe.__name__: recipe
+    for recipe in (
+        ffcv_ssl,
+        simclr,
+        byol,
+        crop_gray,
+        suncet_cifar,
+        paws_cifar,
+        dino,
+        dino_vit,
+        supervised,
+        evaluation,
+    )
+}
