@@ -102,5 +102,5 @@ def _check_links(views):
         if target not in others:
             known = ", ".join(others) or "there is none"
             raise ValueError(
-                f"views.{name}.crop_link: got {target!r}, expected a view with its own crop: {known}"
+                f"views.{name}.crop_link: got {target!r}, expected a view with a crop: {known}"
             )

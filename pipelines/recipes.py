@@ -1,7 +1,6 @@
-"""The published view recipes, one short function each: `recipe(small_images) -> {"view_0": View,
-...}`.
+"""The published view recipes, one short function each.
 
-`small_images` is the variant for images of CIFAR's size: no blur, and jitter of strength 0.5
+A recipe takes `small_images` and returns its views by name, `{"view_0": View, ...}`. `small_images` is the variant for images of CIFAR's size: no blur, and jitter of strength 0.5
 (SimCLR, appendix B.9). The functions only say what differs between methods; add a recipe by writing
 one more and listing it in `RECIPES`.
 """
@@ -14,16 +13,14 @@ from pipelines.view import View
 
 # Crop and flip, which every recipe of two views starts from: crops of 8 to 100 % of the area.
 CROP_FLIP = View(flip_prob=0.5)
-# Jitter of BYOL and its successors (BYOL, appendix B): already of strength 0.5, with a weaker
-# saturation.
+# Jitter of BYOL and its successors (BYOL, appendix B): of strength 0.5, saturation weaker still.
 BYOL_COLOUR = replace(
     CROP_FLIP, jitter_prob=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, gray_prob=0.2
 )
 
 
 def _simclr_colour(strength):
-    """SimCLR's colour distortion (appendix A): jitter (0.8, 0.8, 0.8, 0.2) x strength with p 0.8,
-    grey with p 0.2."""
+    """SimCLR's colour distortion (appendix A): jitter of `strength` with p 0.8, grey with p 0.2."""
     factor = 0.8 * strength
     return replace(
         CROP_FLIP,
@@ -63,24 +60,21 @@ def byol(small_images=False):
 
 
 def crop_gray(small_images=False):
-    """Crop, flip and grey on both views (FFCV-SSL paper, 3.2); `view_1.gray_prob: 0` makes it one
-    branch, as its text says.
+    """Crop, flip and grey on both views (FFCV-SSL paper, 3.2), at any size of images.
 
-    Nothing in it depends on the size of the images, so `small_images` changes nothing.
+    The paper's text says grey on one branch: that is `view_1.gray_prob: 0`.
     """
     view = replace(CROP_FLIP, gray_prob=0.2)
     return {"view_0": view, "view_1": view}
 
 
 def suncet_cifar(small_images=True):
-    """SuNCEt's CIFAR-10 pair (Assran et al. 2020): SimCLR's for small images, which these always
-    are."""
+    """SuNCEt's CIFAR-10 pair (Assran et al. 2020): always SimCLR's for small images."""
     return simclr(small_images=True)
 
 
 def paws_cifar(small_images=True):
-    """The later CIFAR-10 pair of SuNCEt's repository: gentler crops, solarization and equalization
-    for grey and blur."""
+    """PAWS' CIFAR-10 pair: gentler crops, solarization and equalization for grey and blur."""
     view = replace(
         _simclr_colour(0.5),
         crop_scale=(0.5, 1.0),
@@ -104,8 +98,7 @@ def _multi_crop(small_images, num_local, global_scale, local_scale):
 
 
 def dino(small_images=False):
-    """DINO's multi-crop for CNNs (Caron et al. 2021): two global views and six local ones of 96/224
-    of the size."""
+    """DINO's multi-crop for CNNs (Caron et al. 2021): two global views, six local ones at 96/224."""
     return _multi_crop(small_images, 6, global_scale=(0.14, 1.0), local_scale=(0.05, 0.14))
 
 
@@ -120,8 +113,7 @@ def supervised(small_images=False):
 
 
 def evaluation(small_images=False):
-    """One view without chance: the centre crop of 224/256 of the short side; the whole short side
-    for small images."""
+    """One view without chance: the middle 224/256 of the short side; all of it if small."""
     return {"view_0": View(crop="center", center_ratio=1.0 if small_images else 224 / 256)}
 
 

@@ -34,18 +34,15 @@ class View:
     """
 
     size_scale: float = 1.0
-    """Side of the view as a share of the resolution that `build` is given, in (0, 4]; DINO's local
-    views: 96/224."""
+    """Side of the view as a share of the run's resolution, in (0, 4]; DINO's local views: 96/224."""
     crop: str = "random"
-    """`random`: a random box, resized. `center`: the middle square, resized, without any chance
-    (evaluation)."""
+    """`random`: a random box, resized. `center`: the middle square, resized, nothing drawn."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Share of the image's area that a random crop covers, in (0, 1]."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Width over height of a random crop before it is resized to a square, positive."""
     crop_link: str | None = None
-    """Name of the view whose crop box this view takes over instead of drawing its own; None: its
-    own."""
+    """Name of the view whose crop box this view takes over; None: it draws its own."""
     center_ratio: float = 224 / 256
     """Side of a centre crop as a share of the image's short side, in (0, 1]."""
     interpolation: str = "bilinear"
@@ -53,8 +50,7 @@ class View:
     flip_prob: float = 0.0
     """Probability of a left-right flip."""
     jitter_prob: float = 0.0
-    """Probability of a colour jitter: the four factors below, in random order (torchvision's
-    meaning)."""
+    """Probability of the four colour changes below, in random order (torchvision's ColorJitter)."""
     brightness: float = 0.4
     """Brightness factor within 1 +- this, not below 0."""
     contrast: float = 0.4
