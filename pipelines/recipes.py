@@ -1,8 +1,9 @@
 """The published view recipes, one short function each.
 
-A recipe takes `small_images` and returns its views by name, `{"view_0": View, ...}`. `small_images` is the variant for images of CIFAR's size: no blur, and jitter of strength 0.5
-(SimCLR, appendix B.9). The functions only say what differs between methods; add a recipe by writing
-one more and listing it in `RECIPES`.
+A recipe takes `small_images` and returns its views by name, `{"view_0": View, ...}`. `small_images`
+is the variant for images of CIFAR's size: no blur, and jitter of strength 0.5 (SimCLR, appendix
+B.9). The functions only say what differs between methods; add a recipe by writing one more and
+listing it in `RECIPES`.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def _multi_crop(small_images, num_local, global_scale, local_scale):
 
 
 def dino(small_images=False):
-    """DINO's multi-crop for CNNs (Caron et al. 2021): two global views, six local ones at 96/224."""
+    """DINO's multi-crop for CNNs (Caron et al. 2021): 2 global and 6 local views."""
     return _multi_crop(small_images, 6, global_scale=(0.14, 1.0), local_scale=(0.05, 0.14))
 
 

@@ -34,7 +34,7 @@ class View:
     """
 
     size_scale: float = 1.0
-    """Side of the view as a share of the run's resolution, in (0, 4]; DINO's local views: 96/224."""
+    """Side of the view as a share of the run's resolution, in (0, 4]; DINO's local: 96/224."""
     crop: str = "random"
     """`random`: a random box, resized. `center`: the middle square, resized, nothing drawn."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
