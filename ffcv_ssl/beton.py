@@ -1,0 +1,273 @@
+"""The bytes of a `.beton` file, version 2: every dtype, offset and magic number there is.
+
+    header, field descriptors, sample metadata, locator | pages of data | integrity section, table
+
+The header, descriptors, metadata, data and allocation table are those of FFCV 1.0.2, which reads
+our files as its own. Ours are the locator (right after the metadata) and the integrity section,
+which ends in a fixed footer exactly where the allocation table begins. FFCV follows pointers only,
+and reads its table to the end of the file, so it steps over both. Either both are present and good,
+or both are absent (a file of FFCV's); anything else is damage.
+
+All integers are little-endian. Sizes and offsets are in bytes. docs/format.md has the same in
+prose.
+"""
+
+import json
+from typing import NamedTuple
+
+import numpy as np
+
+from ffcv_ssl.errors import BetonError
+from ffcv_ssl.kernels.hash import xxh3_64
+
+VERSION = 2
+INTEGRITY_VERSION = 1
+MIN_PAGE_BYTES = 1 << 21
+MAX_PAGE_BYTES = 1 << 31  # the largest power of two that the header's uint32 holds
+MAX_NAME_BYTES = 16
+CUSTOM_TYPE_ID = 255
+MAX_IMAGE_PX = (
+    1 << 28
+)  # a sixteen-thousand pixel square; a hostile header cannot ask for more than 805 MB
+
+HEADER_TYPE = np.dtype(
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ]
+)
+ARG_TYPE = np.dtype([("", "<u1", 1024)])  # FFCV's name: what Field.to_binary returns
+DESCRIPTOR_TYPE = np.dtype(
+    [("type_id", "<u1"), ("name", "<u1", (MAX_NAME_BYTES,)), ("arguments", "<u1", (1024,))]
+)
+ALLOC_ROW_TYPE = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+
+# What the fields keep beside each sample, and in their descriptor's arguments.
+IMAGE_METADATA_TYPE = np.dtype(
+    [("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")]
+)
+IMAGE_MODE_JPG, IMAGE_MODE_RAW = 0, 1
+BYTES_METADATA_TYPE = np.dtype([("ptr", "<u8"), ("size", "<u8")])
+NDARRAY_ARGUMENTS_TYPE = np.dtype([("shape", "<u8", (32,)), ("type_length", "<u8")])
+
+LOCATOR_MAGIC = b"FFCV-SSL:locator"
+FOOTER_MAGIC = b"FFCV-SSL:footer."
+LOCATOR_TYPE = np.dtype(
+    [
+        ("magic", "S16"),
+        ("version", "<u8"),
+        ("section_offset", "<u8"),
+        ("table_offset", "<u8"),
+        ("file_bytes", "<u8"),
+        ("footer_hash", "<u8"),  # binds this locator to one footer
+        ("own_hash", "<u8"),
+    ]
+)
+FOOTER_TYPE = np.dtype(
+    [
+        ("magic", "S16"),
+        ("version", "<u8"),
+        ("locator_offset", "<u8"),
+        ("section_offset", "<u8"),
+        ("table_offset", "<u8"),
+        ("num_rows", "<u8"),
+        ("text_bytes", "<u8"),
+        ("header_hash", "<u8"),
+        ("descriptors_hash", "<u8"),
+        ("metadata_hash", "<u8"),
+        ("table_hash", "<u8"),
+        ("checksums_hash", "<u8"),
+        ("text_hash", "<u8"),
+        ("own_hash", "<u8"),
+    ]
+)
+CHECKSUM_TYPE = np.dtype("<u8")
+
+
+class Layout(NamedTuple):
+    """Where the regions before the data lie, in bytes from the start of the file."""
+
+    descriptors: int
+    metadata: int
+    metadata_end: int  # the locator is here, if there is one
+
+    @property
+    def locator_end(self) -> int:
+        return self.metadata_end + LOCATOR_TYPE.itemsize
+
+
+def layout(num_fields, num_samples, metadata_itemsize) -> Layout:
+    """Regions of a file with these counts; plain Python integers, so hostile counts cannot
+    overflow.
+    """
+    descriptors = HEADER_TYPE.itemsize
+    metadata = descriptors + int(num_fields) * DESCRIPTOR_TYPE.itemsize
+    return Layout(descriptors, metadata, metadata + int(num_samples) * int(metadata_itemsize))
+
+
+def metadata_type(fields) -> np.dtype:
+    """The structured dtype of one sample's metadata: columns f0, f1, ..., aligned as FFCV aligns
+    them.
+    """
+    return np.dtype([("", field.metadata_type) for field in fields], align=True)
+
+
+def pack_header(num_fields, page_size, num_samples, table_offset) -> bytes:
+    header = np.zeros(1, HEADER_TYPE)
+    header[0] = (VERSION, num_fields, page_size, num_samples, table_offset)
+    return header.tobytes()
+
+
+def pack_descriptor(type_id, name, arguments) -> bytes:
+    """arguments: an ARG_TYPE scalar or array, as a field's `to_binary` gives. The name must fit 16
+    ASCII bytes.
+    """
+    raw_name = np.frombuffer(checked_name(name), np.uint8)
+    descriptor = np.zeros(1, DESCRIPTOR_TYPE)
+    descriptor["type_id"] = type_id
+    descriptor["name"][0, : len(raw_name)] = raw_name
+    descriptor["arguments"][0] = np.frombuffer(np.asarray(arguments).tobytes(), np.uint8)
+    return descriptor.tobytes()
+
+
+def checked_name(name) -> bytes:
+    """A field's name as it is stored. ValueError: empty, over 16 bytes (FFCV cuts it), or not
+    printable ASCII.
+    """
+    try:
+        raw = name.encode("ascii")
+    except (UnicodeEncodeError, AttributeError):
+        raise ValueError(f"field name {name!r}: expected ASCII text") from None
+    if not 0 < len(raw) <= MAX_NAME_BYTES or not name.isprintable():
+        raise ValueError(
+            f"field name {name!r}: {len(raw)} bytes, the format holds 1 to {MAX_NAME_BYTES} "
+            "printable ones; choose a shorter name"
+        )
+    return raw
+
+
+def unpack_name(path, index, raw) -> str:
+    """raw: uint8 (16,), null-terminated."""
+    text = raw.tobytes().split(b"\0")[0]
+    if not text or not all(32 <= byte < 127 for byte in text):
+        raise BetonError(f"{path}: field {index}: name {text!r} is not ASCII text; damaged file")
+    return text.decode("ascii")
+
+
+def _seal(record) -> bytes:
+    """The bytes of a record, with its last field `own_hash` set to the hash of all before it."""
+    record["own_hash"] = xxh3_64(record.tobytes()[: -CHECKSUM_TYPE.itemsize])
+    return record.tobytes()
+
+
+def _is_sealed(record) -> bool:
+    return int(record["own_hash"][0]) == xxh3_64(record.tobytes()[: -CHECKSUM_TYPE.itemsize])
+
+
+def pack_integrity(regions, section_offset, table_offset, text, checksums, parts) -> tuple:
+    """Build the integrity section of a finished file.
+
+    regions: Layout. text: JSON bytes. checksums: uint64 (rows,), xxh3-64 of each allocation in
+    table order. parts: dict with the bytes of "header", "descriptors", "metadata", "table". Returns
+    (locator bytes, section bytes); the section fills section_offset .. table_offset exactly.
+    """
+    checksums = np.ascontiguousarray(checksums, CHECKSUM_TYPE)
+    footer = np.zeros(1, FOOTER_TYPE)
+    footer["magic"], footer["version"] = FOOTER_MAGIC, INTEGRITY_VERSION
+    footer["locator_offset"] = regions.metadata_end
+    footer["section_offset"], footer["table_offset"] = section_offset, table_offset
+    footer["num_rows"], footer["text_bytes"] = len(checksums), len(text)
+    for name in ("header", "descriptors", "metadata", "table"):
+        footer[f"{name}_hash"] = xxh3_64(parts[name])
+    footer["checksums_hash"] = xxh3_64(checksums.view(np.uint8))
+    footer["text_hash"] = xxh3_64(text)
+    sealed_footer = _seal(footer)
+
+    locator = np.zeros(1, LOCATOR_TYPE)
+    locator["magic"], locator["version"] = LOCATOR_MAGIC, INTEGRITY_VERSION
+    locator["section_offset"], locator["table_offset"] = section_offset, table_offset
+    locator["file_bytes"] = table_offset + len(checksums) * ALLOC_ROW_TYPE.itemsize
+    locator["footer_hash"] = footer["own_hash"]
+    return _seal(locator), text + checksums.tobytes() + sealed_footer
+
+
+def section_bytes(text, num_rows) -> int:
+    return len(text) + num_rows * CHECKSUM_TYPE.itemsize + FOOTER_TYPE.itemsize
+
+
+def find_footer(path, locator_raw, footer_raw, regions, table_offset, file_bytes):
+    """The footer record (1,) of one of our files, or None for a file that has neither locator nor
+    footer.
+
+    locator_raw, footer_raw: the bytes at the two fixed places; may be short where the file leaves
+    no room. Raises BetonError if one is there and the other is not, or if they contradict each
+    other or the file.
+    """
+    has_locator = locator_raw[: len(LOCATOR_MAGIC)] == LOCATOR_MAGIC
+    has_footer = footer_raw[: len(FOOTER_MAGIC)] == FOOTER_MAGIC
+    if not has_locator and not has_footer:
+        return None
+    if not (has_locator and has_footer):
+        lost = "footer" if has_locator else "locator"
+        raise BetonError(f"{path}: integrity {lost} is missing; truncated or altered, re-write it")
+    if len(locator_raw) != LOCATOR_TYPE.itemsize or len(footer_raw) != FOOTER_TYPE.itemsize:
+        raise BetonError(f"{path}: integrity section is cut short; truncated file, re-write it")
+    locator = np.frombuffer(locator_raw, LOCATOR_TYPE)
+    footer = np.frombuffer(footer_raw, FOOTER_TYPE)
+    if not _is_sealed(locator) or not _is_sealed(footer):
+        raise BetonError(
+            f"{path}: integrity section does not match its checksum; re-write the file"
+        )
+    if int(footer["version"][0]) != INTEGRITY_VERSION:
+        raise BetonError(
+            f"{path}: integrity section version {int(footer['version'][0])}, this library knows "
+            f"{INTEGRITY_VERSION}; update ffcv-ssl"
+        )
+    _check_agreement(path, locator, footer, regions, table_offset, file_bytes)
+    return footer
+
+
+def _check_agreement(path, locator, footer, regions, table_offset, file_bytes):
+    text_and_rows = (
+        int(footer["text_bytes"][0]) + int(footer["num_rows"][0]) * CHECKSUM_TYPE.itemsize
+    )
+    expected_table = int(footer["section_offset"][0]) + text_and_rows + FOOTER_TYPE.itemsize
+    rows_end = table_offset + int(footer["num_rows"][0]) * ALLOC_ROW_TYPE.itemsize
+    for what, got, expected in (
+        ("locator and footer", int(locator["footer_hash"][0]), int(footer["own_hash"][0])),
+        (
+            "start of the section",
+            int(locator["section_offset"][0]),
+            int(footer["section_offset"][0]),
+        ),
+        ("place of the locator", int(footer["locator_offset"][0]), regions.metadata_end),
+        ("place of the table", table_offset, int(footer["table_offset"][0])),
+        ("end of the section", expected_table, table_offset),
+        ("size of the file", file_bytes, int(locator["file_bytes"][0])),
+        ("end of the table", file_bytes, rows_end),
+    ):
+        if got != expected:
+            raise BetonError(
+                f"{path}: {what}: found {got}, expected {expected}; "
+                "truncated or altered, re-write it"
+            )
+
+
+def pack_text(class_names, made) -> bytes:
+    """class_names: field -> list of names. made: JSON-serialisable. The same input gives the same
+    bytes.
+    """
+    document = {"class_names": class_names, "made": made}
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def unpack_text(path, raw) -> tuple:
+    """(class_names, made) from the section's text, whose checksum has been found good."""
+    try:
+        document = json.loads(raw)
+        return dict(document["class_names"]), dict(document["made"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BetonError(f"{path}: integrity section's text is unreadable ({error})") from None
