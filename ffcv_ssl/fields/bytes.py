@@ -1,0 +1,51 @@
+"""Byte strings of any length, zero bytes included."""
+
+import numpy as np
+
+from ffcv_ssl.beton import BYTES_METADATA_TYPE
+from ffcv_ssl.fields.base import Decoder, Field
+
+
+class BytesDecoder(Decoder):
+    """uint8 (B, longest in the file), shorter values padded with zeros."""
+
+    def output_spec(self, field, reader, name):
+        return (int(reader.field_metadata(name)["size"].max(initial=0)),), np.dtype("<u1")
+
+    def decode_batch(self, field, metadata_column, payloads, out):
+        for row, payload in zip(out, payloads):
+            row[: len(payload)] = np.frombuffer(payload, np.uint8)
+            row[len(payload) :] = 0
+
+
+class BytesField(Field):
+    """Variable-length bytes. The writer takes `bytes` or a one-dimensional uint8 array."""
+
+    TYPE_ID = 3
+
+    @property
+    def metadata_type(self):
+        return BYTES_METADATA_TYPE
+
+    @staticmethod
+    def from_binary(binary):
+        return BytesField()
+
+    def encode(self, destination, value, malloc):
+        if isinstance(value, (bytes, bytearray, memoryview)):
+            value = np.frombuffer(value, np.uint8)
+        if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.ndim != 1:
+            got = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value)
+            raise TypeError(f"expected bytes or a 1-d uint8 array, got {got}")
+        destination["ptr"], buffer = malloc(value.size)
+        destination["size"] = value.size
+        buffer[:] = value
+
+    def expected_sizes(self, column):
+        return column["size"]
+
+    def decode(self, metadata_row, payload):
+        return bytes(payload)
+
+    def get_decoder_class(self):
+        return BytesDecoder

@@ -1,0 +1,214 @@
+"""Images at writing time: any picture to upright 8-bit RGB, and which JPEG bytes may be kept as
+they are.
+
+Everything here is deterministic: the same input gives the same bytes in every process.
+"""
+
+import io
+import struct
+
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ffcv_ssl.beton import MAX_IMAGE_PX
+
+MAX_SIDE_PX = 2**16 - 1  # the metadata's uint16
+_EXIF_ORIENTATION = 0x0112
+_SOF_NAMES = {0xC1: "extended", 0xC2: "progressive", 0xC3: "lossless"}
+_BARE_MARKERS = {0x01, *range(0xD0, 0xD9)}  # TEM, RSTn, SOI: no length follows
+
+
+class EncodedImage:
+    """The bytes of an image file (JPEG, PNG, ...), so that a writer may keep them instead of
+    encoding again.
+    """
+
+    __slots__ = ("data",)
+
+    def __init__(self, data):
+        self.data = bytes(data)
+
+
+def to_rgb(value):
+    """Upright RGB pixels of an EncodedImage, a PIL image, or a uint8 array (H, W, 3), (H, W) or (H,
+    W, 1).
+
+    EXIF rotation is applied. Transparent pixels are laid over white: what lies under them is often
+    garbage. 16-bit grey is scaled to 8 (v / 257, rounded). CMYK, palette and other modes go through
+    Pillow's conversion; colour profiles are ignored, as every common loader does. Returns uint8 (H,
+    W, 3), C-contiguous. TypeError or ValueError for anything else.
+    """
+    if isinstance(value, EncodedImage):
+        return _pil_to_rgb(open_image(value.data))
+    if isinstance(value, Image.Image):
+        return _pil_to_rgb(value)
+    if not isinstance(value, np.ndarray):
+        raise TypeError(
+            f"expected a uint8 array, a PIL image or EncodedImage, got {type(value).__name__}"
+        )
+    if value.dtype != np.uint8:
+        raise ValueError(f"expected uint8 pixels, got {value.dtype}; scale them to 0..255 first")
+    if value.ndim == 2:
+        value = value[:, :, None]
+    if value.ndim != 3 or value.shape[2] not in (1, 3):
+        raise ValueError(f"expected (height, width, 3) or grey, got shape {value.shape}")
+    check_size(value.shape[0], value.shape[1])
+    return np.ascontiguousarray(np.broadcast_to(value, (*value.shape[:2], 3)))
+
+
+def check_size(height_px, width_px):
+    """ValueError unless the format can hold an image of this size."""
+    if not (1 <= height_px <= MAX_SIDE_PX and 1 <= width_px <= MAX_SIDE_PX):
+        raise ValueError(f"image of {width_px}x{height_px} px, sides must be 1 to {MAX_SIDE_PX}")
+    if height_px * width_px > MAX_IMAGE_PX:
+        raise ValueError(f"image of {width_px}x{height_px} px, limit {MAX_IMAGE_PX} pixels")
+
+
+def open_image(data):
+    """A PIL image of encoded bytes, its pixels not yet decoded. ValueError if no format fits."""
+    try:
+        image = Image.open(io.BytesIO(data))
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, struct.error) as error:
+        raise ValueError(f"not a readable image ({error})") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from None
+    check_size(image.height, image.width)
+    return image
+
+
+def _pil_to_rgb(image):
+    check_size(image.height, image.width)
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError, struct.error) as error:
+        raise ValueError(f"corrupt image ({error})") from None
+    if orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("floating-point image: scale it to 8 bits first")
+    if image.mode.startswith("I"):
+        image = _narrow(image)
+    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        image = Image.new("RGBA", layer.size, "white")
+        image.alpha_composite(layer)
+    return np.ascontiguousarray(image.convert("RGB"))
+
+
+def _narrow(image):
+    """16-bit grey to 8 bits: 65535 -> 255, 0 -> 0, to nearest."""
+    wide = np.asarray(image).astype(np.int64)
+    if wide.min() < 0 or wide.max() > 65535:
+        raise ValueError(f"grey values {wide.min()}..{wide.max()}, expected 16 bits at most")
+    return Image.fromarray(((wide * 2 + 257) // 514).astype(np.uint8))
+
+
+def orientation(image):
+    """EXIF orientation, 1 (upright) to 8. A broken EXIF block tells nothing: 1."""
+    try:
+        value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # Pillow's EXIF parser raises nearly anything on damaged blocks
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def shrink(pixels, max_side_px):
+    """At most `max_side_px` on the longer side, aspect kept, never enlarged; None: unchanged.
+
+    Lanczos, because Pillow's BOX weighs whole pixels only and turns into nearest-neighbour close to
+    ratio 1, which is where most photographs of a 500 px data set are.
+    """
+    height, width = pixels.shape[:2]
+    if not needs_shrinking(height, width, max_side_px):
+        return pixels
+    ratio = max_side_px / max(height, width)
+    size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+
+
+def needs_shrinking(height_px, width_px, max_side_px):
+    return max_side_px is not None and max(height_px, width_px) > max_side_px
+
+
+def encode_jpeg(pixels, quality):
+    """Baseline 4:2:0 JPEG by the accurate DCT. pixels: uint8 (H, W, 3), C-contiguous."""
+    return simplejpeg.encode_jpeg(
+        pixels, quality=quality, colorspace="RGB", colorsubsampling="420", fastdct=False
+    )
+
+
+def decode_jpeg(payload, height_px, width_px):
+    """uint8 (H, W, 3) of a JPEG: strict, accurate DCT, smooth chroma upsampling.
+
+    The size in the file is compared with the promised one before anything is allocated. ValueError
+    if they differ or the data is corrupt.
+    """
+    height, width = simplejpeg.decode_jpeg_header(payload)[:2]
+    if (height, width) != (height_px, width_px):
+        raise ValueError(f"JPEG is {width}x{height} px, the metadata says {width_px}x{height_px}")
+    return simplejpeg.decode_jpeg(payload, "RGB", fastdct=False, fastupsample=False)
+
+
+def reason_to_encode(data, max_side_px):
+    """(reason, size): why these bytes cannot be kept, or None if they can; size is (height, width)
+    when kept.
+
+    Kept are 8-bit baseline grey or YCbCr JPEGs that decode strictly, need no resize and carry no
+    EXIF rotation: what both this library and FFCV show exactly as every other program does.
+    """
+    reason = _jpeg_kind(data)
+    if reason is not None:
+        return reason, None
+    try:
+        image = open_image(data)
+        height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return "not strictly decodable", None
+    if colour not in ("YCbCr", "Gray"):
+        return colour, None
+    if orientation(image) != 1:
+        return "rotated by EXIF", None
+    if needs_shrinking(height, width, max_side_px):
+        return "larger than max_resolution", None
+    try:
+        simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError:
+        return "not strictly decodable", None
+    return None, (height, width)
+
+
+def _jpeg_kind(data):
+    """None for an 8-bit baseline JPEG of one or three components, else what it is instead."""
+    if data[:2] != b"\xff\xd8":
+        return "not a JPEG"
+    frame = _frame_header(data)
+    if frame is None:
+        return "not strictly decodable"
+    marker, precision, components = frame
+    if marker != 0xC0:
+        return _SOF_NAMES.get(marker, "not baseline")
+    if precision != 8:
+        return f"{precision} bits"
+    return None if components in (1, 3) else "CMYK"
+
+
+def _frame_header(data):
+    """(marker, precision in bits, number of components) of the first frame header, or None without
+    one.
+    """
+    at = 2
+    while at + 4 <= len(data):
+        if data[at] != 0xFF:
+            return None
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        if marker in _BARE_MARKERS:
+            at += 2
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return (marker, data[at + 4], data[at + 9]) if at + 10 <= len(data) else None
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None

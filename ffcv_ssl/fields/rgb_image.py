@@ -1,0 +1,178 @@
+"""RGB images: JPEG bytes or raw pixels, with their size in the metadata.
+
+The image decoders (`SimpleRGBImageDecoder`, `CenterCropRGBImageDecoder`,
+`RandomResizedCropRGBImageDecoder`) are ops of `ffcv_ssl.transforms`; they can be imported from here
+because FFCV has them here.
+"""
+
+from collections import Counter
+
+import numpy as np
+
+from ffcv_ssl.beton import IMAGE_METADATA_TYPE, IMAGE_MODE_JPG, IMAGE_MODE_RAW, MAX_IMAGE_PX
+from ffcv_ssl.fields import image_codec
+from ffcv_ssl.fields.base import ANY_SIZE, Field, first_true
+from ffcv_ssl.fields.image_codec import EncodedImage
+from ffcv_ssl.kernels.hash import xxh3_64
+
+_DECODERS = (
+    "SimpleRGBImageDecoder",
+    "CenterCropRGBImageDecoder",
+    "RandomResizedCropRGBImageDecoder",
+)
+__all__ = ["EncodedImage", "RGBImageField", *_DECODERS]
+
+WRITE_MODES = ("raw", "jpg", "smart", "proportion", "passthrough")
+# Up to 64 px a side raw pixels are read without any decoder, which is worth their bytes; above,
+# files would swell.
+DEFAULT_SMART_THRESHOLD_BYTES = 64 * 64 * 3
+# Progressive grey JPEGs of one colour reach 512 pixels a byte; nothing honest reaches this.
+_MAX_PX_PER_BYTE = 1024
+
+
+def __getattr__(name):
+    if name in _DECODERS:
+        from ffcv_ssl import transforms
+
+        return getattr(transforms, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class RGBImageField(Field):
+    """8-bit RGB images of any size up to 65535 px a side.
+
+    write_mode: "raw" pixels; "jpg"; "smart": raw up to `smart_threshold` bytes of pixels, above it
+    the original JPEG bytes where they serve and a new JPEG otherwise; "proportion": JPEG with
+    probability `compress_probability`, decided by the pixels and `seed` alone; "passthrough": the
+    original JPEG bytes where they serve, otherwise a new JPEG. max_resolution: longest side in
+    pixels, larger images are shrunk. smart_threshold: bytes; None means 12,288 (64 px squares),
+    where FFCV's None means that nothing is ever compressed. jpeg_quality: 1..100.
+
+    Values: uint8 array (H, W, 3) or grey, PIL image, or EncodedImage (the only one whose bytes can
+    be kept). Source: FFCV's RGBImageField; "passthrough" and the keeping in "smart" are ours.
+    """
+
+    TYPE_ID = 2
+
+    def __init__(
+        self,
+        write_mode="raw",
+        max_resolution=None,
+        smart_threshold=None,
+        jpeg_quality=90,
+        compress_probability=0.5,
+        *,
+        seed=0,
+    ):
+        if write_mode not in WRITE_MODES:
+            raise ValueError(f"write_mode {write_mode!r}, expected one of {', '.join(WRITE_MODES)}")
+        if max_resolution is not None and not 1 <= max_resolution <= image_codec.MAX_SIDE_PX:
+            raise ValueError(
+                f"max_resolution {max_resolution}, expected 1 to {image_codec.MAX_SIDE_PX}"
+            )
+        if not 1 <= int(jpeg_quality) <= 100:
+            raise ValueError(f"jpeg_quality {jpeg_quality}, expected 1 to 100")
+        if not 0 <= compress_probability <= 1:
+            raise ValueError(f"compress_probability {compress_probability}, expected 0 to 1")
+        self.write_mode = write_mode
+        self.max_resolution = max_resolution
+        self.smart_threshold = smart_threshold
+        self.jpeg_quality = int(jpeg_quality)
+        self.proportion = compress_probability
+        self.seed = seed
+        self._counts = Counter()
+
+    @property
+    def metadata_type(self):
+        return IMAGE_METADATA_TYPE
+
+    @staticmethod
+    def from_binary(binary):
+        return RGBImageField()
+
+    def encode(self, destination, value, malloc):
+        mode, height, width, payload = self._encoded(value)
+        destination["mode"], destination["height"], destination["width"] = mode, height, width
+        destination["data_ptr"], buffer = malloc(len(payload))
+        buffer[:] = np.frombuffer(payload, np.uint8)
+
+    def _encoded(self, value):
+        """(mode, height, width, payload bytes), counting what was done and why."""
+        reason = None
+        if self.write_mode in ("smart", "passthrough"):
+            reason, size = self._reason_to_encode(value)
+            if reason is None:
+                self._counts["original bytes kept"] += 1
+                return IMAGE_MODE_JPG, *size, value.data
+        pixels = image_codec.shrink(image_codec.to_rgb(value), self.max_resolution)
+        height, width = pixels.shape[:2]
+        if self._stays_raw(pixels):
+            self._counts["raw"] += 1
+            return IMAGE_MODE_RAW, height, width, pixels.tobytes()
+        self._counts["encoded" if reason is None else f"encoded: {reason}"] += 1
+        return IMAGE_MODE_JPG, height, width, image_codec.encode_jpeg(pixels, self.jpeg_quality)
+
+    def _reason_to_encode(self, value):
+        if not isinstance(value, EncodedImage):
+            return "given as pixels", None
+        reason, size = image_codec.reason_to_encode(value.data, self.max_resolution)
+        if (
+            reason is None
+            and self.write_mode == "smart"
+            and 3 * size[0] * size[1] <= self._threshold
+        ):
+            return "small", None
+        return reason, size
+
+    @property
+    def _threshold(self):
+        if self.smart_threshold is None:
+            return DEFAULT_SMART_THRESHOLD_BYTES
+        return self.smart_threshold
+
+    def _stays_raw(self, pixels):
+        if self.write_mode == "smart":
+            return pixels.nbytes <= self._threshold
+        if self.write_mode == "proportion":
+            key = int(self.seed).to_bytes(16, "little", signed=True)
+            draw = xxh3_64(key + np.array(pixels.shape, "<u4").tobytes() + pixels.tobytes())
+            return draw / 2**64 >= self.proportion
+        return self.write_mode == "raw"
+
+    def take_counts(self):
+        counts, self._counts = dict(self._counts), Counter()
+        return counts
+
+    def expected_sizes(self, column):
+        pixel_bytes = _num_pixels(column) * np.uint64(3)
+        return np.where(column["mode"] == IMAGE_MODE_RAW, pixel_bytes, ANY_SIZE)
+
+    def find_bad_sample(self, column, sizes):
+        num_pixels = _num_pixels(column)
+        for bad, reason in (
+            (column["mode"] > IMAGE_MODE_RAW, "image mode is neither 0 (jpg) nor 1 (raw)"),
+            (num_pixels == 0, "image has no pixels"),
+            (num_pixels > MAX_IMAGE_PX, f"image is larger than {MAX_IMAGE_PX} pixels"),
+            (num_pixels // _MAX_PX_PER_BYTE > sizes, "image is too large for its few bytes"),
+        ):
+            index = first_true(bad)
+            if index is not None:
+                return index, reason
+        return None
+
+    def decode(self, metadata_row, payload):
+        height, width = int(metadata_row["height"]), int(metadata_row["width"])
+        if metadata_row["mode"] == IMAGE_MODE_JPG:
+            return image_codec.decode_jpeg(payload, height, width)
+        if len(payload) != height * width * 3:
+            raise ValueError(f"raw image of {len(payload)} bytes, expected {height * width * 3}")
+        return np.frombuffer(payload, np.uint8).reshape(height, width, 3).copy()
+
+    def get_decoder_class(self):
+        from ffcv_ssl.transforms import SimpleRGBImageDecoder
+
+        return SimpleRGBImageDecoder
+
+
+def _num_pixels(column):
+    return column["height"].astype(np.uint64) * column["width"].astype(np.uint64)
