@@ -1,0 +1,164 @@
+"""Flip, colour jitter, greyscale and solarization on planar float32 views (3, H, W) in [0, 1], in place.
+
+Equations: torchvision's functional ops on float images (brightness, contrast and saturation blend and clamp; hue turns
+in HSV). Work goes row by row, so that all steps of a row happen in the first cache.
+"""
+
+import numba
+import numpy as np
+
+from ffcv_ssl.kernels.compile import SAFE_MATH, device, inlined
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = 0, 1, 2, 3
+_RED, _GREEN, _BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)  # ITU-R 601
+_ZERO, _ONE = np.float32(0.0), np.float32(1.0)
+_TWO, _FOUR, _SIX = np.float32(2.0), np.float32(4.0), np.float32(6.0)
+
+
+@inlined
+def _clamp(value):
+    return min(max(value, _ZERO), _ONE)
+
+
+@inlined
+def _luma(r, g, b):
+    return _RED * r + _GREEN * g + _BLUE * b
+
+
+@device
+def flip_(view):
+    """Mirror left and right."""
+    for c in range(3):
+        for y in range(view.shape[1]):
+            row = view[c, y]
+            for x in range(row.size // 2):
+                row[x], row[row.size - 1 - x] = row[row.size - 1 - x], row[x]
+
+
+# The only sum in these kernels: its order may change (vector lanes), per row and in float32, the same on every run.
+@numba.njit(nogil=True, fastmath=SAFE_MATH | {"reassoc"}, error_model="numpy")
+def _luma_sum(red, green, blue):
+    total = _ZERO
+    for x in range(red.size):
+        total += _luma(red[x], green[x], blue[x])
+    return total
+
+
+@device
+def _blend_row(red, green, blue, factor, other):
+    """v -> clamp(factor * v + other), `other` the same for all pixels: brightness (0) and contrast."""
+    for x in range(red.size):
+        red[x] = _clamp(factor * red[x] + other)
+        green[x] = _clamp(factor * green[x] + other)
+        blue[x] = _clamp(factor * blue[x] + other)
+
+
+@device
+def _saturate_row(red, green, blue, factor):
+    rest = _ONE - factor
+    for x in range(red.size):
+        r, g, b = red[x], green[x], blue[x]
+        grey = rest * _luma(r, g, b)
+        red[x] = _clamp(factor * r + grey)
+        green[x] = _clamp(factor * g + grey)
+        blue[x] = _clamp(factor * b + grey)
+
+
+@inlined
+def _wrap6(angle):
+    """Into [0, 6) from [-6, 18); selects instead of a remainder, which has no vector form."""
+    angle = angle + _SIX if angle < _ZERO else angle
+    angle = angle - _SIX if angle >= _SIX else angle
+    return angle - _SIX if angle >= _SIX else angle
+
+
+@inlined
+def _channel(angle, value, chroma):
+    """One channel of HSV -> RGB: v - c * clamp(min(k, 4 - k), 0, 1), k = (n + 6 h) mod 6."""
+    k = _wrap6(angle)
+    return value - chroma * _clamp(min(k, _FOUR - k))
+
+
+@device
+def _turn_hue_row(red, green, blue, turns):
+    """Add `turns` (of the colour circle, -0.5 to 0.5) to the hue; value and saturation stay."""
+    shift = _SIX * turns
+    for x in range(red.size):
+        r, g, b = red[x], green[x], blue[x]
+        value = max(max(r, g), b)
+        chroma = value - min(min(r, g), b)
+        grey = chroma == _ZERO
+        scale = _ONE / (_ONE if grey else chroma)
+        angle = _FOUR + (r - g) * scale
+        angle = _TWO + (b - r) * scale if value == g else angle
+        angle = (g - b) * scale if value == r else angle
+        angle = angle + shift
+        red[x] = _clamp(_channel(angle + np.float32(5.0), value, chroma))
+        green[x] = _clamp(_channel(angle + np.float32(3.0), value, chroma))
+        blue[x] = _clamp(_channel(angle + _ONE, value, chroma))
+
+
+@inlined
+def _step_row(step, red, green, blue, brightness, saturation, hue):
+    if step == BRIGHTNESS:
+        if brightness != _ONE:
+            _blend_row(red, green, blue, brightness, _ZERO)
+    elif step == SATURATION:
+        if saturation != _ONE:
+            _saturate_row(red, green, blue, saturation)
+    elif step == HUE:
+        if hue != _ZERO:
+            _turn_hue_row(red, green, blue, hue)
+
+
+@device
+def jitter_(view, brightness, contrast, saturation, hue, order):
+    """torchvision's ColorJitter with given factors; `order` packs the four steps, two bits each, the first lowest.
+
+    Contrast needs the mean luma of the whole image as the steps before it left it, so the rows are walked twice: up
+    to contrast while summing, then the rest.
+    """
+    height, width = view.shape[1], view.shape[2]
+    b, c = np.float32(brightness), np.float32(contrast)
+    s, h = np.float32(saturation), np.float32(hue)
+    position = 0
+    while (order >> (2 * position)) & 3 != CONTRAST:
+        position += 1
+    total = 0.0
+    for y in range(height):
+        red, green, blue = view[0, y], view[1, y], view[2, y]
+        for i in range(position):
+            _step_row((order >> (2 * i)) & 3, red, green, blue, b, s, h)
+        if c != _ONE:
+            total += _luma_sum(red, green, blue)
+    other = np.float32((1.0 - contrast) * total / (height * width))
+    if c == _ONE and position == 3:
+        return
+    for y in range(height):
+        red, green, blue = view[0, y], view[1, y], view[2, y]
+        if c != _ONE:
+            _blend_row(red, green, blue, c, other)
+        for i in range(position + 1, 4):
+            _step_row((order >> (2 * i)) & 3, red, green, blue, b, s, h)
+
+
+@device
+def grayscale_(view):
+    """All channels become the luma 0.2989 R + 0.587 G + 0.114 B."""
+    for y in range(view.shape[1]):
+        red, green, blue = view[0, y], view[1, y], view[2, y]
+        for x in range(red.size):
+            luma = _luma(red[x], green[x], blue[x])
+            red[x], green[x], blue[x] = luma, luma, luma
+
+
+@device
+def solarize_(view, threshold):
+    """v -> 1 - v where v >= threshold; both in [0, 1]."""
+    limit = np.float32(threshold)
+    for c in range(3):
+        for y in range(view.shape[1]):
+            row = view[c, y]
+            for x in range(row.size):
+                value = row[x]
+                row[x] = _ONE - value if value >= limit else value

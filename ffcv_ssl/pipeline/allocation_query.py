@@ -1,0 +1,5 @@
+"""FFCV's import path of `AllocationQuery`."""
+
+from ffcv_ssl.pipeline.operation import AllocationQuery
+
+__all__ = ["AllocationQuery"]

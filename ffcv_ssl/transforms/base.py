@@ -1,0 +1,82 @@
+"""What an image op is: settings, how its parameters are drawn, how they are applied. One op a file.
+
+To add an op, copy the nearest neighbour's file and change its four parts: the class (settings, columns), `draw`, `render`,
+and a NumPy twin with its test; then name it in `transforms/__init__.py` and in the two tables of `pipeline/program.py`.
+
+Shapes: N samples, K columns, H W pixels. A view in work is float32 (3, H, W) in [0, 1].
+"""
+
+import numpy as np
+
+NUM_CONSTANTS = 8  # numbers an op may hand to its kernels
+
+
+class ImageOp:
+    """A per-sample op. Subclasses set the class attributes and may override `constants` and `describe`.
+
+    link: name of another view of the same field whose same op's draw is reused, or None. seed: an own random stream
+    instead of the loader's, or None.
+    """
+
+    opcode = None  # a number of its own, the key of the tables in pipeline/program.py
+    columns = ()  # ((name, dtype of the user's column), ...)
+    num_raw_columns = 1  # float64 numbers that `draw` writes
+    random = True  # False: nothing is drawn, so link and seed make no sense
+
+    def __init__(self, link=None, seed=None):
+        self.link = link
+        self.seed = seed
+
+    def constants(self):
+        """Up to NUM_CONSTANTS floats for `draw` and `render`, from settings checked anew: they may have been changed.
+
+        Raises ValueError for settings out of range.
+        """
+        return ()
+
+    def scratch_floats(self, view_shape):
+        """Numbers of float32 scratch that `render` needs for a view of (H, W), beside the view itself."""
+        return 0
+
+    def describe(self, raw, out):
+        """Turn raw draws (N, K) into the user's columns: out[name] for every name in `columns`."""
+        for i, (name, dtype) in enumerate(self.columns):
+            out[name] = raw[:, i].astype(dtype)
+
+    def __repr__(self):
+        settings = {k: v for k, v in vars(self).items() if k not in ("link", "seed") or v is not None}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in settings.items())})"
+
+
+def check_probability(op, name, value):
+    """value as a float in [0, 1], else ValueError."""
+    if not isinstance(value, (int, float, np.number)) or not 0 <= value <= 1:
+        raise ValueError(f"{type(op).__name__}: {name} is {value!r}, must be a probability in [0, 1]")
+    return float(value)
+
+
+def check_range(op, name, value, low, high):
+    """value as (min, max) floats with low <= min <= max <= high, else ValueError."""
+    try:
+        first, last = (float(v) for v in value)
+    except (TypeError, ValueError):
+        first, last = 1.0, 0.0
+    if not low <= first <= last <= high:
+        raise ValueError(
+            f"{type(op).__name__}: {name} is {value!r}, must be (min, max) with {low} <= min <= max <= {high}"
+        )
+    return first, last
+
+
+def check_size(op, value):
+    """An output size as (height, width): an int is a square. ValueError unless both are 1 to 65535."""
+    size = (value, value) if isinstance(value, (int, np.integer)) else value
+    try:
+        height, width = (int(v) for v in size)
+    except (TypeError, ValueError):
+        height = width = 0
+    if not (1 <= height <= 65535 and 1 <= width <= 65535):
+        raise ValueError(
+            f"{type(op).__name__}: output_size is {value!r}, must be pixels or (height, width), 1 to 65535"
+        )
+    return height, width
