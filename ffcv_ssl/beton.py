@@ -268,6 +268,10 @@ def unpack_text(path, raw) -> tuple:
     """(class_names, made) from the section's text, whose checksum has been found good."""
     try:
         document = json.loads(raw)
-        return dict(document["class_names"]), dict(document["made"])
+        class_names, made = dict(document["class_names"]), dict(document["made"])
+        for names in class_names.values():
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise ValueError("class names are not texts")
+        return class_names, made
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BetonError(f"{path}: integrity section's text is unreadable ({error})") from None

@@ -47,7 +47,8 @@ class Reader:
 
     def __init__(self, path, custom_fields={}):
         self.path = os.fspath(path)
-        self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        # O_NONBLOCK: opening a named pipe must not wait for a writer; regular files ignore it
+        self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             self._open(custom_fields)
         except BaseException:
@@ -363,13 +364,18 @@ class Reader:
 
     def _pread(self, size, offset):
         """Up to `size` bytes; fewer only at the end of the file."""
-        first = os.pread(self.fd, min(size, _MAX_READ_BYTES), offset)
-        if len(first) == size:
-            return first
-        parts, got = [first], len(first)
-        while got < size and parts[-1]:
-            parts.append(os.pread(self.fd, min(size - got, _MAX_READ_BYTES), offset + got))
-            got += len(parts[-1])
+        try:
+            first = os.pread(self.fd, min(size, _MAX_READ_BYTES), offset)
+            if len(first) == size:
+                return first
+            parts, got = [first], len(first)
+            while got < size and parts[-1]:
+                parts.append(os.pread(self.fd, min(size - got, _MAX_READ_BYTES), offset + got))
+                got += len(parts[-1])
+        except OSError as error:
+            raise BetonError(
+                f"{self.path}: reading {size} bytes at {offset} failed ({error.strerror})"
+            ) from None
         return b"".join(parts)
 
     def _exactly(self, size, offset, what):

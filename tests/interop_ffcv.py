@@ -1,4 +1,4 @@
-"""Run by the interpreter that has the real ffcv 1.0.2, never imported: one side of tests/test_interop.py.
+"""One side of tests/test_interop.py: run by the interpreter that has ffcv 1.0.2, never imported.
 
 python interop_ffcv.py write VALUES.npz OUT.beton
 python interop_ffcv.py read IN.beton OUT.npz [--no-os-cache] [--random]

@@ -1,0 +1,263 @@
+"""What is in a `.beton` file, and whether it is sound.
+
+    python -m ffcv_ssl.inspect train.beton
+    python -m ffcv_ssl.inspect train.beton --verify            # read and check every sample
+    python -m ffcv_ssl.inspect train.beton --grid images.png   # a picture of a few dozen images
+
+The last line on stdout is one JSON object. Exit code 0: sound; 1: --verify found bad samples; 2:
+not a readable file.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+
+import numpy as np
+
+from ffcv_ssl import beton
+from ffcv_ssl.errors import BetonError
+from ffcv_ssl.fields import IntField, RGBImageField
+from ffcv_ssl.reader import Reader
+
+_MAX_LISTED = 20
+_MAX_CLASSES_SHOWN = 20
+_MAX_CLASSES_COUNTED = 10_000
+_QUANTILES = (0, 5, 50, 95, 100)
+_GRID_COLUMNS, _GRID_ROWS = 8, 5
+_PROGRESS_INTERVAL_S = 10.0
+
+
+def summarize(reader):
+    """Facts about an open file, as plain JSON-serialisable types."""
+    return {
+        "path": reader.path,
+        "file_bytes": os.fstat(reader.fd).st_size,
+        "format_version": beton.VERSION,
+        "num_samples": reader.num_samples,
+        "page_size": reader.page_size,
+        "verified": reader.verified,
+        "fingerprint": reader.fingerprint,
+        "made": reader.made,
+        "fields": {name: _summarize_field(reader, name) for name in reader.fields},
+    }
+
+
+def _summarize_field(reader, name):
+    field, column = reader.fields[name], reader.field_metadata(name)
+    facts = {"type": type(field).__name__}
+    extents = reader.extents(name)
+    if extents is not None:
+        facts["payload_bytes"] = int(extents.size.sum(dtype=np.uint64))
+        facts["payload_quantiles_bytes"] = _quantiles(extents.size)
+    if isinstance(field, RGBImageField):
+        facts["jpg"] = int((column["mode"] == beton.IMAGE_MODE_JPG).sum())
+        facts["raw"] = int((column["mode"] == beton.IMAGE_MODE_RAW).sum())
+        facts["width_quantiles_px"] = _quantiles(column["width"])
+        facts["height_quantiles_px"] = _quantiles(column["height"])
+    elif column.dtype.kind in "if":
+        facts["min"], facts["max"] = _plain(column.min()), _plain(column.max())
+    if isinstance(field, IntField):
+        facts["counts"] = _count_labels(column)
+        names = reader.class_names.get(name)
+        if names is not None:
+            facts["class_names"] = names
+    if hasattr(field, "element_size"):
+        facts["dtype"], facts["shape"] = str(field.dtype), list(field.shape)
+    return facts
+
+
+def _plain(value):
+    """A JSON number; JSON has no NaN and no infinities, so those become text."""
+    value = value.item()
+    return value if np.isfinite(value) else str(value)
+
+
+def _quantiles(values):
+    """Values at 0, 5, 50, 95 and 100 %, each one that occurs."""
+    return [int(v) for v in np.percentile(values, _QUANTILES, method="nearest")]
+
+
+def _count_labels(column):
+    """{label: samples}, or None where the integers are too many to be labels."""
+    labels, counts = np.unique(column, return_counts=True)
+    if len(labels) > _MAX_CLASSES_COUNTED:
+        return None
+    return {str(label): int(count) for label, count in zip(labels, counts)}
+
+
+def verify(reader, report=print):
+    """Read, check and decode every sample of every field.
+
+    report(line) is called for each bad one, at most 20 times. Returns the number of bad ones.
+    """
+    num_bad, spoke = 0, time.monotonic()
+    for sample in range(reader.num_samples):
+        for name in reader.fields:
+            try:
+                reader.decode(sample, name)
+            except BetonError as error:
+                num_bad += 1
+                if num_bad <= _MAX_LISTED:
+                    report(str(error))
+        if time.monotonic() - spoke >= _PROGRESS_INTERVAL_S:
+            spoke = time.monotonic()
+            print(f"{reader.path}: {sample + 1} of {reader.num_samples} samples", file=sys.stderr)
+    if num_bad > _MAX_LISTED:
+        report(f"{reader.path}: and {num_bad - _MAX_LISTED} more")
+    return num_bad
+
+
+def draw_grid(reader, path):
+    """Save a picture of up to 40 images, evenly spread over the file, titled with sample id and
+    label.
+    """
+    from matplotlib.figure import Figure
+
+    image_name = _first_of(reader, RGBImageField)
+    if image_name is None:
+        raise BetonError(f"{reader.path}: no image field to draw; fields {reader.field_names}")
+    label_name = _first_of(reader, IntField)
+    num_images = min(reader.num_samples, _GRID_COLUMNS * _GRID_ROWS)
+    figure = Figure(figsize=(2 * _GRID_COLUMNS, 2.2 * _GRID_ROWS), layout="constrained")
+    for place, sample in enumerate(_spread(reader.num_samples, num_images), 1):
+        axes = figure.add_subplot(_GRID_ROWS, _GRID_COLUMNS, place)
+        axes.imshow(reader.decode(sample, image_name), interpolation="nearest")
+        axes.set_title(_title(reader, sample, label_name), fontsize=8)
+        axes.axis("off")
+    try:
+        figure.savefig(path, dpi=80)
+    except (OSError, ValueError) as error:
+        raise BetonError(f"{path}: picture cannot be written ({error})") from None
+
+
+def _spread(num_samples, num_chosen):
+    return [i * num_samples // num_chosen for i in range(num_chosen)]
+
+
+def _first_of(reader, field_class):
+    return next((name for name, f in reader.fields.items() if isinstance(f, field_class)), None)
+
+
+def _title(reader, sample, label_name):
+    if label_name is None:
+        return str(sample)
+    label = reader.decode(sample, label_name)
+    names = reader.class_names.get(label_name, [])
+    return f"{sample}: {names[label] if 0 <= label < len(names) else label}"
+
+
+def _print_tables(facts, console):
+    from rich.table import Table
+
+    head = Table(title=facts["path"], show_header=False, title_justify="left")
+    trust = "yes, checksums hold" if facts["verified"] else "unverified (written by FFCV?)"
+    for key, value in (
+        ("format", f".beton version {facts['format_version']}"),
+        ("samples", f"{facts['num_samples']:,}"),
+        ("file", _size(facts["file_bytes"])),
+        ("page size", _size(facts["page_size"])),
+        ("verified", trust),
+        ("fingerprint", facts["fingerprint"]),
+        ("made", json.dumps(facts["made"])),
+    ):
+        head.add_row(key, value)
+    console.print(head)
+    body = Table(title="fields", title_justify="left")
+    for column in ("name", "type", "payload", "content"):
+        body.add_column(column)
+    for name, field in facts["fields"].items():
+        payload = _size(field["payload_bytes"]) if "payload_bytes" in field else "-"
+        body.add_row(name, field["type"], payload, _describe(field))
+    console.print(body)
+    for name, field in facts["fields"].items():
+        if field.get("counts"):
+            _print_classes(name, field, console)
+
+
+def _describe(field):
+    if "jpg" in field:
+        quantiles = ", ".join(f"{q} %" for q in _QUANTILES)
+        return (
+            f"{field['jpg']:,} jpg, {field['raw']:,} raw; at {quantiles}: "
+            f"width {field['width_quantiles_px']} px, height {field['height_quantiles_px']} px, "
+            f"{field['payload_quantiles_bytes']} bytes"
+        )
+    if "dtype" in field:
+        return f"{field['dtype']} {tuple(field['shape'])}"
+    if "min" in field:
+        return f"{field['min']} to {field['max']}"
+    if "payload_quantiles_bytes" in field:
+        return (
+            f"{field['payload_quantiles_bytes'][0]} to {field['payload_quantiles_bytes'][-1]} bytes"
+        )
+    return ""
+
+
+def _print_classes(name, field, console):
+    from rich.table import Table
+
+    names, counts = field.get("class_names", []), field["counts"]
+    if not names and len(counts) > _MAX_CLASSES_SHOWN:
+        console.print(f"{name}: {len(counts):,} different values")
+        return
+    table = Table(title=f"{name}: {len(counts)} classes", title_justify="left")
+    for column in ("label", "name", "samples"):
+        table.add_column(column)
+    labels = sorted({*map(int, counts), *range(len(names))})
+    for label in labels[:_MAX_CLASSES_SHOWN]:
+        known = names[label] if 0 <= label < len(names) else "unlabelled" if label == -1 else ""
+        table.add_row(str(label), known, f"{counts.get(str(label), 0):,}")
+    console.print(table)
+    if len(labels) > _MAX_CLASSES_SHOWN:
+        console.print(f"and {len(labels) - _MAX_CLASSES_SHOWN} more")
+
+
+def _size(num_bytes):
+    if num_bytes < 1 << 10:
+        return f"{num_bytes} bytes"
+    for unit, shift in (("KiB", 10), ("MiB", 20), ("GiB", 30)):
+        if num_bytes < 1 << (shift + 10) or unit == "GiB":
+            return f"{num_bytes / (1 << shift):,.1f} {unit}"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
+
+
+def main(arguments=None):
+    parser = _Parser(prog="python -m ffcv_ssl.inspect", description="What is in a .beton file.")
+    parser.add_argument("file", help="the .beton file")
+    parser.add_argument("--verify", action="store_true", help="read and check every sample")
+    parser.add_argument("--grid", metavar="PNG", help="draw a few dozen images")
+    options = parser.parse_args(arguments)
+    try:
+        with Reader(options.file) as reader:
+            return _inspect(reader, options)
+    except BetonError as error:
+        print(error, file=sys.stderr)
+    except OSError as error:
+        print(f"{options.file}: cannot be opened ({error.strerror or error})", file=sys.stderr)
+    return 2
+
+
+def _inspect(reader, options):
+    from rich.console import Console
+
+    facts = summarize(reader)
+    _print_tables(facts, Console(markup=False, emoji=False, highlight=False))
+    num_bad = 0
+    if options.verify:
+        num_bad = verify(reader)
+        facts["verify"] = {"bad": num_bad, "values": reader.num_samples * len(reader.fields)}
+    if options.grid:
+        draw_grid(reader, options.grid)
+        facts["grid"] = options.grid
+    print(json.dumps(facts))
+    return 1 if num_bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
