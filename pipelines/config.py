@@ -90,17 +90,9 @@ def _overridden(where, view, settings):
 
 
 def _check_links(views):
-    """A link must lead to another view with a random crop that is not itself linked, so that there
-    is one draw to take."""
+    """Links between the ops themselves are checked where a loader makes its plan."""
     for name, view in views.items():
-        target = view.crop_link
-        if target is None:
-            continue
-        others = [
-            n for n, v in views.items() if n != name and v.crop == "random" and v.crop_link is None
-        ]
-        if target not in others:
-            known = ", ".join(others) or "there is none"
-            raise ValueError(
-                f"views.{name}.crop_link: got {target!r}, expected a view with a crop: {known}"
-            )
+        others = [other for other in views if other != name]
+        if view.link is not None and view.link not in others:
+            known = ", ".join(others) or "none: it is the only view"
+            raise ValueError(f"views.{name}.link: got {view.link!r}, expected one of {known}")

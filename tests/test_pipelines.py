@@ -1,0 +1,271 @@
+"""Recipes say what the papers say, every setting can be overridden, and mistakes are named."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field, fields
+
+import pytest
+from jsonargparse import ArgumentError, ArgumentParser
+
+from ffcv_ssl import transforms as T
+from pipelines import RECIPES, View, Views, build
+
+
+def ops_by_class(view, resolution_px=224):
+    return {type(op): op for op in build(view, resolution_px)}
+
+
+@pytest.mark.parametrize("small_images", [False, True])
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_builds_and_names_its_views_in_order(name, small_images):
+    views = RECIPES[name](small_images=small_images)
+    assert list(views) == [f"view_{index}" for index in range(len(views))]
+    for view in views.values():
+        ops = build(view, 64)
+        assert isinstance(ops[0], T.RandomResizedCrop | T.CenterCrop)
+        assert len({type(op) for op in ops}) == len(ops)
+
+
+def test_simclr_is_the_papers_symmetric_pair():
+    views = RECIPES["simclr"]()
+    assert views["view_0"] == views["view_1"]
+    ops = ops_by_class(views["view_0"])
+    assert ops[T.RandomResizedCrop].scale == (0.08, 1.0)
+    assert ops[T.RandomHorizontalFlip].flip_prob == 0.5
+    jitter = ops[T.RandomColorJitter]
+    factors = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+    assert (jitter.jitter_prob, *factors) == pytest.approx((0.8, 0.8, 0.8, 0.8, 0.2))
+    assert ops[T.RandomGrayscale].gray_prob == 0.2
+    assert (ops[T.GaussianBlur].blur_prob, ops[T.GaussianBlur].kernel_size) == (0.5, 23)
+    assert T.RandomSolarization not in ops
+
+
+def test_simclr_for_small_images_has_no_blur_and_half_the_jitter():
+    ops = ops_by_class(RECIPES["simclr"](small_images=True)["view_0"], 32)
+    assert T.GaussianBlur not in ops
+    jitter = ops[T.RandomColorJitter]
+    factors = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+    assert factors == pytest.approx((0.4, 0.4, 0.4, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("name", "blur", "solarize"),
+    [("ffcv_ssl", (1.0, 0.0), (0.0, 0.2)), ("byol", (1.0, 0.1), (0.0, 0.2))],
+)
+def test_asymmetric_pairs_blur_and_solarize_as_published(name, blur, solarize):
+    views = RECIPES[name]().values()
+    assert tuple(view.blur_prob for view in views) == blur
+    assert tuple(view.solarize_prob for view in views) == solarize
+    for view in views:
+        jitter = ops_by_class(view)[T.RandomColorJitter]
+        factors = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+        assert (jitter.jitter_prob, *factors) == (0.8, 0.4, 0.4, 0.2, 0.1)
+
+
+def test_paws_cifar_has_equalization_and_solarization_in_place_of_grey_and_blur():
+    ops = ops_by_class(RECIPES["paws_cifar"]()["view_1"], 32)
+    assert set(ops) == {
+        T.RandomResizedCrop,
+        T.RandomHorizontalFlip,
+        T.RandomColorJitter,
+        T.RandomSolarization,
+        T.RandomEqualize,
+    }
+    assert ops[T.RandomResizedCrop].scale == (0.5, 1.0)
+
+
+@pytest.mark.parametrize(("name", "num_views"), [("dino", 8), ("dino_vit", 12)])
+def test_multi_crop_has_two_global_views_and_smaller_local_ones(name, num_views):
+    views = list(RECIPES[name]().values())
+    assert len(views) == num_views
+    sizes = [build(view, 224)[0].output_size for view in views]
+    assert sizes == [(224, 224)] * 2 + [(96, 96)] * (num_views - 2)
+    assert views[2].crop_scale[1] <= views[0].crop_scale[0] < views[0].crop_scale[1] == 1.0
+
+
+def test_evaluation_draws_nothing():
+    (op,) = build(RECIPES["evaluation"]()["view_0"], 128)
+    assert op.ratio == 224 / 256
+    assert not op.random
+
+
+def test_an_op_that_never_acts_is_left_out():
+    assert [type(op) for op in build(View(), 32)] == [T.RandomResizedCrop]
+    assert T.RandomColorJitter not in ops_by_class(
+        View(jitter_prob=1.0, brightness=0, contrast=0, saturation=0, hue=0)
+    )
+
+
+def test_every_setting_of_a_view_reaches_an_op():
+    """A setting that no op sees would be a silent lie: change each in turn and compare the ops."""
+    base = View(
+        **{f.name: 0.5 for f in fields(View) if f.name.endswith("_prob")},
+        noise_std=0.1,
+        link="view_9",
+    )
+    other = {
+        "size_scale": 0.5,
+        "crop": "center",
+        "crop_scale": (0.2, 0.3),
+        "crop_ratio": (1.0, 1.5),
+        "center_ratio": 0.5,
+        "interpolation": "bicubic",
+        "blur_kernel_size": 5,
+        "blur_sigma": (1.0, 1.5),
+        "solarize_threshold": 7,
+        "link": "view_8",
+        "linked": ("flip",),
+    }
+    for f in fields(View):
+        start = dataclasses.replace(base, crop="center", link=None) if "center" in f.name else base
+        change = {f.name: other.get(f.name, 0.35)}
+        if f.name == "crop":
+            change["link"] = None
+        changed = dataclasses.replace(start, **change)
+        assert repr(build(changed, 64)) != repr(build(start, 64)), f.name
+
+
+@pytest.mark.parametrize(("size_px", "taps"), [(224, 23), (96, 9), (64, 7), (32, 3), (8, 3)])
+def test_the_blur_covers_a_tenth_of_the_side(size_px, taps):
+    assert ops_by_class(View(blur_prob=0.5), size_px)[T.GaussianBlur].kernel_size == taps
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("flip_prob", 1.5),
+        ("flip_prob", True),
+        ("gray_prob", math.nan),
+        ("crop_scale", (0.5, 0.2)),
+        ("crop_scale", (0.5, 2)),
+        ("crop_scale", 0.5),
+        ("crop_scale", "ab"),
+        ("crop_scale", (0, 0)),
+        ("crop_ratio", (0, 1)),
+        ("blur_sigma", (0, 1)),
+        ("blur_kernel_size", 4),
+        ("hue", 0.6),
+        ("contrast", -1),
+        ("size_scale", 0),
+        ("center_ratio", 1.1),
+        ("solarize_threshold", 300),
+        ("interpolation", "nearest"),
+        ("crop", "none"),
+        ("linked", ("colour",)),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(key, value):
+    with pytest.raises(ValueError, match=f"^{key}: got "):
+        View(**{key: value})
+
+
+def test_a_view_that_was_made_is_a_view_that_builds():
+    """The view's own limits are the ops' limits: nothing passes the one and fails the other."""
+    extremes = {
+        "crop_scale": (0, 1),
+        "crop_ratio": (1e-3, 1e3),
+        "blur_sigma": (1e-3, 1e3),
+        "hue": 0.5,
+        "solarize_threshold": 256,
+        "noise_std": 100,
+        "center_ratio": 1e-3,
+        "size_scale": 1e-3,
+    }
+    on = {f.name: 1.0 for f in fields(View) if f.name.endswith("_prob")}
+    for crop in ("random", "center"):
+        assert build(View(**on, **extremes, crop=crop), 32)
+
+
+def test_a_link_sets_the_named_ops_only():
+    ops = ops_by_class(View(flip_prob=0.5, gray_prob=0.5, link="view_0", linked=("crop", "gray")))
+    assert ops[T.RandomResizedCrop].link == ops[T.RandomGrayscale].link == "view_0"
+    assert ops[T.RandomHorizontalFlip].link is None
+
+
+@dataclass(frozen=True)
+class Config:
+    """A trainer's configuration, as small as it can be."""
+
+    views: Views = field(default_factory=Views)
+
+
+def parse(*arguments):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(Config)
+    return parser.instantiate(parser.parse_args(list(arguments))).views
+
+
+def test_settings_are_overridden_from_yaml_and_command_line(tmp_path):
+    path = tmp_path / "views.yaml"
+    path.write_text("views: {recipe: byol, view_0: {blur_prob: 0.3, crop_scale: [0.2, 1]}}\n")
+    views = parse(
+        f"--config={path}", "--views.view_0.gray_prob=0.4", "--views.view_1.blur_kernel_size=5"
+    ).resolve()
+    byol = RECIPES["byol"]()
+    assert views["view_0"] == dataclasses.replace(
+        byol["view_0"], blur_prob=0.3, crop_scale=(0.2, 1.0), gray_prob=0.4
+    )
+    assert views["view_1"] == dataclasses.replace(byol["view_1"], blur_kernel_size=5)
+
+
+@pytest.mark.parametrize("index", [0, 1, 2, 11])
+def test_every_setting_of_a_view_can_be_given_on_the_command_line(index):
+    texts = {
+        "tuple[float, float]": ("[0.25,0.5]", (0.25, 0.5)),
+        "tuple[str, ...]": ("[flip]", ("flip",)),
+        "str": ("bicubic", "bicubic"),
+        "str | None": ("view_3", "view_3"),
+        "int | None": ("5", 5),
+        "int": ("1", 1),
+        "float": ("0.25", 0.25),
+    }
+    given = {
+        f.name: ("center", "center") if f.name == "crop" else texts[f.type] for f in fields(View)
+    }
+    arguments = [f"--views.view_{index}.{key}={text}" for key, (text, _) in given.items()]
+    views = parse("--views.recipe=dino_vit", *arguments).resolve()
+    assert views[f"view_{index}"] == View(**{key: value for key, (_, value) in given.items()})
+    assert len([view for view in views.values() if view.link]) == 1
+
+
+def test_a_setting_back_to_none_differs_from_a_setting_left_out():
+    views = parse("--views.view_0={blur_kernel_size: null, blur_prob: 0.5}").resolve()
+    assert views["view_0"].blur_kernel_size is None
+
+
+@pytest.mark.parametrize(
+    ("argument", "named"),
+    [
+        ("--views.view_0.blur_prb=0.3", "blur_prb"),
+        ("--views.view_0.blur_prob=often", "often"),
+        ("--views.view_0.crop_scale=0.3", "crop_scale|0.3"),
+        ("--views.view_12.blur_prob=0.3", "view_12"),
+    ],
+)
+def test_the_parser_refuses_unknown_keys_and_wrong_types(argument, named):
+    with pytest.raises(ArgumentError, match=named):
+        parse(argument)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"recipe": "simclr2"}, "views.recipe: got 'simclr2', expected one of byol, "),
+        ({"view_2": {"blur_prob": 0.3}}, "views.view_2: recipe 'simclr' has no such view"),
+        ({"view_1": {"blur_prob": 3}}, "views.view_1.blur_prob: got 3, expected 0 to 1"),
+        ({"view_1": {"blur": 3}}, "views.view_1: unknown key 'blur', expected one of "),
+        ({"view_1": {"link": "view_1"}}, "views.view_1.link: got 'view_1', expected one of view_0"),
+    ],
+)
+def test_resolve_names_the_key_at_fault_on_one_line(settings, message):
+    with pytest.raises(ValueError) as error:
+        Views(**settings).resolve()
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_overriding_leaves_the_recipe_itself_alone():
+    before = RECIPES["simclr"]()
+    Views(view_0={"blur_prob": 0.1}).resolve()
+    assert RECIPES["simclr"]() == before
