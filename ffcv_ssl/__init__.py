@@ -1,6 +1,24 @@
-"""ffcv-ssl: one `.beton` file, one decode an image, several augmented views, for self-supervised pretraining."""
+"""ffcv-ssl: a `.beton` file, one decode an image, several augmented views an image.
+
+The names are FFCV's; they are loaded when first used, so that importing the package costs little.
+"""
+
+import importlib
 
 from ffcv_ssl.errors import BetonError
 
 __version__ = "0.1.0"
-__all__ = ["BetonError"]
+__all__ = ["BetonError", "DatasetWriter", "Loader", "OrderOption", "Reader"]
+
+_HOMES = {
+    "DatasetWriter": "ffcv_ssl.writer",
+    "Loader": "ffcv_ssl.loader",
+    "OrderOption": "ffcv_ssl.loader",
+    "Reader": "ffcv_ssl.reader",
+}
+
+
+def __getattr__(name):
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'ffcv_ssl' has no attribute '{name}'")

@@ -1,0 +1,41 @@
+"""What the system keeps of the file: everything it likes (os_cache=True), or only what is being read."""
+
+import os
+
+import numpy as np
+
+_GAP = 1 << 16  # bytes; ranges closer than this are asked for in one
+
+
+class SystemCache:
+    """os_cache=True: does nothing. False: `prefetch` asks for the batches ahead, `drop` gives their pages up after use."""
+
+    def __init__(self, reader, field_names, os_cache):
+        self._fd = reader.fd
+        extents = [reader.extents(name) for name in field_names]
+        self._extents = [] if os_cache else [e for e in extents if e is not None]
+        if not os_cache and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead of its own
+
+    def prefetch(self, samples):
+        self._advise(samples, "POSIX_FADV_WILLNEED")
+
+    def drop(self, samples):
+        self._advise(samples, "POSIX_FADV_DONTNEED")
+
+    def _advise(self, samples, advice):
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for extents in self._extents:
+            for begin, stop in merge_ranges(extents.pointer[samples], extents.size[samples]):
+                os.posix_fadvise(self._fd, begin, stop - begin, getattr(os, advice))
+
+
+def merge_ranges(pointers, sizes):
+    """[(begin, stop)] in bytes, ascending, neighbours closer than 64 KiB joined."""
+    order = np.argsort(pointers)
+    begins = pointers[order].astype(np.int64)
+    stops = np.maximum.accumulate(begins + sizes[order].astype(np.int64))
+    cuts = np.flatnonzero(begins[1:] > stops[:-1] + _GAP) + 1
+    parts = zip(np.split(begins, cuts), np.split(stops, cuts))
+    return [(int(b[0]), int(s[-1])) for b, s in parts if len(b)]

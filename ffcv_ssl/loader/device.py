@@ -1,0 +1,95 @@
+"""From finished arrays to the consumer: tensors, copies to a CUDA device on a stream of its own, whole-batch ops.
+
+Hand-over: the copy stream records an event behind the copies of a batch; the consumer's current stream waits for it before
+anything uses them. The slot is kept until that event has passed.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ffcv_ssl.loader.job import run_tail
+from ffcv_ssl.transforms import ToDevice
+
+
+class BatchContext(NamedTuple):
+    """What whole-batch code may ask for: a callable with a parameter `context` gets this. indices: int64 (B,)."""
+
+    seed: int
+    epoch: int
+    indices: np.ndarray
+
+
+def _is_cuda(op):
+    return isinstance(op, ToDevice) and op.device.type == "cuda"
+
+
+def needs_cuda(tails):
+    """True if any pipeline goes to a CUDA device; then slots are page-locked."""
+    return any(_is_cuda(op) for ops in tails.values() for op in ops)
+
+
+class Delivery:
+    """Brings one epoch's finished jobs to the consumer. `start(job)` may be called early; `finish(job)` gives the values."""
+
+    def __init__(self, program, seed):
+        self.program, self.seed = program, seed
+        self.cuda = needs_cuda(program.tails)
+        self._stream = None
+        self._in_flight = []  # (event, host arrays): page-locked memory that a copy may still be reading
+        self._started = {}  # id of job -> (values, event, remaining ops)
+
+    def start(self, job):
+        """Issue the copies of a finished batch, if there are any; returns at once."""
+        if not self.cuda or id(job) in self._started or job.error:
+            return
+        values, rest, sources, device = {}, {}, [], None
+        for name, value in job.outputs().items():
+            ops = self.program.tails[name]
+            place = next((i for i, op in enumerate(ops) if _is_cuda(op)), None)
+            if place is None:
+                values[name], rest[name] = value, ops
+                continue
+            host = torch.as_tensor(self._run(job, name, ops[:place], value))
+            host = host if host.is_pinned() else host.pin_memory()
+            device = ops[place].device
+            with torch.cuda.stream(self._stream_on(device)):
+                values[name] = host.to(device, non_blocking=ops[place].non_blocking)
+            rest[name] = ops[place + 1 :]
+            sources.append(host)
+        event = torch.cuda.Event()
+        event.record(self._stream_on(device))
+        self._in_flight.append((event, sources))
+        self._started[id(job)] = values, event, rest
+
+    def finish(self, job):
+        """name -> value for the consumer, safe to use on its current stream."""
+        if not self.cuda:
+            tails = self.program.tails
+            return {n: self._run(job, n, tails[n], v) for n, v in job.outputs().items()}
+        self.start(job)
+        values, event, rest = self._started.pop(id(job))
+        current = torch.cuda.current_stream(self._stream.device)
+        current.wait_event(event)
+        self._in_flight = [pair for pair in self._in_flight if not pair[0].query()]
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.is_cuda:
+                value.record_stream(current)  # its memory belongs to the copy stream's pool
+            values[name] = self._run(job, name, rest[name], value)
+        return values
+
+    def close(self):
+        """Wait for copies still running, so that their host memory may be reused."""
+        for event, _ in self._in_flight:
+            event.synchronize()
+        self._in_flight, self._started = [], {}
+
+    def _stream_on(self, device):
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(device)
+        return self._stream
+
+    def _run(self, job, name, ops, value):
+        context = BatchContext(self.seed, job.epoch, job.indices)
+        return run_tail(self.program.reader, name, ops, value, context)

@@ -1,0 +1,106 @@
+"""One pass over an epoch: keeps a few batches in the making, hands them out in order."""
+
+import collections
+import os
+import time
+
+import numpy as np
+import torch
+
+from ffcv_ssl.loader.device import Delivery
+from ffcv_ssl.loader.job import BatchJob
+
+
+class EpochIterator:
+    """Yields the batches of a schedule. Ended by exhaustion, by an error, by `close()`, or by the loader's next `iter()`."""
+
+    def __init__(self, loader, shared, program, schedule, epoch, slots, batch_type):
+        self._loader, self._shared = loader, shared
+        self._program, self._schedule, self._epoch = program, schedule, epoch
+        self._slots, self._batch_type = slots, batch_type
+        self._delivery = Delivery(program, shared.seed)
+        self._jobs = collections.deque()
+        self._next_to_submit = self._handed = 0
+        self._process = os.getpid()
+        self._closed = False
+        # small chunks share the work evenly; 64 rows of small raw images still fill one compiled call
+        workers = shared.num_workers
+        self._chunk_size = int(np.clip(-(-shared.batch_size // (4 * workers)), 1, 64))
+        self._fill()
+
+    def __iter__(self):
+        return self
+
+    def __len__(self):
+        return self._schedule.num_batches
+
+    def _fill(self):
+        """Start batches until `batches_ahead` are in the making."""
+        total, ahead = self._schedule.num_batches, self._shared.batches_ahead
+        while self._next_to_submit < total and len(self._jobs) < ahead:
+            self._jobs.append(self._start_job(self._next_to_submit))
+            self._next_to_submit += 1
+
+    def _start_job(self, number):
+        indices, occurrences, valid = self._schedule.batch(number)
+        memory = self._slots.lend(len(indices))
+        job = BatchJob(self._program, self._shared, self._epoch, indices, occurrences, valid, memory)
+        self._shared.cache.prefetch(indices)
+        job.start(self._chunk_size)
+        return job
+
+    def __next__(self):
+        if self._closed or not self._jobs:
+            self._finish()
+            raise StopIteration
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                f"{self._program.reader.path}: this loader was made in another process; its threads did not "
+                "come along with the fork: make a Loader in this process"
+            )
+        started = time.perf_counter()
+        job = self._jobs[0]
+        job.done.wait()
+        self._shared.waited_s += time.perf_counter() - started
+        if job.error is not None:
+            self.close()
+            raise job.error
+        self._jobs.popleft()
+        self._delivery.start(job)
+        self._fill()
+        for ahead in self._jobs:  # copies of batches that are ready run while this one is used
+            if not ahead.done.is_set():
+                break
+            self._delivery.start(ahead)
+        batch = self._make_batch(job)
+        self._shared.cache.drop(job.indices)
+        self._handed += 1
+        self._loader._note_progress(self, self._epoch, self._handed, self._schedule)
+        return batch
+
+    def _make_batch(self, job):
+        values = self._delivery.finish(job)
+        batch = self._batch_type(*(values[name] for name in self._program.names))
+        batch.indices = torch.from_numpy(job.indices)
+        batch.valid = torch.from_numpy(job.valid)
+        batch.replaced = torch.from_numpy(job.replaced)
+        batch.params = job.params
+        return batch
+
+    def _finish(self):
+        if not self._closed:
+            self._loader._note_progress(self, self._epoch, self._handed, self._schedule)
+            self.close()
+
+    def close(self):
+        """Give up what is in the making; further `next()` stop. Safe to call twice."""
+        self._closed = True
+        for job in self._jobs:
+            job.cancelled = True
+        self._jobs.clear()
+        if os.getpid() == self._process:
+            self._delivery.close()
+
+    def __del__(self):
+        if not getattr(self, "_closed", True):
+            self.close()

@@ -1,0 +1,183 @@
+"""One batch in the making: tasks for the workers, replacement of bad samples, and the finished arrays or the error.
+
+Stages: all rows are read, decoded and rendered in chunks; where a view has whole-batch code, the thread that finishes the
+last chunk runs it and starts the next stage. B samples a batch.
+"""
+
+import threading
+
+import numpy as np
+
+from ffcv_ssl.errors import BetonError
+from ffcv_ssl.kernels.random import random_word
+from ffcv_ssl.seeds import derive_key
+
+_REPLACEMENT_TRIES = 32
+_REPLACED_TURN = 0x8000  # occurrences of replacements: apart from the sample's own turns in the epoch
+
+
+class BatchJob:
+    """A batch of samples `indices` (B,), at their `occurrences`, on the arrays `memory` of a slot.
+
+    shared: the `Shared` of the loader. After `done` is set: `error` or the outputs in `values` and `output()`.
+    """
+
+    def __init__(self, program, shared, epoch, indices, occurrences, valid, memory):
+        self.program, self.shared, self.epoch = program, shared, epoch
+        self.indices, self.occurrences, self.valid = indices, occurrences, valid
+        self.replaced = np.zeros(len(indices), bool)
+        self.error, self.cancelled = None, False
+        self.done = threading.Event()
+        self.between = {}  # view -> the batch between two segments, or its end result
+        self.params = {}
+        self._memory, self._lock = memory, threading.Lock()
+        self.raws = {n: np.zeros((len(indices), p.num_columns)) for n, p in program.plans.items()}
+        self.values = {
+            v.name: np.empty((len(indices), *v.shape), v.dtype) for v in program.values
+        }
+
+    def output(self, plan, number):
+        """The slot's array (B, H, W, 3) of a view's segment."""
+        return self._memory[plan.name, number]
+
+    def start(self, chunk_size):
+        self._chunk_size = chunk_size
+        self._start_stage(0)
+
+    def _start_stage(self, stage):
+        count = len(self.indices)
+        begins = range(0, count, self._chunk_size)
+        self._left = len(begins)
+        for begin in begins:
+            stop = min(begin + self._chunk_size, count)
+            self.shared.pool.submit(_Chunk(self, stage, begin, stop))
+
+    def run_chunk(self, stage, begin, stop, scratch):
+        """A worker's entry: never raises, always counts the chunk as finished."""
+        try:
+            if not (self.cancelled or self.error):
+                if stage == 0:
+                    self._process_rows(begin, stop, scratch)
+                else:
+                    for source in self.program.images:
+                        source.process_later(self, stage, begin, stop, scratch)
+        except BaseException as error:
+            self._fail(error)
+        with self._lock:
+            self._left -= 1
+            last = self._left == 0
+        if last:
+            self._end_stage(stage, scratch)
+
+    def _process_rows(self, begin, stop, scratch):
+        bad = {}
+        for source in self.program.checked_sources:
+            bad.update(source.process(self, begin, stop, scratch))
+        for row in sorted(bad):
+            if self.shared.on_error == "raise":
+                raise bad[row]
+            self._replace(row, bad[row], scratch)
+
+    def _replace(self, row, error, scratch):
+        """Another sample takes the row, all its fields; which one depends on (seed, epoch, id) alone."""
+        shared, original = self.shared, int(self.indices[row])
+        candidates = shared.order.replacements(original)
+        candidates = shared.indices if candidates is None else candidates
+        key = derive_key(shared.seed, "replacement")
+        for attempt in range(_REPLACEMENT_TRIES):
+            word = int(random_word(key, self.epoch, original, attempt))
+            chosen = int(candidates[word % len(candidates)])
+            if chosen == original:
+                continue
+            self.indices[row] = chosen
+            self.occurrences[row] = _REPLACED_TURN | (original & 0x7FFF)
+            sources = self.program.checked_sources
+            if not any([s.process(self, row, row + 1, scratch) for s in sources]):
+                self.replaced[row] = True
+                shared.count_replaced(self.epoch, error)
+                return
+        raise BetonError(f"{error} (no valid sample found in its place in {_REPLACEMENT_TRIES} tries)")
+
+    def _end_stage(self, stage, scratch):
+        try:
+            if not (self.cancelled or self.error):
+                for plan in self.program.plans.values():
+                    if stage < len(plan.segments):
+                        self.between[plan.name] = self._run_between(plan, stage)
+                if stage + 1 < self.program.num_stages:
+                    self._start_stage(stage + 1)
+                    return
+                self._finish(scratch)
+        except BaseException as error:
+            self._fail(error)
+        self.done.set()
+
+    def _run_between(self, plan, stage):
+        """Whole-batch code behind a segment: the batch it leaves."""
+        batch = self.output(plan, stage)
+        for call in plan.between[stage]:
+            try:
+                batch = call.run(batch, self.indices)
+            except Exception as error:
+                what = getattr(call, "operation", None) or getattr(call, "call", call)
+                raise _at_op(self.program.reader, plan.name, what, error) from error
+        if stage + 1 < len(plan.segments):
+            expected = (len(self.indices), *plan.segments[stage + 1].input_shape, 3)
+            if batch.shape != expected or batch.dtype != np.uint8:
+                raise ValueError(
+                    f"view '{plan.name}': {plan.between[stage]} left {batch.dtype} {batch.shape} "
+                    f"for the image ops behind it, expected uint8 {expected}"
+                )
+            batch = np.ascontiguousarray(batch)
+        return batch
+
+    def _finish(self, scratch):
+        for source in self.program.plain_sources:
+            source.process(self, 0, len(self.indices), scratch)
+        for name, plan in self.program.plans.items():
+            self.params[name] = plan.params_of(self.raws[name])
+
+    def _fail(self, error):
+        with self._lock:
+            self.error = self.error or error
+
+    def outputs(self):
+        """Arrays by name: views (B, H, W, 3) uint8, values as their decoders say."""
+        return {name: self.between.get(name, self.values.get(name)) for name in self.program.names}
+
+
+def _at_op(reader, name, op, error):
+    """An error of the user's code, with its place."""
+    what = f"{type(error).__name__}: {error}".replace("\n", " ")
+    return RuntimeError(f"{reader.path}: pipeline '{name}', op {op!r}: {what}")
+
+
+def run_tail(reader, name, ops, value, context):
+    """Whole-batch ops in the consumer's thread. A callable with a parameter `context` is given (seed, epoch, indices)."""
+    for op in ops:
+        try:
+            if hasattr(op, "run") and hasattr(op, "operation"):
+                value = op.run(value, context.indices)
+            elif _wants_context(op):
+                value = op(value, context=context)
+            else:
+                value = op(value)
+        except Exception as error:
+            raise _at_op(reader, name, getattr(op, "operation", op), error) from error
+    return value
+
+
+def _wants_context(op):
+    code = getattr(op, "forward", op)
+    code = getattr(code, "__code__", None) or getattr(type(op).__call__, "__code__", None)
+    return code is not None and "context" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+
+
+class _Chunk:
+    """Rows of a batch as a task for a worker."""
+
+    def __init__(self, job, stage, begin, stop):
+        self.job, self.stage, self.begin, self.stop = job, stage, begin, stop
+
+    def __call__(self, scratch):
+        self.job.run_chunk(self.stage, self.begin, self.stop, scratch)

@@ -1,0 +1,54 @@
+"""From the `pipelines` argument to a plain list: which output comes from which field by which ops, in tuple order."""
+
+from ffcv_ssl.fields.base import Decoder
+from ffcv_ssl.fields.rgb_image import RGBImageField
+from ffcv_ssl.transforms import SimpleRGBImageDecoder, ToTensor
+
+
+def resolve_pipelines(reader, pipelines, field_mapper=None):
+    """[(name, field name, ops)] in the order of the batch.
+
+    If every name is a field of the file: FFCV's rule (file order, default pipelines for fields not named, None switches
+    off). Otherwise: the dict's order, then defaults for fields that no pipeline uses. ValueError for unknown fields.
+    """
+    mapper = field_mapper or {}
+    given = {name: _split(reader, name, value, mapper) for name, value in pipelines.items()}
+    if all(name in reader.fields and field == name for name, (field, _) in given.items()):
+        order = list(reader.fields)
+    else:
+        used = {field for field, _ in given.values()}
+        order = list(given) + [name for name in reader.fields if name not in used | set(given)]
+    resolved = []
+    for name in order:
+        field_name, ops = given.get(name, (name, []))
+        if ops is not None:
+            resolved.append((name, field_name, ops or default_pipeline(reader, field_name)))
+    return resolved
+
+
+def _split(reader, name, value, mapper):
+    """(field name, ops or None) of one entry."""
+    field_name = mapper.get(name, name)
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
+        field_name, value = value
+    if field_name not in reader.fields:
+        known = ", ".join(reader.fields)
+        raise ValueError(
+            f"{reader.path}: pipeline '{name}': the file has no field '{field_name}', it has {known}; "
+            f"a view of a field is written ('field', [ops])"
+        )
+    if value is None:
+        return field_name, None
+    ops = [op() if isinstance(op, type) and issubclass(op, Decoder) else op for op in value]
+    return field_name, ops
+
+
+def default_pipeline(reader, field_name):
+    """FFCV's default: the field's decoder, then a tensor."""
+    if is_image(reader, field_name):
+        return [SimpleRGBImageDecoder(), ToTensor()]
+    return [reader.fields[field_name].get_decoder_class()(), ToTensor()]
+
+
+def is_image(reader, field_name):
+    return isinstance(reader.fields[field_name], RGBImageField)

@@ -1,0 +1,53 @@
+"""One epoch's batches of one rank: which samples, in which order, which of them are padding.
+
+Guarantees: the set of samples in global batch k is fixed by (seed, epoch, position, global batch size). Every rank has the
+same number of batches, of equal shape; padding is marked, and no sample counts twice.
+"""
+
+import numpy as np
+
+
+class EpochSchedule:
+    """The batches from global position `start` of an epoch on.
+
+    batch_size is per rank. Attributes: num_samples of the whole epoch, num_batches from `start` on.
+    """
+
+    def __init__(self, order, reader, sequence, start, batch_size, rank, world_size, drop_last):
+        self.order, self.reader = order, reader
+        self.sequence, self.start = sequence, start
+        self.rank, self.world_size = rank, world_size
+        self.global_size = batch_size * world_size
+        left = max(len(sequence) - start, 0)
+        whole, rest = divmod(left, self.global_size)
+        self.num_batches = whole + (rest > 0 and not drop_last)
+        self.occurrences = count_occurrences(sequence)
+
+    def handed_out(self, num_batches):
+        """Global samples of the epoch that are gone after `num_batches` of this schedule."""
+        return min(self.start + num_batches * self.global_size, len(self.sequence))
+
+    def batch(self, number):
+        """(sample ids, their occurrence in the epoch, valid) of this rank's batch: int64, int64, bool, all (B,)."""
+        begin = self.start + number * self.global_size
+        stop = min(begin + self.global_size, len(self.sequence))
+        samples = self.sequence[begin:stop]
+        mine = self.order.split(self.reader, samples, self.world_size)[self.rank]
+        size = -(-len(samples) // self.world_size)
+        valid = np.arange(size) < len(mine)
+        if len(mine) < size:  # a short rank repeats a sample, so that all ranks have equal shapes
+            fill = mine[0] if len(mine) else 0
+            mine = np.concatenate([mine, np.full(size - len(mine), fill, np.int64)])
+        return samples[mine], self.occurrences[begin + mine], valid
+
+
+def count_occurrences(sequence):
+    """How often each id stood in the sequence before: int64 zeros where ids are unique."""
+    order = np.argsort(sequence, kind="stable")
+    ordered = sequence[order]
+    new = np.ones(len(sequence), bool)
+    new[1:] = ordered[1:] != ordered[:-1]
+    first = np.maximum.accumulate(np.where(new, np.arange(len(sequence)), 0))
+    occurrences = np.empty(len(sequence), np.int64)
+    occurrences[order] = np.arange(len(sequence)) - first
+    return occurrences

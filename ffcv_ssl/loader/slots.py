@@ -1,0 +1,70 @@
+"""Memory of batches: allocated once, reused when the last array or tensor on it is gone.
+
+A slot is lent as one root array; every view of a batch is a slice of it and keeps it alive, and so does every tensor or
+slice that the user derives from them. When the root dies, its slot is free again.
+"""
+
+import collections
+import weakref
+
+import numpy as np
+import torch
+
+_ALIGN = 64  # bytes, a cache line
+
+
+class SlotPool:
+    """Slots for batches of given arrays.
+
+    specs: key -> (shape without the batch, dtype). base_slots: how many are kept; a consumer that holds them all makes
+    the pool grow (`grown` counts that), and it shrinks back when they return. pinned: page-locked memory, for CUDA.
+    """
+
+    def __init__(self, specs, batch_size, base_slots, pinned=False):
+        self.specs, self.batch_size = specs, batch_size
+        self.base_slots, self.pinned = base_slots, pinned
+        self.grown = 0
+        self._live = {}  # id -> (weak reference to the root, memory)
+        self._returned = collections.deque()  # appended from any thread, even inside a garbage collection
+        self._total = 0
+        self._layout, self.slot_bytes = self._lay_out()
+
+    def _lay_out(self):
+        layout, used = {}, 0
+        for key, (shape, dtype) in self.specs.items():
+            num_bytes = self.batch_size * int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+            layout[key] = (used, shape, np.dtype(dtype))
+            used += -(-num_bytes // _ALIGN) * _ALIGN
+        return layout, max(used, 1)
+
+    @property
+    def num_slots(self):
+        return self._total
+
+    def lend(self, count):
+        """Arrays (count, *shape) by key, on one free slot. Their contents are whatever was there."""
+        memory = self._free_memory()
+        root = memory.numpy()  # a fresh array object each time: its death is the slot's return
+        number = id(root)
+        returned, live = self._returned, self._live
+        live[number] = (weakref.ref(root, lambda _: returned.append(live.pop(number)[1])), memory)
+        arrays = {}
+        for key, (begin, shape, dtype) in self._layout.items():
+            size = count * int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            arrays[key] = root[begin : begin + size].view(dtype).reshape((count, *shape))
+        return arrays
+
+    def _free_memory(self):
+        self.shrink()
+        try:
+            return self._returned.popleft()
+        except IndexError:
+            self._total += 1
+            self.grown += self._total > self.base_slots
+            return torch.empty(self.slot_bytes, dtype=torch.uint8, pin_memory=self.pinned)
+
+    def shrink(self):
+        """Give back free slots beyond the base number."""
+        while self._total > self.base_slots and self._returned:
+            self._returned.popleft()
+            self._total -= 1

@@ -1,0 +1,200 @@
+"""How samples of one field reach a batch: read, check, decode once, and render every view.
+
+`process(job, begin, stop, scratch)` fills rows begin..stop of a batch and returns {row: BetonError} for those it cannot.
+N samples, H W pixels.
+"""
+
+import os
+import time
+
+import numpy as np
+import simplejpeg
+
+from ffcv_ssl.errors import BetonError
+from ffcv_ssl.kernels.io import ALTERED, OK, TRUNCATED, read_samples
+from ffcv_ssl.transforms import Crop
+
+RAW_MODE = 1  # of an image's metadata
+_ALIGN = 64
+_NO_CHECKSUMS = np.zeros(0, np.uint64)
+
+
+class PayloadReader:
+    """Reads payloads of one field of an open file into scratch memory, with one system call a sample."""
+
+    def __init__(self, reader, field_name):
+        self.reader, self.field_name = reader, field_name
+        self.extents = reader.extents(field_name)
+        self.verify = self.extents.checksum is not None
+
+    def read(self, samples, scratch):
+        """(buffer, offsets (N,), sizes (N,), {position: BetonError})."""
+        sizes, pointers = self.extents.size[samples], self.extents.pointer[samples]
+        checksums = self.extents.checksum[samples] if self.verify else _NO_CHECKSUMS
+        room = (sizes.astype(np.int64) + (_ALIGN - 1)) & -_ALIGN
+        stops = np.cumsum(room)
+        offsets = stops - room
+        buffer = scratch.take("encoded", stops[-1], np.uint8)
+        status = np.empty(len(samples), np.int64)
+        fd = self.reader.fd
+        read_samples(fd, pointers, sizes, checksums, self.verify, offsets, buffer, status)
+        if not status.any():
+            return buffer, offsets, sizes, {}
+        bad = {int(i): self._error(samples[i], status[i]) for i in np.flatnonzero(status != OK)}
+        return buffer, offsets, sizes, bad
+
+    def _error(self, sample, status):
+        if status == TRUNCATED:
+            return self.error(sample, "the file ends inside it", "copy the file anew")
+        if status == ALTERED:
+            return self.error(sample, "its bytes do not have their checksum")
+        return self.error(sample, self._system_error(sample), "check the disk")
+
+    def _system_error(self, sample):
+        try:
+            os.pread(self.reader.fd, 1, int(self.extents.pointer[sample]))
+            return "reading failed"
+        except OSError as error:
+            return f"reading failed ({error.strerror})"
+
+    def error(self, sample, what, remedy="re-write it"):
+        where = f"{self.reader.path}: sample {int(sample)}, field '{self.field_name}'"
+        return BetonError(f"{where}: {what}; {remedy}, or load with on_error='replace'")
+
+
+class ImageSource:
+    """An image field and all its views: one read and one decode a sample, whatever the number of views."""
+
+    def __init__(self, reader, field_name, plans, scaled_decode):
+        self.payloads = PayloadReader(reader, field_name)
+        self.plans, self.scaled_decode = plans, scaled_decode
+        metadata = reader.field_metadata(field_name)
+        self.heights = np.ascontiguousarray(metadata["height"], np.int64)
+        self.widths = np.ascontiguousarray(metadata["width"], np.int64)
+        self.is_raw = metadata["mode"] == RAW_MODE
+        max_shape = int(self.heights.max(initial=1)), int(self.widths.max(initial=1))
+        self.num_floats = max(s.work_floats + s.scratch_floats(max_shape) for p in plans for s in p.segments)
+
+    def process(self, job, begin, stop, scratch):
+        samples = job.indices[begin:stop]
+        started = time.perf_counter()
+        buffer, offsets, sizes, bad = self.payloads.read(samples, scratch)
+        scratch.seconds["read"] += time.perf_counter() - started
+        heights, widths = self.heights[samples], self.widths[samples]
+        self._draw(job, begin, stop, heights, widths)
+        if self.is_raw[samples].all() and not bad:
+            started = time.perf_counter()
+            ones = np.ones(stop - begin, np.int64)
+            self._render(job, begin, stop, buffer, offsets, heights, widths, ones, scratch)
+            scratch.seconds["render"] += time.perf_counter() - started
+        else:
+            parts = (buffer, offsets, sizes, heights, widths)
+            self._one_by_one(job, begin, samples, parts, bad, scratch)
+        scratch.images += stop - begin
+        return {begin + i: error for i, error in bad.items()}
+
+    def _draw(self, job, begin, stop, heights, widths):
+        raws = {plan.name: job.raws[plan.name][begin:stop] for plan in self.plans}
+        samples, occurrences = job.indices[begin:stop], job.occurrences[begin:stop]
+        for plan in self.plans:
+            for segment in plan.segments:
+                segment.draw(job.epoch, samples, occurrences, heights, widths, raws[plan.name])
+        for plan in self.plans:
+            plan.copy_links(raws)
+
+    def _render(self, job, begin, stop, pixels, offsets, heights, widths, factors, scratch):
+        """First segments of all views, rows begin..stop."""
+        floats = scratch.take("floats", self.num_floats, np.float32)
+        for plan in self.plans:
+            raw, out = job.raws[plan.name][begin:stop], job.output(plan, 0)[begin:stop]
+            segment = plan.segments[0]
+            segment.render(raw, pixels, offsets, heights, widths, factors, floats, out)
+
+    def _one_by_one(self, job, begin, samples, parts, bad, scratch):
+        """Decode one image, render its views while it is in the cache, then the next."""
+        buffer, offsets, sizes, heights, widths = parts
+        zero, one = np.zeros(1, np.int64), np.ones(1, np.int64)
+        clock, seconds = time.perf_counter, scratch.seconds
+        for i, sample in enumerate(samples):
+            if i in bad:
+                continue
+            row, started = begin + i, clock()
+            part = slice(i, i + 1)
+            if self.is_raw[sample]:
+                image = (buffer, offsets[part], heights[part], widths[part], one)
+            else:
+                encoded = buffer[offsets[i] : offsets[i] + int(sizes[i])]
+                factor = self._factor(job, row, heights[i], widths[i]) if self.scaled_decode else 1
+                try:
+                    pixels, shape = self._decode(encoded, heights[i], widths[i], factor, scratch)
+                except ValueError as error:
+                    bad[i] = self.payloads.error(sample, f"corrupt JPEG ({error})")
+                    continue
+                height, width = np.array([shape[0]]), np.array([shape[1]])
+                image = (pixels, zero, height, width, np.array([factor]))
+            decoded = clock()
+            self._render(job, row, row + 1, *image, scratch)
+            seconds["decode"] += decoded - started
+            seconds["render"] += clock() - decoded
+
+    def _decode(self, encoded, height, width, factor, scratch):
+        """(flat pixels, (H, W)); ValueError for what is no sound JPEG of the promised size."""
+        expected = (-(-int(height) // factor), -(-int(width) // factor), 3)
+        buffer = scratch.take("decoded", expected[0] * expected[1] * 3, np.uint8)
+        least = {"min_height": expected[0], "min_width": expected[1]} if factor > 1 else {}
+        image = simplejpeg.decode_jpeg(encoded, "RGB", buffer=buffer, strict=True, **least)
+        if image.shape != expected:
+            raise ValueError(f"decoded to {image.shape}, expected {expected}")
+        return buffer, image.shape
+
+    def _factor(self, job, row, height, width):
+        """The largest of 8, 4, 2, 1 by which the decoder may shrink without any view being enlarged for it."""
+        factor = 8
+        for plan in self.plans:
+            segment = plan.segments[0]
+            if not isinstance(segment.placed[0].op, Crop):
+                return 1
+            box = job.raws[plan.name][row, segment.placed[0].columns]
+            ratio = min(box[2] / segment.shape[0], box[3] / segment.shape[1])
+            while factor > 1 and ratio < factor:
+                factor //= 2
+        return factor
+
+    def process_later(self, job, number, begin, stop, scratch):
+        """Segment `number` (1, 2, ...) of the views that have one, rows begin..stop, from the batch before it."""
+        floats = scratch.take("floats", self.num_floats, np.float32)
+        for plan in self.plans:
+            if number < len(plan.segments):
+                raw, out = job.raws[plan.name][begin:stop], job.output(plan, number)[begin:stop]
+                images = job.between[plan.name][begin:stop]
+                plan.segments[number].render_batch(raw, images, floats, out)
+        return {}
+
+
+class ValueSource:
+    """A field that is no image: its decoder fills rows of an array."""
+
+    def __init__(self, reader, name, field_name, decoder):
+        self.reader, self.name, self.field_name, self.decoder = reader, name, field_name, decoder
+        self.field = reader.fields[field_name]
+        self.column = reader.field_metadata(field_name)
+        self.shape, self.dtype = decoder.output_spec(self.field, reader, field_name)
+        has_payload = reader.extents(field_name) is not None
+        self.payloads = PayloadReader(reader, field_name) if has_payload else None
+
+    def process(self, job, begin, stop, scratch):
+        samples, out = job.indices[begin:stop], job.values[self.name][begin:stop]
+        if self.payloads is None:
+            self.decoder.decode_batch(self.field, self.column[samples], None, out)
+            return {}
+        buffer, offsets, sizes, bad = self.payloads.read(samples, scratch)
+        for i, sample in enumerate(samples):
+            if i in bad:
+                continue
+            payload = buffer[offsets[i] : offsets[i] + int(sizes[i])].tobytes()
+            column = self.column[sample : sample + 1]
+            try:
+                self.decoder.decode_batch(self.field, column, [payload], out[i : i + 1])
+            except ValueError as error:
+                bad[i] = self.payloads.error(sample, str(error))
+        return {begin + i: error for i, error in bad.items()}

@@ -1,0 +1,67 @@
+"""The loader's threads: they take tasks from one queue, each with scratch memory of its own.
+
+They are daemons, ended by `stop()` (also at interpreter exit); an error in a task is handed to the task, never lost.
+"""
+
+import queue
+import threading
+
+import numpy as np
+
+
+class Scratch:
+    """A thread's private memory, grown when needed and then kept, and its share of the statistics."""
+
+    def __init__(self):
+        self._arrays = {}
+        self.seconds = {"read": 0.0, "decode": 0.0, "render": 0.0}
+        self.images = 0
+
+    def take(self, name, size, dtype):
+        """A flat array of at least `size` numbers; what it held before is garbage."""
+        array = self._arrays.get(name)
+        if array is None or array.size < size:
+            self._arrays[name] = None  # free the old one first
+            array = self._arrays[name] = np.empty(int(size), dtype)
+        return array
+
+    @property
+    def num_bytes(self):
+        return sum(a.nbytes for a in list(self._arrays.values()) if a is not None)
+
+
+class WorkerPool:
+    """`num_workers` threads; `submit(task)` runs `task(scratch)` in one of them, first come, first served."""
+
+    def __init__(self, num_workers, name):
+        self.scratches = [Scratch() for _ in range(num_workers)]
+        self._tasks = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(
+                target=_work, args=(self._tasks, scratch), name=f"{name}-{i}", daemon=True
+            )
+            for i, scratch in enumerate(self.scratches)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, task):
+        self._tasks.put(task)
+
+    def stop(self):
+        """End all threads after the tasks they are at; queued tasks run no more (they see their job cancelled)."""
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+        self._threads = []
+
+
+def _work(tasks, scratch):
+    while True:
+        task = tasks.get()
+        if task is None:
+            return
+        task(scratch)
+        del task  # keep nothing of a finished batch alive while waiting
