@@ -1,0 +1,204 @@
+"""Generated images of ten shapes: any size, any number, no download, the same pixels for the same
+(seed, split, index).
+
+What tells the classes apart is the outline alone. Background, texture, clutter, number, size,
+rotation, colour and position are drawn independently of it; every outline covers the same area and
+is as often brighter as darker than what is behind it. So a linear probe on pixels or on a colour
+histogram finds next to nothing, and an encoder has to see shape. All objects of an image have the
+image's class but differ in size, rotation and colour: what two crops of an image share is its
+class.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+
+import numpy as np
+
+from ffcv_ssl.sources.outlines import OUTLINES, REACH
+
+# H W pixels, C channels.
+
+CLASS_NAMES = tuple(outline.__name__ for outline in OUTLINES)
+MAX_OBJECTS = 4
+NUM_TRIES = 16
+# Apparent radius of an object as a share of the image's side, by the number of objects in it;
+# (nearest, farthest).
+RADII = ((0.24, 0.36), (0.17, 0.26), (0.15, 0.22), (0.13, 0.19))
+# An object is 0.1 wide in the units of `distance`, seen by a pinhole camera of focal length 1.
+OBJECT_RADIUS = 0.1
+NUM_STROKES = 3
+
+
+class Shapes:
+    """An indexed dataset of generated images.
+
+    split: any name; each has its own images. num_samples > 0. size_px: height and width. seed: any
+    int. `dataset[index]` is (image, label, count, distance): uint8 (H, W, 3); the class, 0..9, an
+    index into `CLASS_NAMES`; the number of objects, 1..3; the distance of the nearest object as
+    float, the larger it looks the smaller. Raises ValueError for impossible settings and IndexError
+    past the end.
+    """
+
+    def __init__(self, split="train", num_samples=10000, size_px=64, seed=0):
+        if num_samples < 1:
+            raise ValueError(f"shapes: num_samples: got {num_samples}, expected at least 1")
+        if not 8 <= size_px <= 4096:
+            raise ValueError(f"shapes: size_px: got {size_px}, expected 8 to 4096")
+        self.split, self.num_samples, self.size_px, self.seed = split, num_samples, size_px, seed
+
+    def __len__(self):
+        return self.num_samples
+
+    def __getitem__(self, index):
+        index = int(index)
+        if not 0 <= index < self.num_samples:
+            raise IndexError(f"shapes: index {index}, expected 0 to {self.num_samples - 1}")
+        draws = Draws(f"{self.seed}/{self.split}/{index}")
+        label = index % len(OUTLINES)
+        image_HWC, radii = render(draws, OUTLINES[label], self.size_px)
+        return image_HWC, label, len(radii), OBJECT_RADIUS / max(radii)
+
+
+class Draws:
+    """Random numbers that are a pure function of a text: NumPy promises the raw stream of Philox to
+    stay as it is."""
+
+    def __init__(self, text):
+        key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
+        self._bits = np.random.Philox(key=key)
+
+    def uniform(self, low=0.0, high=1.0, shape=None):
+        """float64 in [low, high): one number, or an array of `shape`."""
+        raw = self._bits.random_raw(1 if shape is None else int(np.prod(shape)))
+        unit = (raw >> np.uint64(11)) * 2.0**-53
+        return low + (high - low) * (float(unit[0]) if shape is None else unit.reshape(shape))
+
+    def below(self, count):
+        """int in [0, count)."""
+        return int(self.uniform() * count)
+
+    def noise(self, shape):
+        """float32 array of `shape`, uniform in [-1, 1], in steps of 1/128: cheap enough for every
+        pixel."""
+        count = int(np.prod(shape))
+        raw = self._bits.random_raw(-(-count // 8)).view(np.uint8)[:count]
+        return (raw.astype(np.float32) * np.float32(2 / 255) - np.float32(1)).reshape(shape)
+
+
+def render(draws, outline, size_px):
+    """Draw one image. Returns it, uint8 (H, W, 3), and the radii of its objects as shares of the
+    side."""
+    image_HWC, base = _background(draws, size_px)
+    for _ in range(NUM_STROKES):
+        _stroke_(image_HWC, draws, base)
+    centres, radii = _placement(draws)
+    for (x, y), radius in sorted(zip(centres, radii), key=lambda placed: placed[1]):
+        _object_(image_HWC, draws, outline, base, (x, y, radius))
+    image_HWC += draws.noise(image_HWC.shape) * np.float32(0.03)
+    np.clip(image_HWC, 0, 1, out=image_HWC)
+    return (image_HWC * np.float32(255) + np.float32(0.5)).astype(np.uint8), radii
+
+
+@functools.lru_cache(maxsize=8)
+def _axis(size_px):
+    """Centres of the pixels of one axis, float32 in (0, 1)."""
+    axis = (np.arange(size_px, dtype=np.float32) + np.float32(0.5)) / np.float32(size_px)
+    axis.setflags(write=False)
+    return axis
+
+
+def _colour(draws, brightness, saturation):
+    """float32 RGB around `brightness`: any hue, up to `saturation` from grey."""
+    tint = draws.uniform(-1, 1, 3)
+    tint -= tint.mean()
+    return (brightness + draws.uniform(0, saturation) * tint).astype(np.float32)
+
+
+def _background(draws, size_px):
+    """A gradient between two colours of about the same brightness. Returns it and that
+    brightness."""
+    base = draws.uniform(0.42, 0.58)
+    first, second = _colour(draws, base - 0.05, 0.06), _colour(draws, base + 0.05, 0.06)
+    angle = draws.uniform(0, 2 * np.pi)
+    axis = _axis(size_px) - np.float32(0.5)
+    ramp = axis * np.float32(np.sin(angle))
+    ramp = ramp[:, None] + axis[None, :] * np.float32(np.cos(angle)) + np.float32(0.5)
+    return first + (second - first) * ramp[:, :, None], base
+
+
+def _contrast(draws, low, high):
+    """Brighter or darker with equal chance, by `low` to `high`."""
+    return draws.uniform(low, high) * (1 if draws.uniform() < 0.5 else -1)
+
+
+def _blend_(image_HWC, window, cover, colour):
+    patch = image_HWC[window]
+    patch += cover[:, :, None] * (colour - patch)
+
+
+def _stroke_(image_HWC, draws, base):
+    """A short line of clutter anywhere, of any class' image."""
+    x, y = draws.uniform(0, 1, 2)
+    angle, half_length = draws.uniform(0, np.pi), draws.uniform(0.03, 0.14)
+    half_width = draws.uniform(0.008, 0.02)
+    colour = _colour(draws, base + _contrast(draws, 0.15, 0.35), 0.2)
+    drawn = _rotated_window(image_HWC.shape[0], x, y, half_length + 0.03, angle)
+    if drawn is None:
+        return
+    window, u, v = drawn
+    field = np.maximum(np.abs(u) - np.float32(half_length), np.abs(v) - np.float32(half_width))
+    _blend_(image_HWC, window, _cover(field, image_HWC.shape[0]), colour)
+
+
+def _object_(image_HWC, draws, outline, base, placed):
+    x, y, radius = placed
+    angle = draws.uniform(0, 2 * np.pi)
+    contrast = _contrast(draws, 0.3, 0.5)
+    near, far = _colour(draws, base + contrast, 0.2), _colour(draws, base + 0.6 * contrast, 0.2)
+    drawn = _rotated_window(image_HWC.shape[0], x, y, radius * REACH, angle)
+    window, u, v = drawn
+    field = outline(u / np.float32(radius), v / np.float32(radius)) * np.float32(radius)
+    shade = np.clip(u / np.float32(2 * radius) + np.float32(0.5), 0, 1)[:, :, None]
+    _blend_(image_HWC, window, _cover(field, image_HWC.shape[0]), far + (near - far) * shade)
+
+
+def _cover(field, size_px):
+    """Share of each pixel inside the outline; `field` is the signed distance in units of the
+    side."""
+    return np.clip(np.float32(0.5) - field * np.float32(size_px), 0, 1)
+
+
+def _rotated_window(size_px, x, y, reach, angle):
+    """The pixels within `reach` of (x, y): their window, and their coordinates turned by `angle`;
+    None if there are none."""
+    low_x, high_x = _span(size_px, x, reach)
+    low_y, high_y = _span(size_px, y, reach)
+    if low_x >= high_x or low_y >= high_y:
+        return None
+    axis = _axis(size_px)
+    dx = axis[None, low_x:high_x] - np.float32(x)
+    dy = axis[low_y:high_y, None] - np.float32(y)
+    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    return np.s_[low_y:high_y, low_x:high_x], cos * dx + sin * dy, cos * dy - sin * dx
+
+
+def _span(size_px, centre, reach):
+    low, high = np.floor((centre - reach) * size_px), np.ceil((centre + reach) * size_px) + 1
+    return max(0, int(low)), min(size_px, int(high))
+
+
+def _placement(draws):
+    """Centres and radii of the objects: they lie within the image, and apart where there is
+    room."""
+    count = 1 + draws.below(MAX_OBJECTS)
+    far, near = RADII[count - 1]
+    radii = [draws.uniform(far, near) for _ in range(count)]
+    centres = np.empty((count, 2))
+    for k, radius in enumerate(radii):
+        candidates = draws.uniform(radius, 1 - radius, (NUM_TRIES, 2))
+        distances = np.hypot(*(candidates[:, None] - centres[None, :k]).transpose(2, 0, 1))
+        gaps = (distances - (radius + np.array(radii[:k]))).min(axis=1, initial=0.0)
+        centres[k] = candidates[gaps.argmax()]
+    return centres, radii

@@ -1,0 +1,189 @@
+"""Images -> one `.beton` file, in parallel, all or nothing.
+
+    python write_dataset.py --source imagefolder --root imagenette --split train --out train.beton
+    python write_dataset.py --source cifar10 --root data --download --out cifar10.beton
+    python write_dataset.py --source shapes --num_samples 6000 --size_px 48 --out shapes.beton
+    python write_dataset.py --source imagefolder --root imagenet --subset 1percent.txt --out l.beton
+
+The file's bytes depend on the images and the settings alone, never on the number of workers. The
+default mode `smart` keeps the original JPEG bytes where they serve, stores small images as raw
+pixels and encodes the rest anew; the summary counts which and why. The last line on stdout is JSON.
+Exit codes: 0 written, 2 a user's mistake or an image that cannot be read (nothing is written then).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+
+from ffcv_ssl import BetonError, DatasetWriter
+from ffcv_ssl.command import EXIT_USER_ERROR, UserError, one_line
+from ffcv_ssl.fields import RGBImageField
+from ffcv_ssl.sources import SourceError, open_source, select
+
+MODES = ("smart", "jpg", "raw", "passthrough")
+DEFAULT_MAX_RESOLUTION_PX = 500
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line without the usage text."""
+
+    def error(self, message):
+        raise UserError(message)
+
+
+def parse(argv):
+    """Command line -> argparse namespace. Raises UserError; exits for --help."""
+    parser = _Parser(
+        prog="write_dataset.py",
+        description="Write images into one .beton file.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--source", required=True, help="imagefolder, shapes, or a torchvision dataset: cifar10...")
+    add("--out", required=True, metavar="FILE.beton", help="the file to make or to replace")
+    add("--root", metavar="DIR", help="folder of the images or of torchvision's files")
+    add("--split", help="train (the default), val, test... as the source calls it")
+    add("--download", action="store_true", help="let torchvision fetch the dataset into --root")
+    add("--mode", choices=MODES, default="smart", help="how images are stored (default: smart)")
+    add(
+        "--max_resolution",
+        type=_count,
+        metavar="PX",
+        help="longest side, larger images are shrunk; 0: no limit (default: 500; shapes: 0)",
+    )
+    add("--quality", type=_count, default=90, help="of JPEGs encoded here, 1 to 100 (default: 90)")
+    add("--subset", metavar="FILE", help="write only these samples: names or indices, one a line")
+    add("--limit", type=_count, metavar="N", help="write at most N samples, spread evenly")
+    add("--workers", type=_count, help="processes (default: one a usable core)")
+    shapes = parser.add_argument_group("generated images, --source shapes")
+    shapes.add_argument("--num_samples", type=_count, metavar="N", help="how many (default: 10000)")
+    shapes.add_argument("--size_px", type=_count, metavar="PX", help="their side (default: 64)")
+    shapes.add_argument("--seed", type=int, help="of everything that is drawn (default: 0)")
+    return parser.parse_args(argv)
+
+
+def _count(text):
+    value = int(text) if text.isdecimal() else -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number from 0 up")
+    return value
+
+
+def write(args):
+    """Write the file that the command line asks for and return its summary, a dict for JSON.
+
+    Raises SourceError, UserError and BetonError for what a user can put right.
+    """
+    source = open_source(
+        args.source,
+        args.root,
+        args.split,
+        args.download,
+        num_samples=args.num_samples,
+        size_px=args.size_px,
+        seed=args.seed,
+    )
+    indices = select(source, _subset_lines(args.subset), args.limit, args.subset)
+    writer = _writer(args, source)
+    began = time.perf_counter()
+    try:
+        writer.from_indexed_dataset(source.dataset, indices)
+    except BetonError as error:
+        raise BetonError(_with_place(str(error), source)) from error
+    return _summary(args, source, writer, indices, time.perf_counter() - began)
+
+
+def _subset_lines(path):
+    if path is None:
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.readlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise UserError(f"--subset: {path}: {reason}") from None
+
+
+def _writer(args, source):
+    max_resolution = args.max_resolution
+    if max_resolution is None and not source.is_generated:
+        max_resolution = DEFAULT_MAX_RESOLUTION_PX
+    made = {
+        **source.made,
+        "mode": args.mode,
+        "max_resolution": max_resolution or None,
+        "quality": args.quality,
+        "subset": args.subset and os.path.basename(args.subset),
+        "limit": args.limit,
+    }
+    folder = os.path.dirname(os.path.abspath(args.out))
+    try:
+        os.makedirs(folder, exist_ok=True)
+        image = RGBImageField(args.mode, max_resolution or None, jpeg_quality=args.quality)
+        return DatasetWriter(
+            args.out,
+            {"image": image, **source.fields},
+            num_workers=args.workers or -1,
+            class_names=source.class_names,
+            made={key: value for key, value in made.items() if value is not None},
+        )
+    except OSError as error:
+        raise UserError(f"--out: {folder}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _with_place(text, source):
+    """The writer's message, with the file's name where it gives a number."""
+    found = re.search(r"sample \d+ \(dataset index (\d+)\)", text)
+    if found is None or source.names is None:
+        return text
+    return text.replace(found.group(), source.place(int(found.group(1))))
+
+
+def _summary(args, source, writer, indices, seconds):
+    return {
+        "out": args.out,
+        "source": args.source,
+        "samples": len(indices),
+        "bytes": os.path.getsize(args.out),
+        "seconds": round(seconds, 3),
+        "samples_per_s": round(len(indices) / seconds, 1),
+        "fields": ["image", *source.fields],
+        "classes": len(source.class_names.get("label", ())) or None,
+        "images": dict(writer.counts.get("image", {})),
+    }
+
+
+def show(summary):
+    """Print the summary for people."""
+    images = summary["images"]
+    print(f"{summary['out']}: {summary['samples']} samples, {summary['bytes'] / 1e6:.1f} MB")
+    print(f"  fields: {', '.join(summary['fields'])}; classes: {summary['classes'] or 'none'}")
+    for what, count in sorted(images.items(), key=lambda pair: -pair[1]):
+        print(f"  images {what}: {count}")
+    print(f"  {summary['seconds']:.1f} s, {summary['samples_per_s']:.0f} samples a second")
+
+
+def main(argv=None):
+    """Run the command and return its exit code."""
+    try:
+        summary = write(parse(sys.argv[1:] if argv is None else argv))
+    except (UserError, SourceError, BetonError) as error:
+        print(f"write_dataset.py: {one_line(error)}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("write_dataset.py: interrupted, nothing was written", file=sys.stderr)
+        return 130
+    show(summary)
+    print(json.dumps(summary), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
