@@ -1,0 +1,170 @@
+"""Checkpoints: plain data, written atomically.
+
+A reader never sees a half-written file: the state goes to a temporary name, is flushed to disk and
+then renamed. Files hold plain types and tensors only, so `torch.load(weights_only=True)` opens
+them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read or used; its text is one line fit to be shown to a user."""
+
+
+def save(path, state):
+    """Write `state` (dict of tensors and plain types) to `path`; the old file stays until the new
+    is safe on disk.
+
+    Raises TypeError, naming the key, for a value that `weights_only` loading would refuse, and
+    OSError (disk full...).
+    """
+    path = Path(path)
+    state = to_plain(state)
+    # one fixed name, so that a killed writer's remains are overwritten
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def load(path):
+    """Read a checkpoint onto the CPU, without executing anything in it. Raises CheckpointError."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen types for bad files
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint ({reason}); "
+            "restore a kept copy, or delete it to start again"
+        ) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(
+            f"{path}: got a {type(state).__name__}, expected a checkpoint's dict of state"
+        )
+    return state
+
+
+def keep_copy(path, kept):
+    """Make `kept` the same file as the checkpoint at `path`, if it is not there yet: a hard link
+    where the file system has them (free, and safe because `save` replaces and never overwrites),
+    else a copy."""
+    path, kept = Path(path), Path(kept)
+    if kept.exists():
+        return
+    temporary = kept.with_name(kept.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError as error:
+        if error.errno not in (
+            errno.EPERM,
+            errno.EOPNOTSUPP,
+            errno.ENOSYS,
+            errno.EMLINK,
+            errno.EACCES,
+        ):
+            raise
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, kept)
+
+
+def write_text(path, text):
+    """Write a small text file atomically."""
+    _write(Path(path), text.encode("utf-8"))
+
+
+def _write(path, content):
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def sync_folder(folder):
+    """Flush a folder's entries (a rename) to disk, where the file system allows it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def to_plain(value, where="state"):
+    """The same value in types that `weights_only` loading accepts: NumPy scalars become numbers,
+    subclasses of str (as `torch.__version__`) and paths become str, mappings dict. Raises TypeError
+    naming the key for anything else."""
+    if value is None or isinstance(value, bool | torch.Tensor):
+        return value
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(value))
+    if isinstance(value, np.generic):
+        return value.item()
+    for plain in (int, float, str):
+        if isinstance(value, plain):
+            return plain(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, dict):
+        return {key: to_plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [to_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+        return tuple(items) if isinstance(value, tuple) else items
+    raise TypeError(
+        f"checkpoint: {where} is a {type(value).__name__}, expected tensors and plain types"
+    )
+
+
+def versions():
+    """Versions of what computes a run's losses."""
+    import torchvision
+
+    import ffcv_ssl
+
+    modules = (ffcv_ssl, torch, torchvision, np)
+    return {module.__name__: str(module.__version__) for module in modules}
+
+
+def rng_state():
+    """State of the generators that training may draw from: torch's, of CPU and of each CUDA device,
+    as tensors."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_rng_state(state):
+    """Undo to `rng_state()`; CUDA states are restored for the devices that both sides have."""
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available():
+        for device, cuda_state in enumerate(state.get("cuda", [])[: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(cuda_state, device)
+
+
+def save_weights(path, module, about):
+    """Write a module's weights and buffers under its own names as safetensors, atomically, with
+    `about` (dict of str) as metadata."""
+    from safetensors.torch import save
+
+    path = Path(path)
+    state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+    _write(path, save(state, metadata=about))

@@ -1,0 +1,188 @@
+"""What every command of ours does alike: one-line errors, configuration from dataclasses, signals.
+
+A user's mistake ends as one line on stderr and exit code 2; an interrupted command ends with 75.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import re
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 75
+
+
+class UserError(ValueError):
+    """A mistake that the user can put right: where, got, expected, remedy, on one line."""
+
+
+def parse_config(config_class, argv, prog, description, sort_out=None):
+    """Fill a frozen dataclass from `--config FILE.yaml` and dotted overrides.
+
+    Returns (config, list of the YAML files given). `sort_out(config)` may raise ValueError for
+    values that do not go together. Raises UserError for unknown keys and bad values, naming the
+    file where a file is at fault; exits as argparse does for --help and --print_config.
+    """
+    from jsonargparse import ArgumentError
+
+    files = _config_files(argv)
+    where = ""
+    try:
+        for path in files:  # each alone first, so that a message can name the file
+            where = f"{path}: "
+            if not Path(path).is_file():
+                raise UserError("no such configuration file")
+            _make_parser(config_class, prog, description).parse_path(path)
+        where = ""
+        parser = _make_parser(config_class, prog, description)
+        namespace = parser.parse_args(argv)
+        namespace.pop("config", None)
+        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+        config = config_class(**instantiate(namespace).as_dict())
+        if sort_out is not None:
+            sort_out(config)
+    except (ArgumentError, ValueError, TypeError, OSError) as error:
+        raise UserError(where + one_line(error)) from None
+    return config, files
+
+
+def _make_parser(config_class, prog, description):
+    from jsonargparse import ArgumentParser
+
+    with contextlib.suppress(ImportError, TypeError, ValueError):  # texts of --help, if installed
+        from jsonargparse import set_parsing_settings
+
+        set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=prog, exit_on_error=False, description=description)
+    parser.add_argument("--config", action="config", help="YAML file with any of the keys below")
+    parser.add_class_arguments(config_class, None, as_group=False)
+    return parser
+
+
+def _config_files(argv):
+    pairs = zip(argv, [*argv[1:], ""])
+    return [b if a == "--config" else a[9:] for a, b in pairs if re.match(r"--config(=|$)", a)]
+
+
+def one_line(error):
+    """An error's text on one line, in this project's words where the parser's are cryptic."""
+    text = " ".join(str(error).split())
+    text = re.sub(
+        r"Group '([^']+)' does not accept option '([^']+)'", r"\1: unknown key '\2'", text
+    )
+    text = re.sub(r"Parser key \"([^\"]+)\":", r"\1:", text)
+    text = re.sub(r"(Expected an? )<class '(?:[\w.]+\.)?(\w+)'>", r"\1\2", text)
+    return text.replace("typing.Literal", "one of ")
+
+
+def config_dict(config):
+    """A configuration as nested dicts and lists, as YAML and checkpoints hold it."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        for kind in (bool, int, float, str):  # the parser's PositiveInt and its like become int
+            if isinstance(value, kind):
+                return kind(value)
+        return value
+
+    return plain(asdict(config))
+
+
+def config_differences(before, now, free_keys=(), free_groups=()):
+    """Settings in which two `config_dict`s differ, each as `key VALUE there, VALUE here`.
+
+    Keys in `free_keys`, and those that start with one of `free_groups`, may differ.
+    """
+    before, now = _flatten(before), _flatten(now)
+    free_groups = tuple(free_groups)
+    return [
+        f"{key} {_shown(before, key)} there, {_shown(now, key)} here"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key)
+        and key not in free_keys
+        and not key.startswith(free_groups)
+    ]
+
+
+def _shown(side, key):
+    return repr(side[key]) if key in side else "not set"
+
+
+def _flatten(nested, prefix=""):
+    """Nested dicts -> {"a.b": value}; empty dicts vanish."""
+    flat = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+class StopSignal:
+    """Within its context, `asked` turns true when SIGTERM or SIGINT arrives.
+
+    A second signal acts as if nobody listened; the former handlers come back at the end.
+    """
+
+    def __init__(self):
+        self.asked = False
+        self.former = {}
+
+    def __enter__(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.former[number] = signal.signal(number, self._remember)
+        return self
+
+    def _remember(self, number, frame):
+        self.asked = True
+        self._restore()
+        print("stopping after this step; the run can be resumed", file=sys.stderr, flush=True)
+
+    def _restore(self):
+        for number, handler in self.former.items():
+            signal.signal(number, handler)
+        self.former = {}
+
+    def __exit__(self, *error):
+        self._restore()
+
+
+def choose_device(name):
+    """A torch device by name; `auto` is the CUDA device where there is one. Raises UserError."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"system.device: got {name}, but there is no such device here; use cpu")
+    return device
+
+
+@contextlib.contextmanager
+def hold_folder(folder):
+    """Make a folder and hold it while the context lasts: two runs in one folder would destroy each
+    other's files. Raises UserError. The lock dies with the process, however that ends."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be the run's folder ({error.strerror})") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process trains here; use another --out") from None
+        except OSError:
+            pass  # a file system without locks
+        yield folder
