@@ -271,7 +271,12 @@ def check_config(config):
             f"optim.warmup_epochs: got {config.optim.warmup_epochs}, expected less than epochs "
             f"({config.epochs})"
         )
-    METHODS[config.method].check_views(config.views.resolve())
+    views = config.views.resolve()
+    METHODS[config.method].check_views(views)
+    if config.resolution.min < config.resolution.max:
+        for name, view in views.items():
+            if view.crop != "random":
+                raise UserError(f"views.{name}.crop: a {view.crop} crop has one size: no ramp")
 
 
 # A resumed run may differ in these and in nothing else: they do not change what is learnt.
@@ -566,7 +571,8 @@ class Trainer:
     def _train_epoch(self, epoch):
         px = resolution_at(epoch, self.config.resolution)
         for name, view in self.views.items():
-            self.loader.set_resolution(view.size_px(px), name)
+            if view.crop == "random":
+                self.loader.set_resolution(view.size_px(px), name)
         if self.step % self.steps_per_epoch == 0:
             self.loader.set_epoch(epoch)
         self.model.train()
