@@ -6,6 +6,8 @@ and a NumPy twin with its test; then name it in `transforms/__init__.py` and in 
 Shapes: N samples, K columns, H W pixels. A view in work is float32 (3, H, W) in [0, 1].
 """
 
+import operator
+
 import numpy as np
 
 NUM_CONSTANTS = 8  # numbers an op may hand to its kernels
@@ -44,15 +46,22 @@ class ImageOp:
             out[name] = raw[:, i].astype(dtype)
 
     def __repr__(self):
-        settings = {k: v for k, v in vars(self).items() if k not in ("link", "seed") or v is not None}
+        settings = vars(self).items()
+        settings = {k: v for k, v in settings if k not in ("link", "seed") or v is not None}
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in settings.items())})"
+
+
+def check_number(op, name, value, low, high, what=""):
+    """value as a float in [low, high], else ValueError; `what` completes "must be ..."."""
+    if not isinstance(value, (int, float, np.number)) or not low <= value <= high:
+        what = what or f"in [{low:g}, {high:g}]"
+        raise ValueError(f"{type(op).__name__}: {name} is {value!r}, must be {what}")
+    return float(value)
 
 
 def check_probability(op, name, value):
     """value as a float in [0, 1], else ValueError."""
-    if not isinstance(value, (int, float, np.number)) or not 0 <= value <= 1:
-        raise ValueError(f"{type(op).__name__}: {name} is {value!r}, must be a probability in [0, 1]")
-    return float(value)
+    return check_number(op, name, value, 0, 1, "a probability in [0, 1]")
 
 
 def check_range(op, name, value, low, high):
@@ -72,7 +81,7 @@ def check_size(op, value):
     """An output size as (height, width): an int is a square. ValueError unless both are 1 to 65535."""
     size = (value, value) if isinstance(value, (int, np.integer)) else value
     try:
-        height, width = (int(v) for v in size)
+        height, width = (0 if isinstance(v, bool) else operator.index(v) for v in size)
     except (TypeError, ValueError):
         height = width = 0
     if not (1 <= height <= 65535 and 1 <= width <= 65535):

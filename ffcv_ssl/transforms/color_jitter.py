@@ -4,7 +4,7 @@ import numpy as np
 
 from ffcv_ssl.kernels.compile import device
 from ffcv_ssl.kernels.random import uniforms
-from ffcv_ssl.transforms.base import ImageOp, check_probability
+from ffcv_ssl.transforms.base import ImageOp, check_number, check_probability
 
 JITTER_DTYPE = np.dtype(
     [
@@ -48,14 +48,10 @@ class RandomColorJitter(ImageOp):
         self.constants()
 
     def constants(self):
-        for name in ("brightness", "contrast", "saturation"):
-            if not getattr(self, name) >= 0:
-                value = getattr(self, name)
-                raise ValueError(f"RandomColorJitter: {name} is {value!r}, must be 0 or more")
-        if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"RandomColorJitter: hue is {self.hue!r}, must be in [0, 0.5]")
         probability = check_probability(self, "jitter_prob", self.jitter_prob)
-        return probability, self.brightness, self.contrast, self.saturation, self.hue
+        names = ("brightness", "contrast", "saturation")
+        strengths = [check_number(self, name, getattr(self, name), 0, 1e3) for name in names]
+        return probability, *strengths, check_number(self, "hue", self.hue, 0, 0.5)
 
     def describe(self, raw, out):
         column = out["jitter"]

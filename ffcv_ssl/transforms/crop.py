@@ -10,7 +10,7 @@ import numpy as np
 from ffcv_ssl.kernels import resample
 from ffcv_ssl.kernels.compile import device
 from ffcv_ssl.kernels.random import uniforms
-from ffcv_ssl.transforms.base import ImageOp, check_range, check_size
+from ffcv_ssl.transforms.base import ImageOp, check_number, check_range, check_size
 
 INTERPOLATIONS = {"bilinear": resample.BILINEAR, "bicubic": resample.BICUBIC}
 _ATTEMPTS = 10
@@ -30,9 +30,10 @@ class Crop(ImageOp):
 
     def _cubic(self):
         if self.interpolation not in INTERPOLATIONS:
-            known = ", ".join(INTERPOLATIONS)
-            name = type(self).__name__
-            raise ValueError(f"{name}: interpolation is {self.interpolation!r}, must be one of {known}")
+            raise ValueError(
+                f"{type(self).__name__}: interpolation is {self.interpolation!r}, "
+                f"must be one of {', '.join(INTERPOLATIONS)}"
+            )
         return INTERPOLATIONS[self.interpolation]
 
     @property
@@ -90,9 +91,8 @@ class CenterCrop(Crop):
         self.constants()
 
     def constants(self):
-        if not 0 < self.ratio <= 1:
-            raise ValueError(f"CenterCrop: ratio is {self.ratio!r}, must be in (0, 1]")
-        return (float(self.ratio), 0.0, 0.0, 0.0, self._cubic())
+        ratio = check_number(self, "ratio", self.ratio, 1e-6, 1, "above 0, at most 1")
+        return (ratio, 0.0, 0.0, 0.0, self._cubic())
 
 
 class SimpleRGBImageDecoder(ImageOp):
@@ -114,7 +114,8 @@ def _store(raw, top, left, height, width):
 @device
 def draw_random_crop(key, epoch, sample, occurrence, constants, height, width, raw):
     """Ten attempts at a box inside the image, one block of random numbers each; then the largest allowed central box."""
-    scale_low, scale_high, ratio_low, ratio_high = constants[0], constants[1], constants[2], constants[3]
+    scale_low, scale_high = constants[0], constants[1]
+    ratio_low, ratio_high = constants[2], constants[3]
     log_low, log_high = math.log(ratio_low), math.log(ratio_high)
     for attempt in range(_ATTEMPTS):
         u_area, u_ratio, u_top, u_left = uniforms(key, epoch, sample, occurrence, attempt)

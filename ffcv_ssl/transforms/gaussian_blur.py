@@ -5,7 +5,9 @@ import numpy as np
 from ffcv_ssl.kernels import blur
 from ffcv_ssl.kernels.compile import device
 from ffcv_ssl.kernels.random import uniforms
-from ffcv_ssl.transforms.base import ImageOp, check_probability, check_range
+from ffcv_ssl.transforms.base import ImageOp, check_number, check_probability, check_range
+
+_ODD = "an odd number of taps, 1 to 9999"
 
 
 class GaussianBlur(ImageOp):
@@ -23,13 +25,12 @@ class GaussianBlur(ImageOp):
         self.constants()
 
     def constants(self):
-        if self.kernel_size != int(self.kernel_size) or self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise ValueError(
-                f"GaussianBlur: kernel_size is {self.kernel_size!r}, must be an odd number of taps"
-            )
+        taps = check_number(self, "kernel_size", self.kernel_size, 1, 9999, _ODD)
+        if taps % 2 != 1:
+            raise ValueError(f"GaussianBlur: kernel_size is {self.kernel_size!r}, must be {_ODD}")
         probability = check_probability(self, "blur_prob", self.blur_prob)
         low, high = check_range(self, "sigma", self.sigma, 1e-3, 1e3)
-        return probability, low, high, self.kernel_size
+        return probability, low, high, taps
 
     def scratch_floats(self, view_shape):
         return blur.scratch_floats(*view_shape, int(self.kernel_size))

@@ -4,7 +4,7 @@ import numpy as np
 
 from ffcv_ssl.kernels.compile import device
 from ffcv_ssl.kernels.random import uniforms
-from ffcv_ssl.transforms.base import ImageOp, check_probability
+from ffcv_ssl.transforms.base import ImageOp, check_number, check_probability
 
 
 class GaussianNoise(ImageOp):
@@ -22,9 +22,8 @@ class GaussianNoise(ImageOp):
         self.constants()
 
     def constants(self):
-        if not 0 <= self.std <= 100:
-            raise ValueError(f"GaussianNoise: std is {self.std!r}, must be 0 to 100, for values in [0, 1]")
-        return check_probability(self, "prob", self.prob), float(self.std)
+        std = check_number(self, "std", self.std, 0, 100, "0 to 100, for values in [0, 1]")
+        return check_probability(self, "prob", self.prob), std
 
 
 @device

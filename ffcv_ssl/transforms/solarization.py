@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ffcv_ssl.transforms.base import ImageOp, check_probability
+from ffcv_ssl.transforms.base import ImageOp, check_number, check_probability
 
 
 class RandomSolarization(ImageOp):
@@ -17,7 +17,5 @@ class RandomSolarization(ImageOp):
         self.constants()
 
     def constants(self):
-        if not 0 <= self.threshold <= 256:
-            raise ValueError(f"RandomSolarization: threshold is {self.threshold!r}, must be 0 to 256")
         probability = check_probability(self, "solarization_prob", self.solarization_prob)
-        return probability, self.threshold / 255.0
+        return probability, check_number(self, "threshold", self.threshold, 0, 256) / 255.0
