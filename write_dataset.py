@@ -122,6 +122,8 @@ def _writer(args, source):
         "limit": args.limit,
     }
     folder = os.path.dirname(os.path.abspath(args.out))
+    if os.path.isdir(args.out):
+        raise UserError(f"--out: {args.out}: is a folder, expected a file such as train.beton")
     try:
         os.makedirs(folder, exist_ok=True)
         image = RGBImageField(args.mode, max_resolution or None, jpeg_quality=args.quality)
