@@ -1,0 +1,325 @@
+"""DatasetWriter: the same bytes for any workers, all or nothing, errors that name the sample."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+from beton_files import PAGE_BYTES, List, Samples, all_fields, make_columns, pattern, same
+
+from ffcv_ssl import BetonError, beton
+from ffcv_ssl import fields as f
+from ffcv_ssl.reader import Reader
+from ffcv_ssl.writer import DatasetWriter
+
+IMAGE = {"image": f.RGBImageField("raw")}
+BLOB = {"blob": f.BytesField()}
+
+
+def write(path, fields, items, num_workers=1, page_size=PAGE_BYTES, chunksize=100, **settings):
+    writer = DatasetWriter(path, fields, page_size, num_workers, **settings)
+    writer.from_indexed_dataset(
+        items if hasattr(items, "columns") else List(items), None, chunksize
+    )
+    return writer
+
+
+def fail():
+    raise FileNotFoundError("cat.jpg")
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("num_workers, chunksize", [(1, 1), (2, 3), (3, 7), (5, 100)])
+def test_the_files_bytes_are_the_same_for_any_workers_and_chunks(tmp_path, num_workers, chunksize):
+    samples = Samples(make_columns(23, 40, 30))
+    write(tmp_path / "a", all_fields(), samples)
+    write(tmp_path / "b", all_fields(), samples, num_workers, chunksize=chunksize)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_every_field_comes_back_with_its_value(tmp_path, num_workers):
+    samples = Samples(make_columns(9, 40, 30))
+    write(tmp_path / "a", all_fields(), samples, num_workers, chunksize=2)
+    with Reader(tmp_path / "a") as reader:
+        assert reader.verified
+        for i in range(9):
+            expected = dict(zip(all_fields(), samples[i]))
+            del expected["jpg"]
+            expected["blob"] = expected["blob"].tobytes()
+            assert all(same(reader.decode(i, name), value) for name, value in expected.items())
+
+
+def test_no_allocation_crosses_a_page_and_samples_stay_together(tmp_path):
+    rng = np.random.default_rng(0)
+    items = [(bytes(rng.integers(1, 700_000)), bytes(rng.integers(1, 500_000))) for _ in range(30)]
+    write(tmp_path / "a", {"x": f.BytesField(), "y": f.BytesField()}, items, 2, chunksize=3)
+    with Reader(tmp_path / "a") as reader:
+        table = reader.alloc_table
+        first = table["ptr"] // reader.page_size
+        assert np.array_equal(first, (table["ptr"] + table["size"] - 1) // reader.page_size)
+        assert np.array_equal(first[::2], first[1::2])
+        assert len(np.unique(first)) > 3
+
+
+@pytest.mark.parametrize("where", [0, 2, 4])
+def test_the_page_grows_to_hold_the_largest_sample(tmp_path, where):
+    sizes = [1000] * 5
+    sizes[where] = 5 * PAGE_BYTES // 2
+    items = [(os.urandom(size),) for size in sizes]
+    write(tmp_path / "a", BLOB, items, 2, chunksize=1)
+    with Reader(tmp_path / "a") as reader:
+        assert reader.page_size == 4 * PAGE_BYTES
+        assert [reader.decode(i, "blob") for i in range(5)] == [blob for (blob,) in items]
+        table = reader.alloc_table
+        last = table["ptr"] + table["size"] - 1
+        assert np.array_equal(table["ptr"] // reader.page_size, last // reader.page_size)
+
+
+def test_empty_payloads_have_places_of_their_own(tmp_path):
+    write(tmp_path / "a", BLOB, [(b"",), (b"a",), (b"",), (b"",), (b"bc",)])
+    with Reader(tmp_path / "a") as reader:
+        assert len(np.unique(reader.alloc_table["ptr"])) == 5
+        assert [reader.decode(i, "blob") for i in range(5)] == [b"", b"a", b"", b"", b"bc"]
+
+
+def test_a_chunk_of_many_large_images_travels_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr("ffcv_ssl.writer_pool._PART_BYTES", 4000)
+    items = [(pattern(i, 30, 20),) for i in range(12)]
+    write(tmp_path / "a", IMAGE, items, 2)
+    with Reader(tmp_path / "a") as reader:
+        assert all(same(reader.decode(i, "image"), items[i][0]) for i in range(12))
+
+
+def test_indices_choose_and_order_the_samples(tmp_path):
+    writer = DatasetWriter(tmp_path / "a", {"n": f.IntField()}, num_workers=1)
+    writer.from_indexed_dataset(List([(i * i,) for i in range(10)]), indices=np.array([7, 2, 2]))
+    with Reader(tmp_path / "a") as reader:
+        assert [reader.decode(i, "n") for i in range(3)] == [49, 4, 4]
+
+
+def test_shuffling_is_a_permutation_that_never_changes(tmp_path):
+    for name in "ab":
+        writer = DatasetWriter(tmp_path / name, {"n": f.IntField()}, num_workers=1)
+        writer.from_indexed_dataset(List([(i,) for i in range(10)]), shuffle_indices=True)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    with Reader(tmp_path / "a") as reader:
+        # computed apart from our code: files written years apart must agree
+        assert reader.metadata["f0"].tolist() == [2, 4, 6, 8, 5, 1, 7, 0, 9, 3]
+
+
+def test_class_names_history_and_counts_are_kept(tmp_path):
+    items = [(pattern(i, 30, 20), i - 1) for i in range(3)]
+    fields = {"image": f.RGBImageField("smart"), "label": f.IntField()}
+    settings = {"class_names": {"label": ["cat", "dog"]}, "made": {"source": "here"}}
+    writer = write(tmp_path / "a", fields, items, 2, chunksize=1, **settings)
+    assert writer.counts["image"] == {"raw": 3}
+    with Reader(tmp_path / "a") as reader:
+        assert reader.class_names == {"label": ["cat", "dog"]}
+        assert reader.made["source"] == "here"
+        assert reader.made["counts"] == {"image": {"raw": 3}}
+
+
+# -- failures ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (fail, r"sample 5 \(dataset index 5\): FileNotFoundError: cat.jpg"),
+        (partial(pattern, 0, 3, 3), r"sample 5 .*expected a tuple of 2 values \(image, label\)"),
+        ((pattern(0, 3, 3), "x"), r"sample 5 .*, field 'label': expected an integer, got str"),
+        ((np.zeros((3, 3)), 1), r"sample 5 .*, field 'image': expected uint8 pixels, got float64"),
+    ],
+)
+def test_a_sample_that_fails_is_named_and_nothing_is_left(tmp_path, num_workers, bad, message):
+    items = [(pattern(i, 3, 3), i) for i in range(20)]
+    items[5] = bad
+    with pytest.raises(BetonError, match=message) as error:
+        write(tmp_path / "a", {**IMAGE, "label": f.IntField()}, items, num_workers, chunksize=2)
+    assert "\n" not in str(error.value)
+    assert os.listdir(tmp_path) == []
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_dies_is_reported_with_its_sample(tmp_path):
+    items = [(i,) for i in range(50)]
+    items[31] = die
+    with pytest.raises(BetonError, match=r"sample 31 \(dataset index 31\).*killed by signal 9"):
+        write(tmp_path / "a", {"n": f.IntField()}, items, 3, chunksize=4)
+    assert os.listdir(tmp_path) == []
+    assert not multiprocessing.active_children()
+
+
+def test_a_failure_leaves_the_old_file_as_it_was(tmp_path):
+    write(tmp_path / "a", BLOB, [(b"old",)])
+    with pytest.raises(BetonError):
+        write(tmp_path / "a", BLOB, [(b"new",), fail])
+    assert os.listdir(tmp_path) == ["a"]
+    with Reader(tmp_path / "a") as reader:
+        assert reader.decode(0, "blob") == b"old"
+
+
+def test_a_folder_that_is_missing_is_one_line(tmp_path):
+    with pytest.raises(BetonError, match="cannot be written") as error:
+        write(tmp_path / "none" / "a", BLOB, [(b"x",)])
+    assert "\n" not in str(error.value)
+
+
+def test_labels_outside_of_the_class_names_are_refused(tmp_path):
+    for labels in ([0, 2], [-2, 0]):
+        with pytest.raises(BetonError, match="2 class names"):
+            items = [(label,) for label in labels]
+            write(tmp_path / "a", {"y": f.IntField()}, items, class_names={"y": ["a", "b"]})
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"fields": {}}, "no fields"),
+        ({"fields": {"a_name_too_long__": f.IntField()}}, "17 bytes"),
+        ({"page_size": 3 << 20}, "power of two"),
+        ({"page_size": 1 << 20}, "power of two"),
+        ({"page_size": 1 << 32}, "power of two"),
+        ({"class_names": {"y": ["a"]}}, "not an IntField"),
+        ({"made": {"when": object()}}, "made"),
+    ],
+)
+def test_settings_that_make_no_file_are_refused_at_once(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        DatasetWriter(**{"path": tmp_path / "a", "fields": BLOB, **settings})
+
+
+def test_an_empty_dataset_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="empty"):
+        write(tmp_path / "a", BLOB, [])
+
+
+def test_a_field_may_reserve_one_payload_a_sample_at_most(tmp_path):
+    class Twice(f.BytesField):
+        def encode(self, destination, value, malloc):
+            super().encode(destination, value, malloc)
+            super().encode(destination, value, malloc)
+
+    with pytest.raises(BetonError, match="one allocation"):
+        write(tmp_path / "a", {"x": Twice()}, [(b"a",)])
+
+
+class Upside(f.BytesField):
+    """A custom field: bytes stored backwards."""
+
+    @staticmethod
+    def from_binary(binary):
+        return Upside()
+
+    def encode(self, destination, value, malloc):
+        super().encode(destination, value[::-1], malloc)
+
+    def decode(self, metadata_row, payload):
+        return payload[::-1]
+
+
+def test_custom_fields_are_written_and_need_naming_when_read(tmp_path):
+    write(tmp_path / "a", {"x": Upside()}, [(b"abc",)])
+    with pytest.raises(BetonError, match=r"custom_fields=\{'x'"):
+        Reader(tmp_path / "a")
+    with Reader(tmp_path / "a", {"x": Upside}) as reader:
+        assert reader.decode(0, "x") == b"abc"
+        assert reader.read(0, "x") == b"cba"
+
+
+SLOW_WRITER = """
+import sys, time
+from ffcv_ssl.fields import BytesField
+from ffcv_ssl.writer import DatasetWriter
+
+class Slow:
+    def __len__(self):
+        return 300
+    def __getitem__(self, index):
+        time.sleep(0.003)
+        return (bytes(100_000),)
+
+print("go", flush=True)
+writer = DatasetWriter(sys.argv[1], {"x": BytesField()}, num_workers=2)
+writer.from_indexed_dataset(Slow(), chunksize=9)
+"""
+
+
+def alive(process_group):
+    try:
+        os.killpg(process_group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.15, 0.3])
+def test_a_killed_writer_leaves_no_file_that_opens_and_no_process(tmp_path, delay_s):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_WRITER, tmp_path / "a.beton"],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        cwd=os.path.dirname(os.path.dirname(os.path.abspath(beton.__file__))),
+    )
+    assert process.stdout.readline() == b"go\n"
+    time.sleep(delay_s)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert not (tmp_path / "a.beton").exists()
+    for left in tmp_path.iterdir():
+        with pytest.raises(BetonError):
+            Reader(left)
+    deadline = time.monotonic() + 10
+    while alive(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(process.pid), "workers outlived their parent"
+
+
+def test_an_interrupt_removes_the_unfinished_file_and_the_workers(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_WRITER, tmp_path / "a.beton"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd=os.path.dirname(os.path.dirname(os.path.abspath(beton.__file__))),
+    )
+    assert process.stdout.readline() == b"go\n"
+    while not any(tmp_path.iterdir()):
+        time.sleep(0.01)
+    time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(20)
+    process.stdout.close()
+    assert os.listdir(tmp_path) == []
+    assert not alive(process.pid)
+
+
+def test_writing_works_beside_threads_and_torch(tmp_path):
+    import torch
+
+    # starts torch's thread pool, which forks do not inherit
+    torch.randn(300, 300) @ torch.randn(300, 300)
+
+    class Products:
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            return (int((torch.ones(300, 300) @ torch.ones(300, 300)).sum()) + index,)
+
+    writer = DatasetWriter(tmp_path / "a", {"x": f.IntField()}, num_workers=2)
+    writer.from_indexed_dataset(Products(), chunksize=1)
+    with Reader(tmp_path / "a") as reader:
+        assert [reader.decode(i, "x") for i in range(8)] == [300**3 + i for i in range(8)]
