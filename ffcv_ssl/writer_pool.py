@@ -183,9 +183,13 @@ class _Pool:
 
     def _start(self, context, index, encoder):
         ours, theirs = context.Pipe()
+        # a fork inherits our ends of the pipes, its own too: held open, they would keep it waiting
+        # for a parent that is gone
+        inherited = [worker.connection for worker in self._workers] + [ours]
+        is_fork = context.get_start_method() == "fork"
         process = context.Process(
             target=_work,
-            args=(theirs, encoder, self._current, index, os.getpid()),
+            args=(theirs, encoder, self._current, index, os.getpid(), inherited if is_fork else []),
             name=f"beton-writer-{index}",
             daemon=True,
         )
@@ -271,11 +275,13 @@ class _RemoteError(Exception):
         super().__init__(f"in a worker process:\n{trace}")
 
 
-def _work(connection, encoder, current, index, parent):
+def _work(connection, encoder, current, index, parent, inherited):
     """A worker's life: chunks in, parts out, until told to stop or left alone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which stops us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _limit_threads()
+    for parents_end in inherited:
+        parents_end.close()
 
     def on_sample(sample, source):
         current[2 * index], current[2 * index + 1] = sample, source

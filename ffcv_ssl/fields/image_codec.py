@@ -6,6 +6,7 @@ Everything here is deterministic: the same input gives the same bytes in every p
 
 import io
 import struct
+import warnings
 
 import numpy as np
 import simplejpeg
@@ -68,7 +69,9 @@ def check_size(height_px, width_px):
 def open_image(data):
     """A PIL image of encoded bytes, its pixels not yet decoded. ValueError if no format fits."""
     try:
-        image = Image.open(io.BytesIO(data))
+        with warnings.catch_warnings():  # Pillow tells of every odd tag
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data))
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, struct.error) as error:
         raise ValueError(f"not a readable image ({error})") from None
     except Image.DecompressionBombError as error:
@@ -107,7 +110,9 @@ def _narrow(image):
 def orientation(image):
     """EXIF orientation, 1 (upright) to 8. A broken EXIF block tells nothing: 1."""
     try:
-        value = image.getexif().get(_EXIF_ORIENTATION, 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = image.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:  # Pillow's EXIF parser raises nearly anything on damaged blocks
         return 1
     return value if value in range(1, 9) else 1
