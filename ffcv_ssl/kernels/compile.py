@@ -1,11 +1,14 @@
-"""How kernels are compiled and kept: one signature each, cached on disk, safe with many processes starting at once.
+"""How kernels are compiled and kept: one signature each, cached on disk, safe with many processes
+starting at once.
 
-Guarantees: a kernel compiled once is loaded, not compiled, by every later process with the same sources, numba and CPU. The
-cache folder's name is a digest of *all* kernel sources, so an edited callee is never missed (numba itself looks only at
-the file of the caller). Processes that start together compile once: the others wait for a file lock and then load.
+Guarantees: a kernel compiled once is loaded, not compiled, by every later process with the same
+sources, numba and CPU. The cache folder's name is a digest of *all* kernel sources, so an edited
+callee is never missed (numba itself looks only at the file of the caller). Processes that start
+together compile once: the others wait for a file lock and then load.
 
-Folder: `$FFCV_SSL_CACHE`, else `$XDG_CACHE_HOME/ffcv_ssl`, else `~/.cache/ffcv_ssl`, else one of this user below the
-temporary folder. Nothing outside it is written, and no environment variable is set.
+Folder: `$FFCV_SSL_CACHE`, else `$XDG_CACHE_HOME/ffcv_ssl`, else `~/.cache/ffcv_ssl`, else one of
+this user below the temporary folder. Nothing outside it is written, and no environment variable is
+set.
 """
 
 import contextlib
@@ -22,11 +25,12 @@ import llvmlite.binding as llvm
 import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
 
-# Flags that keep values what they are: no reassociation of sums, no reciprocal for a division, NaN stays NaN. "contract"
-# allows a fused multiply-add, "nsz" ignores the sign of zero.
+# Flags that keep values what they are: no reassociation of sums, no reciprocal for a division, NaN
+# stays NaN. "contract" allows a fused multiply-add, "nsz" ignores the sign of zero.
 SAFE_MATH = {"contract", "nsz"}
 
-# error_model="numpy": a division by zero gives inf instead of raising, which would forbid vector code.
+# error_model="numpy": a division by zero gives inf instead of raising, which would forbid vector
+# code.
 device = numba.njit(nogil=True, fastmath=SAFE_MATH, error_model="numpy")
 inlined = numba.njit(
     nogil=True, fastmath=SAFE_MATH, error_model="numpy", forceinline=True
@@ -37,7 +41,8 @@ _SOURCE_FOLDERS = ("kernels", "transforms", "pipeline", "traversal_order")
 
 @functools.cache
 def _sources_digest():
-    """Digest of every kernel source, numba's and llvmlite's versions and the CPU with its features."""
+    """Digest of every kernel source, numba's and llvmlite's versions and the CPU with its
+    features."""
     digest = hashlib.sha256()
     root = Path(__file__).resolve().parent.parent
     for folder in _SOURCE_FOLDERS:
@@ -72,7 +77,8 @@ def cache_folder():
 
 
 class _Locator:
-    """Tells numba where one function's files lie; the folder's name already says which sources they belong to."""
+    """Tells numba where one function's files lie; the folder's name already says which sources they
+    belong to."""
 
     def __init__(self, py_func):
         path = Path(inspect.getfile(py_func))
@@ -101,7 +107,8 @@ class _FunctionCache(FunctionCache):
 
 @contextlib.contextmanager
 def _one_process_at_a_time():
-    """Hold the cache folder's lock, which the system frees when a process dies. Without locks on this file system: none."""
+    """Hold the cache folder's lock, which the system frees when a process dies. Without locks on
+    this file system: none."""
     os.makedirs(cache_folder(), exist_ok=True)
     descriptor = os.open(os.path.join(cache_folder(), "lock"), os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -113,9 +120,11 @@ def _one_process_at_a_time():
 
 
 class Kernel:
-    """A compiled entry point: `kernel(*arrays)`. Loads or compiles at the first call, or at `load()`.
+    """A compiled entry point: `kernel(*arrays)`. Loads or compiles at the first call, or at
+    `load()`.
 
-    Only its one signature is accepted: other dtypes or layouts raise TypeError and never compile anew.
+    Only its one signature is accepted: other dtypes or layouts raise TypeError and never compile
+    anew.
     """
 
     def __init__(self, py_func, signature):
@@ -126,7 +135,8 @@ class Kernel:
         self._lock = threading.Lock()
 
     def load(self):
-        """Make the kernel ready; returns True when it had to be compiled, False when it came from the disk."""
+        """Make the kernel ready; returns True when it had to be compiled, False when it came from
+        the disk."""
         with self._lock:
             if self._ready:
                 return False

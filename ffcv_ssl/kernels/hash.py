@@ -1,4 +1,5 @@
-"""XXH3-64 (seed 0, default secret), equal to the reference for every length; checked against the package `xxhash`.
+"""XXH3-64 (seed 0, default secret), equal to the reference for every length; checked against the
+package `xxhash`.
 
 Specification: the XXH3 algorithm description of the xxHash project. All arithmetic is modulo 2**64.
 """
@@ -18,7 +19,8 @@ _SECRET = np.frombuffer(
     ),
     np.uint8,
 )
-# Every 64-bit word of the secret that is read, by byte offset (some offsets are odd, so an aligned table would not do).
+# Every 64-bit word of the secret that is read, by byte offset (some offsets are odd, so an aligned
+# table would not do).
 _S = np.array(
     [int.from_bytes(_SECRET[i : i + 8].tobytes(), "little") for i in range(185)], np.uint64
 )
@@ -155,10 +157,12 @@ def _hash_up_to_240(data, at, size):
 
 @device
 def _accumulate(data, at, num_stripes, secret, acc, sums):
-    """Take `num_stripes` stripes of 64 bytes from `at`, the secret moving on one word a stripe; eight lanes in `acc`.
+    """Take `num_stripes` stripes of 64 bytes from `at`, the secret moving on one word a stripe;
+    eight lanes in `acc`.
 
-    A lane also gets its neighbour's word. Those are summed apart and added once at the end (sums commute): the inner
-    loop is then the same for all lanes, which LLVM turns into one vector: 8 us for 60 KB instead of 17.
+    A lane also gets its neighbour's word. Those are summed apart and added once at the end (sums
+    commute): the inner loop is then the same for all lanes, which LLVM turns into one vector: 8 us
+    for 60 KB instead of 17.
     """
     words = data[at : at + num_stripes * _STRIPE_BYTES].view(np.uint64)
     sums[:] = 0
@@ -194,7 +198,8 @@ def _hash_long(data, at, size):
 
 @device
 def xxh3(data, at, size):
-    """XXH3-64 of `size` bytes of the uint8 array `data` from byte `at`, as uint64. Nothing is checked."""
+    """XXH3-64 of `size` bytes of the uint8 array `data` from byte `at`, as uint64. Nothing is
+    checked."""
     if size <= 16:
         return _hash_up_to_16(data, at, size)
     if size <= 128:

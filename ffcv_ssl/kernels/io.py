@@ -1,6 +1,8 @@
-"""Checked reads without Python: many samples' bytes from one file into private memory, each verified by its XXH3-64.
+"""Checked reads without Python: many samples' bytes from one file into private memory, each
+verified by its XXH3-64.
 
-`pread` is looked up by name in the running process, so the kernel can be cached on disk (a ctypes pointer could not).
+`pread` is looked up by name in the running process, so the kernel can be cached on disk (a ctypes
+pointer could not).
 """
 
 import numpy as np
@@ -18,13 +20,16 @@ _TRIES = 100  # of a read that a signal interrupted
 
 
 @kernel(
-    "void(int32, uint64[::1], uint64[::1], uint64[::1], boolean, int64[::1], uint8[::1], int64[::1])"
+    "void(int32, uint64[::1], uint64[::1], uint64[::1], boolean, "
+    "int64[::1], uint8[::1], int64[::1])"
 )
 def read_samples(fd, pointers, sizes, checksums, verify, offsets, buffer, status):
-    """Read sample i's sizes[i] bytes at file position pointers[i] to buffer[offsets[i]:]; all arrays but buffer are (N,).
+    """Read sample i's sizes[i] bytes at file position pointers[i] to buffer[offsets[i]:]; all
+    arrays but buffer are (N,).
 
-    status[i]: OK, IO_ERROR (ask the system again from Python for the reason), TRUNCATED (the file ends too early) or
-    ALTERED (the bytes do not have their checksum; only with `verify`). Nothing outside the N ranges is written.
+    status[i]: OK, IO_ERROR (ask the system again from Python for the reason), TRUNCATED (the file
+    ends too early) or ALTERED (the bytes do not have their checksum; only with `verify`). Nothing
+    outside the N ranges is written.
     """
     base = np.uint64(buffer.ctypes.data)
     for i in range(pointers.size):

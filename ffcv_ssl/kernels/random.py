@@ -1,4 +1,5 @@
-"""Counter-based random numbers (Philox4x32-10): a draw is a pure function of its key, whoever asks and whenever.
+"""Counter-based random numbers (Philox4x32-10): a draw is a pure function of its key, whoever asks
+and whenever.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); checked against the
 authors' known answers. Uniform numbers are multiples of 2**-32 in [0, 1).
@@ -33,26 +34,29 @@ def philox(key, c0, c1, c2, c3):
 
 @device
 def uniforms(key, epoch, sample, occurrence, block):
-    """Four uniform numbers in [0, 1): number `block` of the stream of this op at this sample's turn.
+    """Four uniform numbers in [0, 1): number `block` of the stream of this op at this sample's
+    turn.
 
-    key: of (seed, view, op), uint64. epoch, sample, occurrence: uint64; epoch counts to 2**32, a sample's id to
-    2**48, its occurrences in one epoch to 2**16.
+    key: of (seed, view, op), uint64. epoch, sample, occurrence: uint64; epoch counts to 2**32, a
+    sample's id to 2**48, its occurrences in one epoch to 2**16.
     """
     high = ((sample >> np.uint64(32)) << np.uint64(16)) | (occurrence & np.uint64(0xFFFF))
-    w0, w1, w2, w3 = philox(
-        key, np.uint64(block), sample & _LOW32, epoch & _LOW32, high & _LOW32
-    )
+    w0, w1, w2, w3 = philox(key, np.uint64(block), sample & _LOW32, epoch & _LOW32, high & _LOW32)
     return w0 * _TO_UNIT, w1 * _TO_UNIT, w2 * _TO_UNIT, w3 * _TO_UNIT
 
 
 @kernel("void(uint64, uint64, int64[::1])")
 def shuffle_(key, epoch, values):
-    """Permute `values` in place, every permutation equally likely (Fisher and Yates); a function of key and epoch.
+    """Permute `values` in place, every permutation equally likely (Fisher and Yates); a function of
+    key and epoch.
 
-    A bounded number is the high half of a 64-bit word times the bound: its bias is below 2**-32 for 2**32 values.
+    A bounded number is the high half of a 64-bit word times the bound: its bias is below 2**-32 for
+    2**32 values.
     """
     for last in range(values.size - 1, 0, -1):
-        w0, w1, w2, w3 = philox(key, np.uint64(last) & _LOW32, epoch & _LOW32, np.uint64(0), np.uint64(0))
+        w0, w1, w2, w3 = philox(
+            key, np.uint64(last) & _LOW32, epoch & _LOW32, np.uint64(0), np.uint64(0)
+        )
         bound = np.uint64(last + 1)
         other = np.int64((w0 * bound + ((w1 * bound) >> np.uint64(32))) >> np.uint64(32))
         values[last], values[other] = values[other], values[last]
@@ -60,7 +64,8 @@ def shuffle_(key, epoch, values):
 
 @kernel("uint64(uint64, uint64, uint64, uint64)")
 def random_word(key, epoch, sample, attempt):
-    """One 64-bit word of (key, epoch, sample, attempt): the choice of a replacement for a bad sample."""
+    """One 64-bit word of (key, epoch, sample, attempt): the choice of a replacement for a bad
+    sample."""
     w0, w1, w2, w3 = philox(
         key, attempt & _LOW32, sample & _LOW32, epoch & _LOW32, sample >> np.uint64(32)
     )

@@ -1,4 +1,5 @@
-"""What the system keeps of the file: everything it likes (os_cache=True), or only what is being read."""
+"""What the system keeps of the file: everything it likes (os_cache=True), or only what is being
+read."""
 
 import os
 
@@ -8,7 +9,8 @@ _GAP = 1 << 16  # bytes; ranges closer than this are asked for in one
 
 
 class SystemCache:
-    """os_cache=True: does nothing. False: `prefetch` asks for the batches ahead, `drop` gives their pages up after use."""
+    """os_cache=True: does nothing. False: `prefetch` asks for the batches ahead, `drop` gives their
+    pages up after use."""
 
     def __init__(self, reader, field_names, os_cache):
         self._fd = reader.fd

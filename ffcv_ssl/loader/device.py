@@ -1,7 +1,8 @@
-"""From finished arrays to the consumer: tensors, copies to a CUDA device on a stream of its own, whole-batch ops.
+"""From finished arrays to the consumer: tensors, copies to a CUDA device on a stream of its own,
+whole-batch ops.
 
-Hand-over: the copy stream records an event behind the copies of a batch; the consumer's current stream waits for it before
-anything uses them. The slot is kept until that event has passed.
+Hand-over: the copy stream records an event behind the copies of a batch; the consumer's current
+stream waits for it before anything uses them. The slot is kept until that event has passed.
 """
 
 from typing import NamedTuple
@@ -14,7 +15,8 @@ from ffcv_ssl.transforms import ToDevice
 
 
 class BatchContext(NamedTuple):
-    """What whole-batch code may ask for: a callable with a parameter `context` gets this. indices: int64 (B,)."""
+    """What whole-batch code may ask for: a callable with a parameter `context` gets this. indices:
+    int64 (B,)."""
 
     seed: int
     epoch: int
@@ -31,13 +33,14 @@ def needs_cuda(tails):
 
 
 class Delivery:
-    """Brings one epoch's finished jobs to the consumer. `start(job)` may be called early; `finish(job)` gives the values."""
+    """Brings one epoch's finished jobs to the consumer. `start(job)` may be called early;
+    `finish(job)` gives the values."""
 
     def __init__(self, program, seed):
         self.program, self.seed = program, seed
         self.cuda = needs_cuda(program.tails)
         self._stream = None
-        self._in_flight = []  # (event, host arrays): page-locked memory that a copy may still be reading
+        self._in_flight = []  # (event, host tensors that the copies before it may still read)
         self._started = {}  # id of job -> (values, event, remaining ops)
 
     def start(self, job):

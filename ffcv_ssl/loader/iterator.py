@@ -12,7 +12,8 @@ from ffcv_ssl.loader.job import BatchJob
 
 
 class EpochIterator:
-    """Yields the batches of a schedule. Ended by exhaustion, by an error, by `close()`, or by the loader's next `iter()`."""
+    """Yields the batches of a schedule. Ended by exhaustion, by an error, by `close()`, or by the
+    loader's next `iter()`."""
 
     def __init__(self, loader, shared, program, schedule, epoch, slots, batch_type):
         self._loader, self._shared = loader, shared
@@ -23,7 +24,8 @@ class EpochIterator:
         self._next_to_submit = self._handed = 0
         self._process = os.getpid()
         self._closed = False
-        # small chunks share the work evenly; 64 rows of small raw images still fill one compiled call
+        # small chunks share the work evenly; 64 rows of small raw images still fill one compiled
+        # call
         workers = shared.num_workers
         self._chunk_size = int(np.clip(-(-shared.batch_size // (4 * workers)), 1, 64))
         self._fill()
@@ -44,7 +46,9 @@ class EpochIterator:
     def _start_job(self, number):
         indices, occurrences, valid = self._schedule.batch(number)
         memory = self._slots.lend(len(indices))
-        job = BatchJob(self._program, self._shared, self._epoch, indices, occurrences, valid, memory)
+        job = BatchJob(
+            self._program, self._shared, self._epoch, indices, occurrences, valid, memory
+        )
         self._shared.cache.prefetch(indices)
         job.start(self._chunk_size)
         return job
@@ -55,8 +59,8 @@ class EpochIterator:
             raise StopIteration
         if os.getpid() != self._process:
             raise RuntimeError(
-                f"{self._program.reader.path}: this loader was made in another process; its threads did not "
-                "come along with the fork: make a Loader in this process"
+                f"{self._program.reader.path}: this loader was made in another process; its "
+                "threads did not come along with the fork: make a Loader in this process"
             )
         started = time.perf_counter()
         job = self._jobs[0]

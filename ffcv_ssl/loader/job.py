@@ -1,7 +1,8 @@
-"""One batch in the making: tasks for the workers, replacement of bad samples, and the finished arrays or the error.
+"""One batch in the making: tasks for the workers, replacement of bad samples, and the finished
+arrays or the error.
 
-Stages: all rows are read, decoded and rendered in chunks; where a view has whole-batch code, the thread that finishes the
-last chunk runs it and starts the next stage. B samples a batch.
+Stages: all rows are read, decoded and rendered in chunks; where a view has whole-batch code, the
+thread that finishes the last chunk runs it and starts the next stage. B samples a batch.
 """
 
 import threading
@@ -13,13 +14,16 @@ from ffcv_ssl.kernels.random import random_word
 from ffcv_ssl.seeds import derive_key
 
 _REPLACEMENT_TRIES = 32
-_REPLACED_TURN = 0x8000  # occurrences of replacements: apart from the sample's own turns in the epoch
+_REPLACED_TURN = (
+    0x8000  # occurrences of replacements: apart from the sample's own turns in the epoch
+)
 
 
 class BatchJob:
     """A batch of samples `indices` (B,), at their `occurrences`, on the arrays `memory` of a slot.
 
-    shared: the `Shared` of the loader. After `done` is set: `error` or the outputs in `values` and `output()`.
+    shared: the `Shared` of the loader. After `done` is set: `error` or the outputs in `values` and
+    `output()`.
     """
 
     def __init__(self, program, shared, epoch, indices, occurrences, valid, memory):
@@ -32,9 +36,7 @@ class BatchJob:
         self.params = {}
         self._memory, self._lock = memory, threading.Lock()
         self.raws = {n: np.zeros((len(indices), p.num_columns)) for n, p in program.plans.items()}
-        self.values = {
-            v.name: np.empty((len(indices), *v.shape), v.dtype) for v in program.values
-        }
+        self.values = {v.name: np.empty((len(indices), *v.shape), v.dtype) for v in program.values}
 
     def output(self, plan, number):
         """The slot's array (B, H, W, 3) of a view's segment."""
@@ -79,7 +81,8 @@ class BatchJob:
             self._replace(row, bad[row], scratch)
 
     def _replace(self, row, error, scratch):
-        """Another sample takes the row, all its fields; which one depends on (seed, epoch, id) alone."""
+        """Another sample takes the row, all its fields; which one depends on (seed, epoch, id)
+        alone."""
         shared, original = self.shared, int(self.indices[row])
         candidates = shared.order.replacements(original)
         candidates = shared.indices if candidates is None else candidates
@@ -92,11 +95,13 @@ class BatchJob:
             self.indices[row] = chosen
             self.occurrences[row] = _REPLACED_TURN | (original & 0x7FFF)
             sources = self.program.checked_sources
-            if not any([s.process(self, row, row + 1, scratch) for s in sources]):
+            if not any(s.process(self, row, row + 1, scratch) for s in sources):
                 self.replaced[row] = True
                 shared.count_replaced(self.epoch, error)
                 return
-        raise BetonError(f"{error} (no valid sample found in its place in {_REPLACEMENT_TRIES} tries)")
+        raise BetonError(
+            f"{error} (no valid sample found in its place in {_REPLACEMENT_TRIES} tries)"
+        )
 
     def _end_stage(self, stage, scratch):
         try:
@@ -153,7 +158,8 @@ def _at_op(reader, name, op, error):
 
 
 def run_tail(reader, name, ops, value, context):
-    """Whole-batch ops in the consumer's thread. A callable with a parameter `context` is given (seed, epoch, indices)."""
+    """Whole-batch ops in the consumer's thread. A callable with a parameter `context` is given
+    (seed, epoch, indices)."""
     for op in ops:
         try:
             if hasattr(op, "run") and hasattr(op, "operation"):
@@ -170,7 +176,10 @@ def run_tail(reader, name, ops, value, context):
 def _wants_context(op):
     code = getattr(op, "forward", op)
     code = getattr(code, "__code__", None) or getattr(type(op).__call__, "__code__", None)
-    return code is not None and "context" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    return (
+        code is not None
+        and "context" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    )
 
 
 class _Chunk:

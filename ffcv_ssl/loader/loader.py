@@ -1,10 +1,12 @@
 """`Loader`: one `.beton` file as an endless supply of epochs of augmented batches.
 
-Guarantees: for given (file, seed, epoch, pipelines) every view of every sample is byte-identical for any num_workers,
-batches_ahead, batch_size, world size and resume point; errors reach the consumer; nothing hangs.
+Guarantees: for given (file, seed, epoch, pipelines) every view of every sample is byte-identical
+for any num_workers, batches_ahead, batch_size, world size and resume point; errors reach the
+consumer; nothing hangs.
 
     loader = Loader("train.beton", 256, order=OrderOption.RANDOM, seed=0, pipelines={
-        "view_0": ("image", [RandomResizedCrop(224), RandomHorizontalFlip(), ToTensor(), ToTorchImage()]),
+        "view_0": ("image", [RandomResizedCrop(224), ToTensor(), ToTorchImage()]),
+        "view_1": ("image", [RandomResizedCrop(224), GaussianBlur(), ToTensor(), ToTorchImage()]),
         "label": [IntDecoder(), ToTensor(), Squeeze()]})
     for batch in loader:
         batch.view_0, batch.label, batch.indices, batch.params["view_0"]["crop"]
@@ -12,13 +14,19 @@ batches_ahead, batch_size, world size and resume point; errors reach the consume
 
 import logging
 import os
-import threading
 import weakref
-from enum import Enum
 
 import numpy as np
 
 from ffcv_ssl.errors import BetonError
+from ffcv_ssl.loader.arguments import (
+    OrderOption,
+    check_indices,
+    check_positive,
+    count_workers,
+    find_rank,
+    make_order,
+)
 from ffcv_ssl.loader.batch import make_batch_type
 from ffcv_ssl.loader.cache import SystemCache
 from ffcv_ssl.loader.device import needs_cuda
@@ -26,72 +34,30 @@ from ffcv_ssl.loader.iterator import EpochIterator
 from ffcv_ssl.loader.pipelines import default_pipeline, resolve_pipelines
 from ffcv_ssl.loader.program import EpochProgram
 from ffcv_ssl.loader.schedule import EpochSchedule
+from ffcv_ssl.loader.shared import Shared
 from ffcv_ssl.loader.slots import SlotPool
 from ffcv_ssl.loader.workers import WorkerPool
 from ffcv_ssl.reader import Reader
 from ffcv_ssl.transforms import RandomResizedCrop
-from ffcv_ssl.traversal_order import QuasiRandom, Random, Sequential, TraversalOrder
 
 _log = logging.getLogger(__name__)
 STATE_VERSION = 1
-_MAX_REPLACED = 0.01  # share of an epoch's samples
-
-
-class OrderOption(Enum):
-    """FFCV's names of the built-in orders."""
-
-    SEQUENTIAL = 1
-    RANDOM = 2
-    QUASI_RANDOM = 3
-
-
-_ORDERS = {
-    OrderOption.SEQUENTIAL: Sequential,
-    OrderOption.RANDOM: Random,
-    OrderOption.QUASI_RANDOM: QuasiRandom,
-}
-
-
-class _Shared:
-    """What threads and iterators see of a loader; does not keep the loader itself alive."""
-
-    def __init__(self, reader, order, indices, seed, batch_size, num_workers, batches_ahead, on_error):
-        self.reader, self.order, self.indices, self.seed = reader, order, indices, seed
-        self.batch_size, self.num_workers = batch_size, num_workers
-        self.batches_ahead, self.on_error = batches_ahead, on_error
-        self.pool = self.cache = None
-        self.waited_s, self.replaced = 0.0, 0
-        self._replaced_in_epoch, self._epoch = 0, None
-        self._lock = threading.Lock()
-
-    def count_replaced(self, epoch, error):
-        """Count a replaced sample, say so once, and refuse to go on when there are too many."""
-        with self._lock:
-            if epoch != self._epoch:
-                self._epoch, self._replaced_in_epoch = epoch, 0
-            self.replaced += 1
-            self._replaced_in_epoch += 1
-            first, count = self.replaced == 1, self._replaced_in_epoch
-        if first:
-            _log.warning("%s (replaced; further ones are only counted, see loader.stats)", error)
-        if count > max(1, _MAX_REPLACED * len(self.indices)):
-            raise BetonError(
-                f"{self.reader.path}: {count} of {len(self.indices)} samples of epoch {epoch} are bad, more than 1 %: "
-                f"re-write the file; the last one: {error}"
-            )
 
 
 class Loader:
-    """An iterable of batches; see the module's example. All arguments up to custom_field_mapper are FFCV's.
+    """An iterable of batches; the arguments up to custom_field_mapper are FFCV's.
 
-    path: the file. batch_size: per rank. num_workers: threads, -1 for one a core. os_cache: False for files larger than
-    memory. order: an OrderOption or a TraversalOrder. distributed: take rank and world size from torch.distributed.
-    seed: of all randomness; None draws one. indices: the samples that take part (default all). pipelines: see
-    `resolve_pipelines`. custom_fields: name -> Field class. drop_last: leave out the last, smaller global batch.
-    batches_ahead: batches in the making. recompile: accepted, nothing is compiled per pipeline. custom_field_mapper:
-    {output: field}. rank, world_size: instead of the process group's. on_error: "raise", or "replace" a bad sample by
-    another one. scaled_decode: decode JPEGs at 1/2, 1/4 or 1/8 where all views are smaller still; faster, not the same
-    pixels (up to 40 levels off at sharp edges).
+    path: the file. batch_size: per rank. num_workers: threads, -1 for one a core.
+    os_cache: False for files larger than memory.
+    order: an OrderOption or a TraversalOrder. seed: of all randomness; None draws one.
+    distributed: take rank and world size from torch.distributed; or give rank, world_size.
+    indices: the samples that take part (default all). pipelines: see `resolve_pipelines`.
+    custom_fields: name -> Field class. custom_field_mapper: {output: field}.
+    drop_last: leave out the last, smaller global batch. batches_ahead: batches in the making.
+    recompile: accepted; nothing is compiled per pipeline.
+    on_error: "raise", or "replace" a bad sample by another one.
+    scaled_decode: decode JPEGs at 1/2, 1/4 or 1/8 where all views are smaller still: faster, not
+    the same pixels (up to 40 levels off at sharp edges).
     Raises ValueError for arguments out of range, BetonError for a bad file.
     """
 
@@ -118,21 +84,28 @@ class Loader:
         scaled_decode=False,
     ):
         self._arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        _check_positive("batch_size", batch_size)
-        _check_positive("batches_ahead", batches_ahead)
+        check_positive("batch_size", batch_size)
+        check_positive("batches_ahead", batches_ahead)
         if on_error not in ("raise", "replace"):
             raise ValueError(f"Loader: on_error is {on_error!r}, must be 'raise' or 'replace'")
-        self.rank, self.world_size = _find_rank(distributed, rank, world_size)
-        num_workers = _count_workers(num_workers)
+        self.rank, self.world_size = find_rank(distributed, rank, world_size)
+        num_workers = count_workers(num_workers)
         self.batch_size, self.drop_last = int(batch_size), bool(drop_last)
         self.reader = Reader(path, custom_fields=custom_fields)
         if not self.reader.verified:
             _log.warning("%s: unverified: it has no checksums (written by FFCV?)", self.reader.path)
-        self.indices = _check_indices(self.reader, indices)
-        order = _make_order(order)
+        self.indices = check_indices(self.reader, indices)
+        order = make_order(order)
         seed = self._choose_seed(seed)
-        self._shared = _Shared(
-            self.reader, order, self.indices, seed, self.batch_size, num_workers, batches_ahead, on_error
+        self._shared = Shared(
+            self.reader,
+            order,
+            self.indices,
+            seed,
+            self.batch_size,
+            num_workers,
+            batches_ahead,
+            on_error,
         )
         resolved = resolve_pipelines(self.reader, pipelines, custom_field_mapper)
         self._resolved, self._scaled_decode = resolved, bool(scaled_decode)
@@ -143,14 +116,19 @@ class Loader:
         self._next, self._position = (0, 0), (0, 0)  # (epoch, global samples handed out)
         self._iterator = lambda: None
         self._length_cache = {}
-        EpochProgram(self.reader, resolved, seed, self._scaled_decode)  # wrong pipelines fail here, not later
-        self._shared.pool = WorkerPool(num_workers, f"ffcv_ssl-{os.path.basename(self.reader.path)}")
+        EpochProgram(
+            self.reader, resolved, seed, self._scaled_decode
+        )  # wrong pipelines fail here, not later
+        self._shared.pool = WorkerPool(
+            num_workers, f"ffcv_ssl-{os.path.basename(self.reader.path)}"
+        )
         self._finalizer = weakref.finalize(self, _shut_down, self._shared.pool, self.reader)
 
-    # ---- iterating -------------------------------------------------------------------------------------------
+    # -- iterating
 
     def __iter__(self):
-        """The next epoch, or the rest of the one that `load_state_dict` named. Ends an older iterator."""
+        """The next epoch, or the rest of the one that `load_state_dict` named. Ends an older
+        iterator."""
         if not self._finalizer.alive:
             raise ValueError(f"{self.reader.path}: this loader is closed; make a new one")
         self._end_iterator()
@@ -173,9 +151,18 @@ class Loader:
 
     def _schedule(self, epoch, start):
         order = self._shared.order
-        sequence = np.ascontiguousarray(order.sequence(self.reader, self.indices, self.seed, epoch), np.int64)
+        sequence = np.ascontiguousarray(
+            order.sequence(self.reader, self.indices, self.seed, epoch), np.int64
+        )
         return EpochSchedule(
-            order, self.reader, sequence, start, self.batch_size, self.rank, self.world_size, self.drop_last
+            order,
+            self.reader,
+            sequence,
+            start,
+            self.batch_size,
+            self.rank,
+            self.world_size,
+            self.drop_last,
         )
 
     def _slots_for(self, program):
@@ -197,7 +184,7 @@ class Loader:
         if iterator is not None:
             iterator.close()
 
-    # ---- state -----------------------------------------------------------------------------------------------
+    # -- state
 
     @property
     def seed(self):
@@ -211,12 +198,14 @@ class Loader:
     def set_epoch(self, epoch):
         """The next `iter()` starts this epoch from its beginning."""
         if epoch != int(epoch) or not 0 <= epoch < 2**32:
-            raise ValueError(f"Loader.set_epoch: got {epoch!r}, expected a number of 0 to 2**32 - 1")
+            raise ValueError(
+                f"Loader.set_epoch: got {epoch!r}, expected a number of 0 to 2**32 - 1"
+            )
         self._next = self._position = (int(epoch), 0)
 
     def state_dict(self):
-        """Where the consumer is, as plain JSON types, of constant size. A state after an epoch's last batch is the start
-        of the next epoch."""
+        """Where the consumer is, as plain JSON types, of constant size. A state after an epoch's
+        last batch is the start of the next epoch."""
         epoch, samples = self._position
         return {
             "version": STATE_VERSION,
@@ -229,11 +218,12 @@ class Loader:
         }
 
     def load_state_dict(self, state):
-        """Go on exactly behind `state`, with any number of workers, ranks and any batch size. BetonError for another
-        dataset or order, both sides named."""
+        """Go on exactly behind `state`, with any number of workers, ranks and any batch size.
+        BetonError for another dataset or order, both sides named."""
         if state.get("version") != STATE_VERSION:
             raise BetonError(
-                f"{self.reader.path}: loader state has version {state.get('version')}, expected {STATE_VERSION}"
+                f"{self.reader.path}: loader state has version {state.get('version')}, "
+                f"expected {STATE_VERSION}"
             )
         if state["fingerprint"] != self.fingerprint:
             raise BetonError(
@@ -243,8 +233,8 @@ class Loader:
             )
         if state["order"] != self._shared.order.name:
             raise BetonError(
-                f"{self.reader.path}: the state was made with order {state['order']}, this loader has "
-                f"{self._shared.order.name}; use the same order"
+                f"{self.reader.path}: the state was made with order {state['order']}, "
+                f"this loader has {self._shared.order.name}; use the same order"
             )
         self._end_iterator()
         self._shared.seed = int(state["seed"])
@@ -267,16 +257,19 @@ class Loader:
     def _choose_seed(self, seed):
         if seed is None:
             if self.world_size > 1:
-                raise ValueError("Loader: seed is None with several ranks; give all of them the same seed")
+                raise ValueError(
+                    "Loader: seed is None with several ranks; give all of them the same seed"
+                )
             seed = int.from_bytes(os.urandom(7), "little")
         if seed != int(seed) or not 0 <= seed < 2**63:
             raise ValueError(f"Loader: seed is {seed!r}, must be an integer of 0 to 2**63 - 1")
         return int(seed)
 
-    # ---- changes and inspection ------------------------------------------------------------------------------
+    # -- changes and inspection
 
     def set_resolution(self, px, pipeline=None):
-        """Random crops of a view (default: of all views) put out px x px, or (height, width), from the next `iter()` on."""
+        """Random crops of a view (default: of all views) put out px x px, or (height, width), from
+        the next `iter()` on."""
         found = False
         for name, _, ops in self._resolved:
             if pipeline in (None, name):
@@ -289,11 +282,13 @@ class Loader:
             raise ValueError(f"Loader.set_resolution: {which} has a RandomResizedCrop")
 
     def filter(self, field, condition):
-        """A loader of the samples for which `condition(values)` holds; values: the field's default output of a batch,
-        (B, ...) tensor; it returns booleans (B,)."""
+        """A loader of the samples for which `condition(values)` holds; values: the field's default
+        output of a batch, (B, ...) tensor; it returns booleans (B,)."""
         ops = default_pipeline(self.reader, field)
         off = {name: None for name in self.reader.fields if name != field}
-        arguments = dict(self._arguments, order=OrderOption.SEQUENTIAL, drop_last=False, distributed=False)
+        arguments = dict(
+            self._arguments, order=OrderOption.SEQUENTIAL, drop_last=False, distributed=False
+        )
         arguments.update(pipelines={**off, field: ops}, rank=0, world_size=1, seed=0)
         arguments.update(custom_field_mapper=None)
         kept = []
@@ -306,8 +301,9 @@ class Loader:
 
     @property
     def stats(self):
-        """Since the loader was made: images, seconds in read, decode and render (summed over threads) and waiting (of the
-        consumer), images_per_s of one thread's work, replaced samples, slots and how often the pool grew."""
+        """Since the loader was made: images, seconds in read, decode and render (summed over
+        threads) and waiting (of the consumer), images_per_s of one thread's work, replaced samples,
+        slots and how often the pool grew."""
         scratches = self._shared.pool.scratches
         seconds = {k: sum(s.seconds[k] for s in scratches) for k in ("read", "decode", "render")}
         images, busy = sum(s.images for s in scratches), sum(seconds.values())
@@ -337,57 +333,3 @@ class Loader:
 def _shut_down(pool, reader):
     pool.stop()
     reader.close()
-
-
-def _check_positive(name, value):
-    if value != int(value) or value < 1:
-        raise ValueError(f"Loader: {name} is {value!r}, must be at least 1")
-
-
-def _count_workers(num_workers):
-    if num_workers != int(num_workers) or num_workers < -1:
-        raise ValueError(f"Loader: num_workers is {num_workers!r}, must be -1 (one a core) or more")
-    if num_workers > 0:
-        return int(num_workers)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def _make_order(order):
-    if order in _ORDERS:
-        return _ORDERS[order]()
-    if isinstance(order, type) and issubclass(order, TraversalOrder):
-        return order()
-    if isinstance(order, TraversalOrder):
-        return order
-    raise ValueError(f"Loader: order is {order!r}, must be an OrderOption or a TraversalOrder")
-
-
-def _check_indices(reader, indices):
-    if indices is None:
-        return np.arange(reader.num_samples, dtype=np.int64)
-    indices = np.ascontiguousarray(np.asarray(indices).reshape(-1), np.int64)
-    if len(indices) and not (0 <= indices.min() and indices.max() < reader.num_samples):
-        raise ValueError(
-            f"{reader.path}: indices reach from {indices.min()} to {indices.max()}, "
-            f"the file has samples 0 to {reader.num_samples - 1}"
-        )
-    return indices
-
-
-def _find_rank(distributed, rank, world_size):
-    """(rank, world size): those given, else the process group's, else a single one."""
-    if rank is None and world_size is None and distributed:
-        import torch.distributed as group
-
-        if not group.is_initialized():
-            raise ValueError(
-                "Loader: distributed=True without a process group; call torch.distributed.init_process_group "
-                "first, or give rank and world_size"
-            )
-        rank, world_size = group.get_rank(), group.get_world_size()
-    if (rank is None) != (world_size is None):
-        raise ValueError(f"Loader: got rank {rank} and world_size {world_size}, give both or neither")
-    rank, world_size = (0, 1) if rank is None else (int(rank), int(world_size))
-    if not 0 <= rank < world_size:
-        raise ValueError(f"Loader: rank is {rank}, must be 0 to {world_size - 1} (world_size - 1)")
-    return rank, world_size

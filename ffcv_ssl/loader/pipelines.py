@@ -1,4 +1,5 @@
-"""From the `pipelines` argument to a plain list: which output comes from which field by which ops, in tuple order."""
+"""From the `pipelines` argument to a plain list: which output comes from which field by which ops,
+in tuple order."""
 
 from ffcv_ssl.fields.base import Decoder
 from ffcv_ssl.fields.rgb_image import RGBImageField
@@ -8,8 +9,9 @@ from ffcv_ssl.transforms import SimpleRGBImageDecoder, ToTensor
 def resolve_pipelines(reader, pipelines, field_mapper=None):
     """[(name, field name, ops)] in the order of the batch.
 
-    If every name is a field of the file: FFCV's rule (file order, default pipelines for fields not named, None switches
-    off). Otherwise: the dict's order, then defaults for fields that no pipeline uses. ValueError for unknown fields.
+    If every name is a field of the file: FFCV's rule (file order, default pipelines for fields not
+    named, None switches off). Otherwise: the dict's order, then defaults for fields that no
+    pipeline uses. ValueError for unknown fields.
     """
     mapper = field_mapper or {}
     given = {name: _split(reader, name, value, mapper) for name, value in pipelines.items()}
@@ -34,8 +36,8 @@ def _split(reader, name, value, mapper):
     if field_name not in reader.fields:
         known = ", ".join(reader.fields)
         raise ValueError(
-            f"{reader.path}: pipeline '{name}': the file has no field '{field_name}', it has {known}; "
-            f"a view of a field is written ('field', [ops])"
+            f"{reader.path}: pipeline '{name}': the file has no field '{field_name}', it has "
+            f"{known}; a view of a field is written ('field', [ops])"
         )
     if value is None:
         return field_name, None

@@ -1,4 +1,5 @@
-"""What an epoch runs: the plans of all outputs, compiled from the pipelines as they are at `iter()`."""
+"""What an epoch runs: the plans of all outputs, compiled from the pipelines as they are at
+`iter()`."""
 
 import numpy as np
 
@@ -12,8 +13,8 @@ from ffcv_ssl.pipeline.plan import ViewPlan, resolve_links
 class EpochProgram:
     """Plans for every output, ordered as in the batch.
 
-    Attributes: names; images: [ImageSource]; values: [ValueSource]; plans: view name -> ViewPlan; tails: name ->
-    callables for the consumer; specs: key -> (shape, dtype) of a slot's arrays.
+    Attributes: names; images: [ImageSource]; values: [ValueSource]; plans: view name -> ViewPlan;
+    tails: name -> callables for the consumer; specs: key -> (shape, dtype) of a slot's arrays.
     """
 
     def __init__(self, reader, resolved, seed, scaled_decode):
@@ -32,7 +33,12 @@ class EpochProgram:
                 self._add_value(name, field_name, ops)
         resolve_links(list(self.plans.values()))
         self.images = [
-            ImageSource(reader, field, [p for p in self.plans.values() if p.field_name == field], scaled_decode)
+            ImageSource(
+                reader,
+                field,
+                [p for p in self.plans.values() if p.field_name == field],
+                scaled_decode,
+            )
             for field in view_counts
         ]
         self.num_stages = max((len(p.segments) for p in self.plans.values()), default=1)
@@ -41,7 +47,8 @@ class EpochProgram:
             for plan in self.plans.values()
             for number, segment in enumerate(plan.segments)
         }
-        # Fields with payloads can fail, so they are read before the others, whose rows must match a replacement.
+        # Fields with payloads can fail, so they are read before the others, whose rows must match a
+        # replacement.
         self.checked_sources = self.images + [v for v in self.values if v.payloads is not None]
         self.plain_sources = [v for v in self.values if v.payloads is None]
 

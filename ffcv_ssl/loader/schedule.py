@@ -1,7 +1,8 @@
 """One epoch's batches of one rank: which samples, in which order, which of them are padding.
 
-Guarantees: the set of samples in global batch k is fixed by (seed, epoch, position, global batch size). Every rank has the
-same number of batches, of equal shape; padding is marked, and no sample counts twice.
+Guarantees: the set of samples in global batch k is fixed by (seed, epoch, position, global batch
+size). Every rank has the same number of batches, of equal shape; padding is marked, and no sample
+counts twice.
 """
 
 import numpy as np
@@ -28,7 +29,8 @@ class EpochSchedule:
         return min(self.start + num_batches * self.global_size, len(self.sequence))
 
     def batch(self, number):
-        """(sample ids, their occurrence in the epoch, valid) of this rank's batch: int64, int64, bool, all (B,)."""
+        """(sample ids, their occurrence in the epoch, valid) of this rank's batch: int64, int64,
+        bool, all (B,)."""
         begin = self.start + number * self.global_size
         stop = min(begin + self.global_size, len(self.sequence))
         samples = self.sequence[begin:stop]

@@ -1,7 +1,8 @@
 """Memory of batches: allocated once, reused when the last array or tensor on it is gone.
 
-A slot is lent as one root array; every view of a batch is a slice of it and keeps it alive, and so does every tensor or
-slice that the user derives from them. When the root dies, its slot is free again.
+A slot is lent as one root array; every view of a batch is a slice of it and keeps it alive, and so
+does every tensor or slice that the user derives from them. When the root dies, its slot is free
+again.
 """
 
 import collections
@@ -16,8 +17,9 @@ _ALIGN = 64  # bytes, a cache line
 class SlotPool:
     """Slots for batches of given arrays.
 
-    specs: key -> (shape without the batch, dtype). base_slots: how many are kept; a consumer that holds them all makes
-    the pool grow (`grown` counts that), and it shrinks back when they return. pinned: page-locked memory, for CUDA.
+    specs: key -> (shape without the batch, dtype). base_slots: how many are kept; a consumer that
+    holds them all makes the pool grow (`grown` counts that), and it shrinks back when they return.
+    pinned: page-locked memory, for CUDA.
     """
 
     def __init__(self, specs, batch_size, base_slots, pinned=False):
@@ -25,14 +27,18 @@ class SlotPool:
         self.base_slots, self.pinned = base_slots, pinned
         self.grown = 0
         self._live = {}  # id -> (weak reference to the root, memory)
-        self._returned = collections.deque()  # appended from any thread, even inside a garbage collection
+        self._returned = (
+            collections.deque()
+        )  # appended from any thread, even inside a garbage collection
         self._total = 0
         self._layout, self.slot_bytes = self._lay_out()
 
     def _lay_out(self):
         layout, used = {}, 0
         for key, (shape, dtype) in self.specs.items():
-            num_bytes = self.batch_size * int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+            num_bytes = (
+                self.batch_size * int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+            )
             layout[key] = (used, shape, np.dtype(dtype))
             used += -(-num_bytes // _ALIGN) * _ALIGN
         return layout, max(used, 1)
@@ -42,7 +48,8 @@ class SlotPool:
         return self._total
 
     def lend(self, count):
-        """Arrays (count, *shape) by key, on one free slot. Their contents are whatever was there."""
+        """Arrays (count, *shape) by key, on one free slot. Their contents are whatever was
+        there."""
         memory = self._free_memory()
         root = memory.numpy()  # a fresh array object each time: its death is the slot's return
         number = id(root)

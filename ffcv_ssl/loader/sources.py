@@ -1,7 +1,7 @@
 """How samples of one field reach a batch: read, check, decode once, and render every view.
 
-`process(job, begin, stop, scratch)` fills rows begin..stop of a batch and returns {row: BetonError} for those it cannot.
-N samples, H W pixels.
+`process(job, begin, stop, scratch)` fills rows begin..stop of a batch and returns {row: BetonError}
+for those it cannot. N samples, H W pixels.
 """
 
 import os
@@ -20,7 +20,8 @@ _NO_CHECKSUMS = np.zeros(0, np.uint64)
 
 
 class PayloadReader:
-    """Reads payloads of one field of an open file into scratch memory, with one system call a sample."""
+    """Reads payloads of one field of an open file into scratch memory, with one system call a
+    sample."""
 
     def __init__(self, reader, field_name):
         self.reader, self.field_name = reader, field_name
@@ -63,7 +64,8 @@ class PayloadReader:
 
 
 class ImageSource:
-    """An image field and all its views: one read and one decode a sample, whatever the number of views."""
+    """An image field and all its views: one read and one decode a sample, whatever the number of
+    views."""
 
     def __init__(self, reader, field_name, plans, scaled_decode):
         self.payloads = PayloadReader(reader, field_name)
@@ -73,7 +75,9 @@ class ImageSource:
         self.widths = np.ascontiguousarray(metadata["width"], np.int64)
         self.is_raw = metadata["mode"] == RAW_MODE
         max_shape = int(self.heights.max(initial=1)), int(self.widths.max(initial=1))
-        self.num_floats = max(s.work_floats + s.scratch_floats(max_shape) for p in plans for s in p.segments)
+        self.num_floats = max(
+            s.work_floats + s.scratch_floats(max_shape) for p in plans for s in p.segments
+        )
 
     def process(self, job, begin, stop, scratch):
         samples = job.indices[begin:stop]
@@ -148,7 +152,8 @@ class ImageSource:
         return buffer, image.shape
 
     def _factor(self, job, row, height, width):
-        """The largest of 8, 4, 2, 1 by which the decoder may shrink without any view being enlarged for it."""
+        """The largest of 8, 4, 2, 1 by which the decoder may shrink without any view being enlarged
+        for it."""
         factor = 8
         for plan in self.plans:
             segment = plan.segments[0]
@@ -161,7 +166,8 @@ class ImageSource:
         return factor
 
     def process_later(self, job, number, begin, stop, scratch):
-        """Segment `number` (1, 2, ...) of the views that have one, rows begin..stop, from the batch before it."""
+        """Segment `number` (1, 2, ...) of the views that have one, rows begin..stop, from the batch
+        before it."""
         floats = scratch.take("floats", self.num_floats, np.float32)
         for plan in self.plans:
             if number < len(plan.segments):

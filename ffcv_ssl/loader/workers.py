@@ -1,6 +1,7 @@
 """The loader's threads: they take tasks from one queue, each with scratch memory of its own.
 
-They are daemons, ended by `stop()` (also at interpreter exit); an error in a task is handed to the task, never lost.
+They are daemons, ended by `stop()` (also at interpreter exit); an error in a task is handed to the
+task, never lost.
 """
 
 import queue
@@ -10,7 +11,8 @@ import numpy as np
 
 
 class Scratch:
-    """A thread's private memory, grown when needed and then kept, and its share of the statistics."""
+    """A thread's private memory, grown when needed and then kept, and its share of the
+    statistics."""
 
     def __init__(self):
         self._arrays = {}
@@ -31,7 +33,8 @@ class Scratch:
 
 
 class WorkerPool:
-    """`num_workers` threads; `submit(task)` runs `task(scratch)` in one of them, first come, first served."""
+    """`num_workers` threads; `submit(task)` runs `task(scratch)` in one of them, first come, first
+    served."""
 
     def __init__(self, num_workers, name):
         self.scratches = [Scratch() for _ in range(num_workers)]
@@ -49,7 +52,8 @@ class WorkerPool:
         self._tasks.put(task)
 
     def stop(self):
-        """End all threads after the tasks they are at; queued tasks run no more (they see their job cancelled)."""
+        """End all threads after the tasks they are at; queued tasks run no more (they see their job
+        cancelled)."""
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:

@@ -8,5 +8,6 @@ class Compiler:
 
     @staticmethod
     def get_iterator():
-        """numba's prange: an ordinary range here, because the loader's workers are already parallel."""
+        """numba's prange: an ordinary range here, because the loader's workers are already
+        parallel."""
         return prange

@@ -1,8 +1,9 @@
 """FFCV's interface for ops of one's own: an `Operation` generates code that runs on a whole batch.
 
-`generate_code()` returns `f(batch, destination)`, compiled with numba when the state says so (`jit_mode`), with
-`f.with_indices = True` called as `f(batch, destination, indices)`. It may stand anywhere, between two image ops too;
-there it gets and returns uint8 (N, H, W, C).
+`generate_code()` returns `f(batch, destination)`, compiled with numba when the state says so
+(`jit_mode`), with
+`f.with_indices = True` called as `f(batch, destination, indices)`. It may stand anywhere, between
+two image ops too; there it gets and returns uint8 (N, H, W, C).
 """
 
 from abc import ABC, abstractmethod
@@ -55,7 +56,8 @@ class Operation(ABC):
 
 
 class CompiledOperation:
-    """An Operation ready to run: `run(batch, indices) -> batch`. Compiled without threads of its own: workers are threads."""
+    """An Operation ready to run: `run(batch, indices) -> batch`. Compiled without threads of its
+    own: workers are threads."""
 
     def __init__(self, operation, field, metadata, state):
         operation.accept_field(field)

@@ -1,8 +1,9 @@
-"""A view's list of ops -> an executable plan: segments of image ops, whole-batch code between them, callables behind.
+"""A view's list of ops -> an executable plan: segments of image ops, whole-batch code between them,
+callables behind.
 
-Guarantees: a draw's key depends on (seed, index of the view among its field's views, class of the op, its occurrence in
-the view) and on nothing else of the pipeline, so adding a view or an op changes no other draw.
-N samples, K raw columns, H W pixels.
+Guarantees: a draw's key depends on (seed, index of the view among its field's views, class of the
+op, its occurrence in the view) and on nothing else of the pipeline, so adding a view or an op
+changes no other draw. N samples, K raw columns, H W pixels.
 """
 
 import numpy as np
@@ -17,7 +18,8 @@ from ffcv_ssl.transforms.normalize import NormalizeImage
 
 
 class PlacedOp:
-    """An image op at its place in a view: its key, its raw columns and where a linked draw comes from."""
+    """An image op at its place in a view: its key, its raw columns and where a linked draw comes
+    from."""
 
     def __init__(self, op, occurrence, first_column, seed, view_index):
         self.op, self.occurrence, self.first_column = op, occurrence, first_column
@@ -50,7 +52,8 @@ class Segment:
         self._make_tables()
 
     def _make_tables(self):
-        """The program's tables; a flip right behind the first op is carried out by it, while it writes the view."""
+        """The program's tables; a flip right behind the first op is carried out by it, while it
+        writes the view."""
         placed = self.placed
         self.ops = np.zeros((len(placed), 4), np.int64)
         self.constants = np.zeros((len(placed), NUM_CONSTANTS), np.float64)
@@ -86,13 +89,15 @@ class Segment:
         draw_view(*tables, epoch, samples, occurrences, heights, widths, raw)
 
     def render(self, raw, pixels, offsets, heights, widths, factors, scratch, out):
-        """out (N, H, W, 3) = the view of N images in flat `pixels`; scratch has work_floats + scratch_floats numbers."""
+        """out (N, H, W, 3) = the view of N images in flat `pixels`; scratch has work_floats +
+        scratch_floats numbers."""
         work, rest = scratch[: self.work_floats], scratch[self.work_floats :]
         tables = (self.render_ops, self.constants)
         render_view(*tables, raw, pixels, offsets, heights, widths, factors, work, rest, out)
 
     def render_batch(self, raw, images, scratch, out):
-        """The same from a batch of images (N, H, W, 3) of one size, as a per-batch op between segments leaves them."""
+        """The same from a batch of images (N, H, W, 3) of one size, as a per-batch op between
+        segments leaves them."""
         count = len(images)
         height, width = self.input_shape
         offsets = np.arange(count) * (height * width * 3)
@@ -114,7 +119,8 @@ class BatchCall:
 class ViewPlan:
     """One view of one image field, ready to run.
 
-    first: the segment that starts at the decoded image. later: [(whole-batch code..., Segment or None), ...] behind it.
+    first: the segment that starts at the decoded image. later: [(whole-batch code..., Segment or
+    None), ...] behind it.
     tail: callables for the consumer. num_columns: K. params_dtype: the user's structured array.
     """
 
@@ -134,9 +140,12 @@ class ViewPlan:
         while stop < len(ops) and isinstance(ops[stop], Operation):
             stop += 1
         for op in ops[:stop]:
-            if type(op).__module__ == "ffcv_ssl.transforms.tensor" or isinstance(op, NormalizeImage):
+            if type(op).__module__ == "ffcv_ssl.transforms.tensor" or isinstance(
+                op, NormalizeImage
+            ):
                 raise ValueError(
-                    f"view '{self.name}': {op!r} stands before an image op; image ops come first, then tensor ops"
+                    f"view '{self.name}': {op!r} stands before an image op; "
+                    "image ops come first, then tensor ops"
                 )
         for op in ops:
             if not (isinstance(op, (ImageOp, Operation)) or callable(op)):
@@ -189,12 +198,15 @@ class ViewPlan:
         return tuple(out[:2])
 
     def _make_params_dtype(self):
-        fields, names = [], []
+        """The user's dtype, and for each op {its column: the unique name}: crop, crop_1, ..."""
+        fields, names, counts = [], [], {}
         for placed in self.placed:
-            suffix = f"_{placed.occurrence}" if placed.occurrence else ""
-            mine = [(name, name + suffix, dtype) for name, dtype in placed.op.columns]
-            fields += [(unique, dtype) for _, unique, dtype in mine]
-            names.append({name: unique for name, unique, _ in mine})
+            mine = {}
+            for name, dtype in placed.op.columns:
+                number = counts[name] = counts.get(name, -1) + 1
+                mine[name] = f"{name}_{number}" if number else name
+                fields.append((mine[name], dtype))
+            names.append(mine)
         return np.dtype(fields), names
 
     def _bind_tail(self):
@@ -214,7 +226,8 @@ class ViewPlan:
         return out
 
     def copy_links(self, raws):
-        """Take the linked ops' draws over; raws: raw arrays (N, K) by view name, all of them drawn."""
+        """Take the linked ops' draws over; raws: raw arrays (N, K) by view name, all of them
+        drawn."""
         for placed in self.placed:
             if placed.source is not None:
                 view, source = placed.source
@@ -229,7 +242,8 @@ class _Columns(dict):
 
 
 def resolve_links(plans):
-    """Find, for every linked op, the op that really draws. ValueError for a link to nothing or in a circle."""
+    """Find, for every linked op, the op that really draws. ValueError for a link to nothing or in a
+    circle."""
     by_name = {plan.name: plan for plan in plans}
     for plan in plans:
         for placed in plan.placed:

@@ -1,11 +1,11 @@
 """A view's ops as tables of numbers, and the two kernels that run them: draw, then render.
 
-One compiled pair serves every pipeline, resolution, probability and range: changing them changes table entries and never
-compiles. The chains of `if` below are the only places that know all ops.
+One compiled pair serves every pipeline, resolution, probability and range: changing them changes
+table entries and never compiles. The chains of `if` below are the only places that know all ops.
 
-Table `ops`, int64 (ops, 4): opcode | first raw column | linked (1: the draw is copied from another view) | flip column
-of a crop that also mirrors (-1: none). Table `constants`, float64 (ops, 8): the op's settings. `keys`, uint64 (ops,).
-N samples, K raw columns, H W pixels of the view.
+Table `ops`, int64 (ops, 4): opcode | first raw column | linked (1: the draw is copied from another
+view) | flip column of a crop that also mirrors (-1: none). Table `constants`, float64 (ops, 8): the
+op's settings. `keys`, uint64 (ops,). N samples, K raw columns, H W pixels of the view.
 """
 
 import numpy as np
@@ -54,7 +54,8 @@ def draw_view(ops, constants, keys, epoch, samples, occurrences, heights, widths
 
 @device
 def _start(opcode, settings, row, flip, pixels, at, height, width, factor, view, scratch):
-    """The first op of a segment: from interleaved bytes to a planar float view. `factor`: the image was decoded at 1/factor."""
+    """The first op of a segment: from interleaved bytes to a planar float view. `factor`: the image
+    was decoded at 1/factor."""
     if opcode == RANDOM_CROP or opcode == CENTER_CROP:
         box = (row[0] / factor, row[1] / factor, row[2] / factor, row[3] / factor)
         resample(pixels, at, height, width, box, settings[4] != 0.0, flip, view, scratch)
@@ -92,13 +93,13 @@ def _apply(opcode, settings, row, view, scratch):
     "void(int64[:, ::1], float64[:, ::1], float64[:, ::1], uint8[::1], int64[::1], int64[::1], "
     "int64[::1], int64[::1], float32[::1], float32[::1], uint8[:, :, :, ::1])"
 )
-def render_view(
-    ops, constants, raw, pixels, offsets, heights, widths, factors, work, scratch, out
-):
-    """out[n] (H, W, 3) uint8 = the view of the image at byte offsets[n] of `pixels`, for the parameters raw[n].
+def render_view(ops, constants, raw, pixels, offsets, heights, widths, factors, work, scratch, out):
+    """out[n] (H, W, 3) uint8 = the view of the image at byte offsets[n] of `pixels`, for the
+    parameters raw[n].
 
-    heights, widths (N,): of the decoded image, rows of width * 3 bytes. factors (N,): 1, or 2, 4, 8 where the image was
-    decoded at a fraction of the size that raw's boxes refer to. work: 3 H W floats; scratch: see `Program`.
+    heights, widths (N,): of the decoded image, rows of width * 3 bytes. factors (N,): 1, or 2, 4, 8
+    where the image was decoded at a fraction of the size that raw's boxes refer to. work: 3 H W
+    floats; scratch: see `Program`.
     """
     height, width = out.shape[1], out.shape[2]
     view = work[: 3 * height * width].reshape((3, height, width))

@@ -1,4 +1,5 @@
-"""The ops a pipeline is made of: per-sample image ops (rendered by kernels) and per-batch ops (plain callables)."""
+"""The ops a pipeline is made of: per-sample image ops (rendered by kernels) and per-batch ops
+(plain callables)."""
 
 from ffcv_ssl.transforms.base import ImageOp
 from ffcv_ssl.transforms.color_jitter import RandomColorJitter

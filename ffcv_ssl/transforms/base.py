@@ -1,7 +1,8 @@
 """What an image op is: settings, how its parameters are drawn, how they are applied. One op a file.
 
-To add an op, copy the nearest neighbour's file and change its four parts: the class (settings, columns), `draw`, `render`,
-and a NumPy twin with its test; then name it in `transforms/__init__.py` and in the two tables of `pipeline/program.py`.
+To add an op, copy the nearest neighbour's file and change its four parts: the class (settings,
+columns), `draw`, `render`, and a NumPy twin with its test; then name it in `transforms/__init__.py`
+and in the two tables of `pipeline/program.py`.
 
 Shapes: N samples, K columns, H W pixels. A view in work is float32 (3, H, W) in [0, 1].
 """
@@ -14,10 +15,11 @@ NUM_CONSTANTS = 8  # numbers an op may hand to its kernels
 
 
 class ImageOp:
-    """A per-sample op. Subclasses set the class attributes and may override `constants` and `describe`.
+    """A per-sample op. Subclasses set the class attributes and may override `constants` and
+    `describe`.
 
-    link: name of another view of the same field whose same op's draw is reused, or None. seed: an own random stream
-    instead of the loader's, or None.
+    link: name of another view of the same field whose same op's draw is reused, or None. seed: an
+    own random stream instead of the loader's, or None.
     """
 
     opcode = None  # a number of its own, the key of the tables in pipeline/program.py
@@ -30,14 +32,16 @@ class ImageOp:
         self.seed = seed
 
     def constants(self):
-        """Up to NUM_CONSTANTS floats for `draw` and `render`, from settings checked anew: they may have been changed.
+        """Up to NUM_CONSTANTS floats for `draw` and `render`, from settings checked anew: they may
+        have been changed.
 
         Raises ValueError for settings out of range.
         """
         return ()
 
     def scratch_floats(self, view_shape):
-        """Numbers of float32 scratch that `render` needs for a view of (H, W), beside the view itself."""
+        """Numbers of float32 scratch that `render` needs for a view of (H, W), beside the view
+        itself."""
         return 0
 
     def describe(self, raw, out):
@@ -72,13 +76,15 @@ def check_range(op, name, value, low, high):
         first, last = 1.0, 0.0
     if not low <= first <= last <= high:
         raise ValueError(
-            f"{type(op).__name__}: {name} is {value!r}, must be (min, max) with {low} <= min <= max <= {high}"
+            f"{type(op).__name__}: {name} is {value!r}, "
+            f"must be (min, max) with {low} <= min <= max <= {high}"
         )
     return first, last
 
 
 def check_size(op, value):
-    """An output size as (height, width): an int is a square. ValueError unless both are 1 to 65535."""
+    """An output size as (height, width): an int is a square. ValueError unless both are 1 to
+    65535."""
     size = (value, value) if isinstance(value, (int, np.integer)) else value
     try:
         height, width = (0 if isinstance(v, bool) else operator.index(v) for v in size)
@@ -86,6 +92,7 @@ def check_size(op, value):
         height = width = 0
     if not (1 <= height <= 65535 and 1 <= width <= 65535):
         raise ValueError(
-            f"{type(op).__name__}: output_size is {value!r}, must be pixels or (height, width), 1 to 65535"
+            f"{type(op).__name__}: output_size is {value!r}, "
+            "must be pixels or (height, width), 1 to 65535"
         )
     return height, width

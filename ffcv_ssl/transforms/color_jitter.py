@@ -21,9 +21,10 @@ JITTER_DTYPE = np.dtype(
 class RandomColorJitter(ImageOp):
     """Brightness, contrast, saturation and hue, in random order, with probability `jitter_prob`.
 
-    brightness, contrast, saturation: a factor uniform in [max(0, 1 - x), 1 + x]. hue: turns of the colour circle, uniform
-    in [-hue, hue], hue <= 0.5. Column: jitter (applied, brightness, contrast, saturation, hue, order); `order` lists
-    the steps as they are applied, 0 brightness, 1 contrast, 2 saturation, 3 hue. Factors are those drawn, also where
+    brightness, contrast, saturation: a factor uniform in [max(0, 1 - x), 1 + x]. hue: turns of the
+    colour circle, uniform in [-hue, hue], hue <= 0.5. Column: jitter (applied, brightness,
+    contrast, saturation, hue, order); `order` lists the steps as they are applied, 0 brightness, 1
+    contrast, 2 saturation, 3 hue. Factors are those drawn, also where
     `applied` is False. Source: torchvision ColorJitter inside RandomApply.
     """
 

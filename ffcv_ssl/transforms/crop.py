@@ -1,6 +1,8 @@
-"""Crops: a box of the image, resized with antialiasing to the view's size. They stand first in a view, or start it anew.
+"""Crops: a box of the image, resized with antialiasing to the view's size. They stand first in a
+view, or start it anew.
 
-Distribution: torchvision's RandomResizedCrop.get_params, not the same random stream. Pixels: torch's antialiased resize.
+Distribution: torchvision's RandomResizedCrop.get_params, not the same random stream. Pixels:
+torch's antialiased resize.
 """
 
 import math
@@ -17,7 +19,8 @@ _ATTEMPTS = 10
 
 
 class Crop(ImageOp):
-    """What all crops share: an output size, an interpolation, and the column `crop` (top, left, height, width)."""
+    """What all crops share: an output size, an interpolation, and the column `crop` (top, left,
+    height, width)."""
 
     columns = (("crop", np.dtype((np.int32, 4))),)
     num_raw_columns = 4
@@ -45,10 +48,13 @@ class Crop(ImageOp):
 
 
 class RandomResizedCrop(Crop):
-    """A box of random area and aspect ratio, resized to `output_size`; also `RandomResizedCrop(scale, ratio, size)`.
+    """A box of random area and aspect ratio, resized to `output_size`; also
+    `RandomResizedCrop(scale, ratio, size)`.
 
-    output_size: pixels or (height, width). scale: (min, max) fraction of the image's area, in (0, 1].
-    ratio: (min, max) width / height, drawn log-uniformly. interpolation: "bilinear" or "bicubic", antialiased.
+    output_size: pixels or (height, width). scale: (min, max) fraction of the image's area, in (0,
+    1].
+    ratio: (min, max) width / height, drawn log-uniformly. interpolation: "bilinear" or "bicubic",
+    antialiased.
     Column: crop, int32 (top, left, height, width) in pixels of the stored image.
     """
 
@@ -64,8 +70,8 @@ class RandomResizedCrop(Crop):
         seed=None,
         size=None,
     ):
-        if size is None and np.ndim(output_size) == 1 and np.ndim(ratio) == 0:
-            output_size, scale, ratio = ratio, output_size, scale  # FFCV's positional form
+        if size is None and _is_scale_first(output_size, ratio):
+            output_size, scale, ratio = ratio, output_size, scale  # FFCV's (scale, ratio, size)
         output_size = size if size is not None else output_size
         super().__init__(output_size, interpolation, link, seed)
         self.scale, self.ratio = scale, ratio
@@ -79,8 +85,17 @@ class RandomResizedCrop(Crop):
         return (*scale, *ratio, self._cubic())
 
 
+def _is_scale_first(first, third):
+    """True for FFCV's positional form: a scale is a pair of fractions, a size is of whole
+    numbers."""
+    if np.ndim(first) == 0:
+        return False
+    return np.ndim(third) == 0 or any(isinstance(v, float) and 0 < v <= 1 for v in first)
+
+
 class CenterCrop(Crop):
-    """The central square of `ratio` times the short side, resized to `output_size`. Column: crop."""
+    """The central square of `ratio` times the short side, resized to `output_size`. Column:
+    crop."""
 
     opcode = 2
     random = False
@@ -113,7 +128,8 @@ def _store(raw, top, left, height, width):
 
 @device
 def draw_random_crop(key, epoch, sample, occurrence, constants, height, width, raw):
-    """Ten attempts at a box inside the image, one block of random numbers each; then the largest allowed central box."""
+    """Ten attempts at a box inside the image, one block of random numbers each; then the largest
+    allowed central box."""
     scale_low, scale_high = constants[0], constants[1]
     ratio_low, ratio_high = constants[2], constants[3]
     log_low, log_high = math.log(ratio_low), math.log(ratio_high)

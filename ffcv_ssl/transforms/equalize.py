@@ -6,7 +6,8 @@ from ffcv_ssl.transforms.base import ImageOp, check_probability
 
 
 class RandomEqualize(ImageOp):
-    """Equalize each channel's histogram (PIL.ImageOps.equalize) with probability `prob`. Column: equalize (bool)."""
+    """Equalize each channel's histogram (PIL.ImageOps.equalize) with probability `prob`. Column:
+    equalize (bool)."""
 
     opcode = 8
     columns = (("equalize", np.bool_),)

@@ -1,4 +1,5 @@
-"""Random Gaussian blur with torchvision's meaning: a fixed number of taps, a random sigma, reflected borders."""
+"""Random Gaussian blur with torchvision's meaning: a fixed number of taps, a random sigma,
+reflected borders."""
 
 import numpy as np
 

@@ -8,7 +8,8 @@ from ffcv_ssl.transforms.base import ImageOp, check_number, check_probability
 
 
 class GaussianNoise(ImageOp):
-    """Add N(0, std) to every number with probability `prob` and clamp; std of values in [0, 1] as in torchvision v2.
+    """Add N(0, std) to every number with probability `prob` and clamp; std of values in [0, 1] as
+    in torchvision v2.
 
     Column: noise (uint64: the key of this view's noise; 0: none).
     """

@@ -6,7 +6,8 @@ from ffcv_ssl.transforms.base import ImageOp, check_probability
 
 
 class RandomGrayscale(ImageOp):
-    """All three channels become the luma 0.2989 R + 0.587 G + 0.114 B, with probability `gray_prob`. Column: gray (bool)."""
+    """All three channels become the luma 0.2989 R + 0.587 G + 0.114 B, with probability
+    `gray_prob`. Column: gray (bool)."""
 
     opcode = 5
     columns = (("gray", np.bool_),)

@@ -7,10 +7,12 @@ from ffcv_ssl.transforms.tensor import BatchOp, torch_dtype
 
 
 class NormalizeImage(BatchOp):
-    """(v - mean) / std per channel. mean, std: of values in 0..255, one number a channel; type: the result's dtype.
+    """(v - mean) / std per channel. mean, std: of values in 0..255, one number a channel; type: the
+    result's dtype.
 
-    Stands anywhere after the image ops: on NumPy (N, H, W, C), on a tensor before ToTorchImage (N, H, W, C) or after it
-    (N, C, H, W). After ToDevice it runs on the device, so that bytes cross the bus. Computed in float32.
+    Stands anywhere after the image ops: on NumPy (N, H, W, C), on a tensor before ToTorchImage (N,
+    H, W, C) or after it (N, C, H, W). After ToDevice it runs on the device, so that bytes cross the
+    bus. Computed in float32.
     """
 
     def __init__(self, mean, std, type=np.float32):

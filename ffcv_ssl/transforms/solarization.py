@@ -6,7 +6,8 @@ from ffcv_ssl.transforms.base import ImageOp, check_number, check_probability
 
 
 class RandomSolarization(ImageOp):
-    """Invert the values at or above `threshold` (of 0..255) with probability `solarization_prob`. Column: solarize (bool)."""
+    """Invert the values at or above `threshold` (of 0..255) with probability `solarization_prob`.
+    Column: solarize (bool)."""
 
     opcode = 7
     columns = (("solarize", np.bool_),)

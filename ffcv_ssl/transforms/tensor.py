@@ -1,6 +1,8 @@
-"""Ops on the whole batch: to a tensor, to a device, to channels first, and changes of dtype or shape. As in FFCV.
+"""Ops on the whole batch: to a tensor, to a device, to channels first, and changes of dtype or
+shape. As in FFCV.
 
-They are callables: batch in, batch out. They run in the consumer's thread, in the order of the list.
+They are callables: batch in, batch out. They run in the consumer's thread, in the order of the
+list.
 """
 
 import numpy as np
@@ -42,7 +44,8 @@ class ToTensor(BatchOp):
 
 
 class ToDevice(BatchOp):
-    """Move the batch to `device`. To a CUDA device the loader copies on a stream of its own and hands over by event."""
+    """Move the batch to `device`. To a CUDA device the loader copies on a stream of its own and
+    hands over by event."""
 
     def __init__(self, device, non_blocking=True):
         self.device, self.non_blocking = torch.device(device), non_blocking
@@ -52,7 +55,8 @@ class ToDevice(BatchOp):
 
 
 class ToTorchImage(BatchOp):
-    """(N, H, W, C) -> (N, C, H, W): a view in channels_last memory, or with channels_last=False a contiguous copy.
+    """(N, H, W, C) -> (N, C, H, W): a view in channels_last memory, or with channels_last=False a
+    contiguous copy.
 
     convert_back_int16 is accepted for FFCV's sake and changes nothing.
     """

@@ -1,4 +1,5 @@
-"""Which sample when: orders are pure functions of (seed, epoch), the same on every rank and in every process."""
+"""Which sample when: orders are pure functions of (seed, epoch), the same on every rank and in
+every process."""
 
 from ffcv_ssl.traversal_order.base import TraversalOrder
 from ffcv_ssl.traversal_order.quasi_random import QuasiRandom

@@ -1,7 +1,8 @@
 """Random blocks, random inside a window of blocks: for files larger than memory.
 
-A block is one page of the file. Blocks are permuted; consecutive ones form a window, whose samples are permuted together.
-So at any time only one window of the file is being read, and a rank reads only its share of the window's blocks.
+A block is one page of the file. Blocks are permuted; consecutive ones form a window, whose samples
+are permuted together. So at any time only one window of the file is being read, and a rank reads
+only its share of the window's blocks.
 """
 
 import numpy as np
@@ -32,13 +33,15 @@ class QuasiRandom(TraversalOrder):
         return np.concatenate(parts) if parts else indices.copy()
 
     def split(self, reader, samples, world_size):
-        """A rank takes neighbouring blocks of the batch, its samples in the order of the sequence."""
+        """A rank takes neighbouring blocks of the batch, its samples in the order of the
+        sequence."""
         by_block = np.argsort(self._block_of(reader, samples), kind="stable")
         return [np.sort(part) for part in np.array_split(by_block, world_size)]
 
     @staticmethod
     def _block_of(reader, indices):
-        """Page number of each sample's largest field; a file of scalars alone counts as blocks of 1,024 samples."""
+        """Page number of each sample's largest field; a file of scalars alone counts as blocks of
+        1,024 samples."""
         extents = [reader.extents(name) for name in reader.fields]
         extents = [e for e in extents if e is not None and len(e.size)]
         if not extents:

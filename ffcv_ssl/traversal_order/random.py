@@ -1,4 +1,5 @@
-"""A uniformly random permutation an epoch, from the library's own generator (NumPy promises no stable streams)."""
+"""A uniformly random permutation an epoch, from the library's own generator (NumPy promises no
+stable streams)."""
 
 from ffcv_ssl.kernels.random import shuffle_
 from ffcv_ssl.seeds import derive_key
@@ -6,7 +7,8 @@ from ffcv_ssl.traversal_order.base import TraversalOrder
 
 
 class Random(TraversalOrder):
-    """Every sample once an epoch, every permutation equally likely. Reads all over the file: best when it is cached."""
+    """Every sample once an epoch, every permutation equally likely. Reads all over the file: best
+    when it is cached."""
 
     def sequence(self, reader, indices, seed, epoch):
         shuffled = indices.copy()

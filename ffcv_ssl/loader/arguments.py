@@ -1,0 +1,79 @@
+"""The loader's arguments, checked where they are given: ValueErrors of one line."""
+
+import os
+from enum import Enum
+
+import numpy as np
+
+from ffcv_ssl.traversal_order import QuasiRandom, Random, Sequential, TraversalOrder
+
+
+class OrderOption(Enum):
+    """FFCV's names of the built-in orders."""
+
+    SEQUENTIAL = 1
+    RANDOM = 2
+    QUASI_RANDOM = 3
+
+
+_ORDERS = {
+    OrderOption.SEQUENTIAL: Sequential,
+    OrderOption.RANDOM: Random,
+    OrderOption.QUASI_RANDOM: QuasiRandom,
+}
+
+
+def check_positive(name, value):
+    if value != int(value) or value < 1:
+        raise ValueError(f"Loader: {name} is {value!r}, must be at least 1")
+
+
+def count_workers(num_workers):
+    if num_workers != int(num_workers) or num_workers < -1:
+        raise ValueError(f"Loader: num_workers is {num_workers!r}, must be -1 (one a core) or more")
+    if num_workers > 0:
+        return int(num_workers)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def make_order(order):
+    if order in _ORDERS:
+        return _ORDERS[order]()
+    if isinstance(order, type) and issubclass(order, TraversalOrder):
+        return order()
+    if isinstance(order, TraversalOrder):
+        return order
+    raise ValueError(f"Loader: order is {order!r}, must be an OrderOption or a TraversalOrder")
+
+
+def check_indices(reader, indices):
+    if indices is None:
+        return np.arange(reader.num_samples, dtype=np.int64)
+    indices = np.ascontiguousarray(np.asarray(indices).reshape(-1), np.int64)
+    if len(indices) and not (indices.min() >= 0 and indices.max() < reader.num_samples):
+        raise ValueError(
+            f"{reader.path}: indices reach from {indices.min()} to {indices.max()}, "
+            f"the file has samples 0 to {reader.num_samples - 1}"
+        )
+    return indices
+
+
+def find_rank(distributed, rank, world_size):
+    """(rank, world size): those given, else the process group's, else a single one."""
+    if rank is None and world_size is None and distributed:
+        import torch.distributed as group
+
+        if not group.is_initialized():
+            raise ValueError(
+                "Loader: distributed=True without a process group; call "
+                "torch.distributed.init_process_group first, or give rank and world_size"
+            )
+        rank, world_size = group.get_rank(), group.get_world_size()
+    if (rank is None) != (world_size is None):
+        raise ValueError(
+            f"Loader: got rank {rank} and world_size {world_size}, give both or neither"
+        )
+    rank, world_size = (0, 1) if rank is None else (int(rank), int(world_size))
+    if not 0 <= rank < world_size:
+        raise ValueError(f"Loader: rank is {rank}, must be 0 to {world_size - 1} (world_size - 1)")
+    return rank, world_size
