@@ -119,7 +119,7 @@ def to_float(image):
     """uint8 (H, W, 3) -> torch float32 (1, 3, H, W) in [0, 1], what torchvision's functional ops
     take.
     """
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
+    return torch.tensor(image).permute(2, 0, 1)[None].float() / 255
 
 
 def from_float(tensor):
