@@ -1,14 +1,17 @@
 """Recipes say what the papers say, every setting can be overridden, and mistakes are named."""
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass, field, fields
 
+import numpy as np
 import pytest
 from jsonargparse import ArgumentError, ArgumentParser
 
 from ffcv_ssl import transforms as T
-from pipelines import RECIPES, View, Views, build
+from pipelines import RECIPES, View, Views, __main__, build
+from pipelines.grid import caption
 
 
 def ops_by_class(view, resolution_px=224):
@@ -269,3 +272,91 @@ def test_overriding_leaves_the_recipe_itself_alone():
     before = RECIPES["simclr"]()
     Views(view_0={"blur_prob": 0.1}).resolve()
     assert RECIPES["simclr"]() == before
+
+
+PARAMS = np.dtype(
+    [
+        ("crop", np.int32, 4),
+        ("flip", bool),
+        (
+            "jitter",
+            [("applied", bool)]
+            + [(name, np.float32) for name in ("brightness", "contrast", "saturation", "hue")]
+            + [("order", np.uint8, 4)],
+        ),
+        ("gray", bool),
+        ("sigma", np.float32),
+        ("solarize", bool),
+    ]
+)
+
+
+def test_a_caption_says_what_acted_and_in_which_order():
+    jitter = (True, 1.2, 0.8, 1.1, -0.05, (3, 0, 2, 1))
+    row = np.array([((3, 5, 20, 40), True, jitter, False, 1.25, True)], PARAMS)[0]
+    assert caption(row).splitlines() == [
+        "crop 40x20 at 5,3, flip",
+        "h-0.05 b1.20 s1.10 c0.80",
+        "blur 1.25, solarize",
+    ]
+
+
+def test_a_caption_is_silent_about_what_did_not_act():
+    jitter = (False, 1.2, 0.8, 1.1, -0.05, (3, 0, 2, 1))
+    row = np.array([((3, 5, 20, 40), False, jitter, False, 0, False)], PARAMS)[0]
+    assert caption(row) == "crop 40x20 at 5,3"
+
+
+def run(*arguments, capsys):
+    """Run `python -m pipelines` in this process: (exit code, last stdout line, stderr)."""
+    code = __main__.main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, json.loads(out.splitlines()[-1]) if out else None, err
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_command_draws_every_recipe(recipe, small_beton, tmp_path, capsys):
+    from PIL import Image
+
+    out = tmp_path / "new" / "views.png"
+    code, summary, err = run(
+        recipe, f"--beton={small_beton}", f"--out={out}", "--images=2", "--samples=1", capsys=capsys
+    )
+    assert code == 0, err
+    assert summary["views"] == list(RECIPES[recipe]()) and summary["images"] == [0, 48]
+    pixels = np.asarray(Image.open(out).convert("RGB"))
+    assert pixels.shape[1] > 150 * (1 + len(summary["views"])) and pixels.std() > 10
+
+
+def test_an_override_of_the_command_changes_the_picture(small_beton, tmp_path, capsys):
+    pictures = []
+    for number, extra in enumerate([[], [], ["--view_1.gray_prob=1"]]):
+        out = tmp_path / f"{number}.png"
+        arguments = ("simclr", f"--beton={small_beton}", f"--out={out}", "--images=2")
+        assert run(*arguments, "--samples=1", *extra, capsys=capsys)[0] == 0
+        pictures.append(out.read_bytes())
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["simclr"], "required: beton"),
+        (["simclr2", "--beton={file}"], "views.recipe: got 'simclr2', expected one of"),
+        (["simclr", "--beton=none.beton"], "none.beton"),
+        (["simclr", "--beton={file}", "--bogus=1"], "bogus"),
+        (["simclr", "--beton={file}", "--images=0"], "images: got 0, expected at least 1"),
+        (["simclr", "--beton={file}", "--view_0.blur_prb=1"], "blur_prb"),
+        (["simclr", "--beton={file}", "--view_0.blur_prob=2"], "view_0.blur_prob: got 2"),
+        (["simclr", "--beton={file}", "--view_3.blur_prob=1"], "view_3: recipe 'simclr' has no"),
+    ],
+)
+def test_a_mistake_in_the_command_exits_2_with_one_line(
+    arguments, message, small_beton, tmp_path, capsys
+):
+    out = tmp_path / "views.png"
+    arguments = [argument.format(file=small_beton) for argument in arguments]
+    code, _, err = run(*arguments, f"--out={out}", capsys=capsys)
+    assert code == 2
+    assert message in err and err.count("\n") == 1
+    assert not out.exists()

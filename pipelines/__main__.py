@@ -1,0 +1,140 @@
+"""Draw the views that a recipe makes of a few images, with their drawn parameters.
+
+    python -m pipelines simclr --beton train.beton --out views.png
+    python -m pipelines byol --beton train.beton --out views.png --images 3 --samples 4 --size 96
+    python -m pipelines simclr --beton train.beton --out views.png --view_0.blur_prob 1
+
+The picture shows what training sees: the same loader, the same draws. The last line on stdout is
+JSON. Exit codes: 0 drawn, 2 a user's mistake.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+
+from ffcv_ssl import Loader, OrderOption, Reader
+from ffcv_ssl.command import EXIT_USER_ERROR, UserError, one_line
+from ffcv_ssl.fields import RGBImageField
+from pipelines.config import Views
+from pipelines.grid import draw_grid
+from pipelines.view import build
+
+MAX_SIZE_PX = 224
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """Which images to show, and how."""
+
+    beton: str
+    """The dataset to take images from."""
+    out: str = "views.png"
+    """The picture to write."""
+    images: int = 4
+    """Number of images, a row each, spread evenly over the file."""
+    samples: int = 2
+    """Draws of each view, a column each."""
+    size: int = 0
+    """Side of a whole view in pixels; 0: the first image's short side, at most 224."""
+    seed: int = 0
+    """Seed of all draws: as in training, epoch after epoch."""
+
+    def __post_init__(self):
+        for key, low in (("images", 1), ("samples", 1), ("size", 0)):
+            if getattr(self, key) < low:
+                raise ValueError(f"{key}: got {getattr(self, key)}, expected at least {low}")
+
+
+def parse(argv):
+    """Command line -> (GridConfig, Views). Raises UserError; exits for --help."""
+    from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+    with contextlib.suppress(ImportError):  # texts of --help, where docstring-parser is installed
+        set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog="python -m pipelines", description="Draw a recipe's views.", exit_on_error=False
+    )
+    parser.add_argument("recipe", help="name of the recipe, e.g. simclr")
+    parser.add_class_arguments(GridConfig, as_group=False)
+    parser.add_class_arguments(Views, skip={"recipe"}, as_group=False)
+    try:
+        values = vars(parser.parse_args(argv))
+        grid = {key: values.pop(key) for key in GridConfig.__dataclass_fields__}
+        return GridConfig(**grid), Views(**values)
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise UserError(one_line(error)) from None
+
+
+def draw(config, views):
+    """Draw the picture that `config` asks for and return its summary, a dict for JSON."""
+    resolved = views.resolve()
+    with Reader(config.beton) as reader:
+        field = _image_field(reader)
+        count = min(config.images, reader.num_samples)
+        indices = [k * reader.num_samples // count for k in range(count)]
+        originals = [reader.decode(index, field) for index in indices]
+    size_px = config.size or min(*originals[0].shape[:2], MAX_SIZE_PX)
+    draws = _draws(config, resolved, field, indices, size_px)
+    title = f"{views.recipe}, views of {size_px} px, seed {config.seed}: {config.beton}"
+    draw_grid(originals, draws, title, config.out)
+    return {
+        "out": config.out,
+        "recipe": views.recipe,
+        "size_px": size_px,
+        "views": list(resolved),
+        "images": indices,
+        "samples": config.samples,
+    }
+
+
+def _image_field(reader):
+    for name, field in reader.fields.items():
+        if isinstance(field, RGBImageField):
+            return name
+    raise UserError(f"{reader.path}: no image field, it has {', '.join(reader.fields)}")
+
+
+def _draws(config, views, field, indices, size_px):
+    """Columns of the grid, (view name, images, parameters): all draws of view_0, then view_1...
+
+    One draw is one epoch: that is how the loader comes to draw anew for the same image.
+    """
+    pipelines = {name: (field, build(view, size_px)) for name, view in views.items()}
+    columns = {name: [] for name in views}
+    with Loader(
+        config.beton,
+        len(indices),
+        num_workers=1,
+        order=OrderOption.SEQUENTIAL,
+        seed=config.seed,
+        indices=indices,
+        pipelines=pipelines,
+        drop_last=False,
+    ) as loader:
+        for _ in range(config.samples):
+            for batch in loader:
+                for name in views:
+                    images = np.array(getattr(batch, name))  # a copy: slots are reused
+                    columns[name].append((name, images, batch.params[name].copy()))
+    return [column for name in views for column in columns[name]]
+
+
+def main(argv=None):
+    """Run the command and return its exit code."""
+    try:
+        summary = draw(*parse(sys.argv[1:] if argv is None else argv))
+    except (ValueError, OSError) as error:  # settings that do not go together, files not to be had
+        print(f"pipelines: {one_line(error)}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    print(f"{summary['out']}: {len(summary['images'])} images, {len(summary['views'])} views")
+    print(json.dumps(summary), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
