@@ -17,6 +17,7 @@ import functools
 import hashlib
 import inspect
 import os
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -39,11 +40,9 @@ inlined = numba.njit(
 _SOURCE_FOLDERS = ("kernels", "transforms", "pipeline", "traversal_order")
 
 
-@functools.cache
-def _sources_digest():
-    """Digest of every kernel source, numba's and llvmlite's versions and the CPU with its
-    features."""
-    digest = hashlib.sha256()
+def _digest_sources():
+    """Of every kernel source, the versions of Python, numba and LLVM, and the CPU's features."""
+    digest = hashlib.sha256(sys.implementation.cache_tag.encode())
     root = Path(__file__).resolve().parent.parent
     for folder in _SOURCE_FOLDERS:
         for path in sorted((root / folder).glob("*.py")):
@@ -55,25 +54,37 @@ def _sources_digest():
     return digest.hexdigest()[:20]
 
 
+# Taken now, while the sources are the ones being imported: a file edited (or upgraded) between
+# import and the first call must not put old code under the new sources' name.
+_SOURCES_DIGEST = _digest_sources()
+
+
 @functools.cache
 def _cache_root():
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    user = f"ffcv_ssl-{os.getuid()}"
     for folder in (os.environ.get("FFCV_SSL_CACHE"), os.path.join(home, "ffcv_ssl")):
-        if not folder:
-            continue
-        try:
-            os.makedirs(folder, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
+        if folder and _is_usable(folder):
             return folder
-        except OSError:
-            continue
-    return os.path.join(tempfile.gettempdir(), user)
+    folder = os.path.join(tempfile.gettempdir(), f"ffcv_ssl-{os.getuid()}")
+    # Cached kernels are pickles: never load them from a folder that another user may write to.
+    if _is_usable(folder, mode=0o700) and os.stat(folder).st_uid == os.getuid():
+        os.chmod(folder, 0o700)
+        return folder
+    return tempfile.mkdtemp(prefix="ffcv_ssl-")
+
+
+def _is_usable(folder, mode=0o777):
+    try:
+        os.makedirs(folder, mode, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
 
 
 def cache_folder():
     """The folder that this process's kernels are kept in; it may not exist yet."""
-    return os.path.join(_cache_root(), f"kernels-{_sources_digest()}")
+    return os.path.join(_cache_root(), f"kernels-{_SOURCES_DIGEST}")
 
 
 class _Locator:
@@ -102,7 +113,28 @@ class _CacheImpl(CompileResultCacheImpl):
 
 
 class _FunctionCache(FunctionCache):
+    """numba's cache of one function; a damaged file or a full disk costs a compilation, no more."""
+
     _impl_class = _CacheImpl
+
+    def is_complete(self):
+        """Whether the disk holds the index and the code, which numba writes one after the other."""
+        return all(
+            os.path.exists(os.path.join(self.cache_path, self._impl.filename_base + suffix))
+            for suffix in (".nbi", ".1.nbc")
+        )
+
+    def load_overload(self, sig, target_context):
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # whatever a truncated pickle raises
+            with contextlib.suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, sig, data):
+        with contextlib.suppress(OSError):
+            super().save_overload(sig, data)
 
 
 @contextlib.contextmanager
@@ -135,30 +167,19 @@ class Kernel:
         self._lock = threading.Lock()
 
     def load(self):
-        """Make the kernel ready; returns True when it had to be compiled, False when it came from
-        the disk."""
+        """Make the kernel ready; True when it had to be compiled, False when it came from disk."""
         with self._lock:
             if self._ready:
                 return False
-            cache = _FunctionCache(self.dispatcher.py_func)
-            self.dispatcher._cache = cache
-            compiled = not self._load_cached(cache) and self._compile()
+            cache = self.dispatcher._cache = _FunctionCache(self.dispatcher.py_func)
+            if cache.is_complete():
+                self.dispatcher.compile(self.signature)  # loads it
+            else:
+                with _one_process_at_a_time():
+                    self.dispatcher.compile(self.signature)
             self.dispatcher.disable_compile()
             self._ready = True
-            return compiled
-
-    def _load_cached(self, cache):
-        """True when the disk holds this kernel; then numba's own compile() only loads it."""
-        key_file = os.path.join(cache.cache_path, f"{cache._impl.filename_base}.nbi")
-        if not os.path.exists(key_file):
-            return False
-        self.dispatcher.compile(self.signature)
-        return True
-
-    def _compile(self):
-        with _one_process_at_a_time():
-            self.dispatcher.compile(self.signature)
-        return bool(self.dispatcher.stats.cache_misses)
+            return bool(self.dispatcher.stats.cache_misses)
 
     def __call__(self, *args):
         if not self._ready:
