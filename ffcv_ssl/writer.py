@@ -11,7 +11,7 @@ renamed: after a failure nothing is left behind, and what a killed writer leaves
 import os
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import numpy as np
 
@@ -106,8 +106,10 @@ class DatasetWriter:
     def _write(self, file, encoder, chunks, num_samples):
         body = _Body(file, self.fields, encoder.metadata_type, num_samples, self.page_size)
         self.counts = {}
-        with _progress(self.path, num_samples) as advance:
-            for part in encode_in_order(encoder, chunks, self.num_workers):
+        # closing: the workers go at once when writing fails, not when the traceback is collected
+        encoded = closing(encode_in_order(encoder, chunks, self.num_workers))
+        with encoded as parts, _progress(self.path, num_samples) as advance:
+            for part in parts:
                 add_counts(self.counts, part.counts)
                 advance(body.append(part))
         self._check_labels(body.metadata)

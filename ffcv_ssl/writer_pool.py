@@ -190,7 +190,15 @@ class _Pool:
         is_fork = context.get_start_method() == "fork"
         process = context.Process(
             target=_work,
-            args=(theirs, encoder, self._current, index, os.getpid(), inherited if is_fork else []),
+            args=(
+                theirs,
+                encoder,
+                self._chunks,
+                self._current,
+                index,
+                os.getpid(),
+                inherited if is_fork else [],
+            ),
             name=f"beton-writer-{index}",
             daemon=True,
         )
@@ -214,7 +222,9 @@ class _Pool:
             for worker in self._workers:
                 if self._sent < limit and len(worker.queue) == depth:
                     try:
-                        worker.connection.send((self._sent, self._chunks[self._sent]))
+                        # an id, not the chunk: this must fit the pipe even while the worker is not
+                        # reading, because it may be waiting for us to take its own large message
+                        worker.connection.send(self._sent)
                     except OSError:
                         raise self._death(worker) from None
                     worker.queue.append(self._sent)
@@ -276,7 +286,7 @@ class _RemoteError(Exception):
         super().__init__(f"in a worker process:\n{trace}")
 
 
-def _work(connection, encoder, current, index, parent, inherited):
+def _work(connection, encoder, chunks, current, index, parent, inherited):
     """A worker's life: chunks in, parts out, until told to stop or left alone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which stops us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -292,9 +302,9 @@ def _work(connection, encoder, current, index, parent, inherited):
             while not connection.poll(_PARENT_CHECK_S):
                 if os.getppid() != parent:
                     return
-            chunk_id, chunk = connection.recv()
+            chunk_id = connection.recv()
             try:
-                for part in encoder.encode(*chunk, on_sample):
+                for part in encoder.encode(*chunks[chunk_id], on_sample):
                     connection.send(("part", chunk_id, part._replace(blob=b"")))
                     connection.send_bytes(part.blob)
             except Exception as error:

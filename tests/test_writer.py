@@ -1,16 +1,20 @@
 """DatasetWriter: the same bytes for any workers, all or nothing, errors that name the sample."""
 
+import io
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from functools import partial
 
 import numpy as np
 import pytest
 from beton_files import PAGE_BYTES, List, Samples, all_fields, make_columns, pattern, same
+from PIL import Image
 
 from ffcv_ssl import BetonError, beton
 from ffcv_ssl import fields as f
@@ -99,6 +103,38 @@ def test_a_chunk_of_many_large_images_travels_in_parts(tmp_path, monkeypatch):
         assert all(same(reader.decode(i, "image"), items[i][0]) for i in range(12))
 
 
+def test_photographs_keep_their_bytes_when_passed_through(tmp_path, test_data):
+    with tarfile.open(test_data / "imagenet_samples256.tar") as archive:
+        members = [member for member in archive if member.isfile()][:24]
+        photos = [archive.extractfile(member).read() for member in members]
+    field = f.RGBImageField("passthrough")
+    writer = write(tmp_path / "a", {"image": field}, [(f.EncodedImage(p),) for p in photos], 2)
+    assert writer.counts["image"]["original bytes kept"] == 24
+    with Reader(tmp_path / "a") as reader:
+        for i, photo in enumerate(photos):
+            assert reader.read(i, "image") == photo
+            with Image.open(io.BytesIO(photo)) as image:
+                expected = np.asarray(image.convert("RGB"))
+            # two builds of one decoder may round chroma apart
+            assert np.abs(reader.decode(i, "image").astype(int) - expected).max() <= 2
+
+
+def test_photographs_encoded_anew_stay_close_to_the_pixels(tmp_path, test_data):
+    with tarfile.open(test_data / "imagenet_samples256.tar") as archive:
+        members = [member for member in archive if member.isfile()][:12]
+        photos = [archive.extractfile(member).read() for member in members]
+    field = f.RGBImageField("jpg", max_resolution=300)
+    write(tmp_path / "a", {"image": field}, [(f.EncodedImage(p),) for p in photos], 2)
+    with Reader(tmp_path / "a") as reader:
+        for i, photo in enumerate(photos):
+            got = reader.decode(i, "image").astype(int)
+            assert max(got.shape) <= 300
+            with Image.open(io.BytesIO(photo)) as image:
+                size = got.shape[1::-1]
+                expected = np.asarray(image.convert("RGB").resize(size, Image.Resampling.LANCZOS))
+            assert np.abs(got - expected).mean() < 6
+
+
 def test_indices_choose_and_order_the_samples(tmp_path):
     writer = DatasetWriter(tmp_path / "a", {"n": f.IntField()}, num_workers=1)
     writer.from_indexed_dataset(List([(i * i,) for i in range(10)]), indices=np.array([7, 2, 2]))
@@ -167,6 +203,34 @@ def test_a_failure_leaves_the_old_file_as_it_was(tmp_path):
     assert os.listdir(tmp_path) == ["a"]
     with Reader(tmp_path / "a") as reader:
         assert reader.decode(0, "blob") == b"old"
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, num_workers):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (PAGE_BYTES + 100_000, before[1]))
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(BetonError, match="cannot be written") as error:
+            write(tmp_path / "a", BLOB, [(bytes(9000),)] * 30, num_workers, chunksize=4)
+        assert "\n" not in str(error.value)
+        assert not multiprocessing.active_children()
+    finally:
+        signal.signal(signal.SIGXFSZ, handler)
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert os.listdir(tmp_path) == []
+
+
+def test_chunks_larger_than_a_pipe_do_not_block_the_writer(tmp_path):
+    class Repeated:
+        def __getitem__(self, index):
+            return (index, b"0123456789abcdef" * 2)
+
+    indices = np.arange(84_000) << 55 >> 1  # long to spell, so that a list of a chunk's is long too
+    writer = DatasetWriter(tmp_path / "a", {"n": f.IntField(), **BLOB}, num_workers=2)
+    writer.from_indexed_dataset(Repeated(), indices, chunksize=21_000)
+    with Reader(tmp_path / "a") as reader:
+        assert np.array_equal(reader.metadata["f0"], indices)
 
 
 def test_a_folder_that_is_missing_is_one_line(tmp_path):
