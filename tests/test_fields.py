@@ -411,6 +411,15 @@ def test_truncated_and_flipped_jpegs_never_decode_to_another_size():
             continue
 
 
+def test_a_jpeg_of_very_many_scans_is_refused():
+    payload = image_file(photo(), progressive=True).data
+    assert image_codec.decode_jpeg(payload, 40, 30).shape == (40, 30, 3)
+    start = payload.rindex(b"\xff\xda")
+    scan = payload[start:-2]
+    with pytest.raises(ValueError, match="scans"):
+        image_codec.decode_jpeg(payload[:start] + scan * 200 + payload[-2:], 40, 30)
+
+
 def test_json_without_its_end_mark_is_refused():
     metadata = np.zeros((), f.JSONField().metadata_type)
     for payload in (b"", json.dumps({}).encode(), b"{\0", b"[" * 100_000 + b"\0"):

@@ -17,6 +17,9 @@ from ffcv_ssl.beton import MAX_IMAGE_PX
 MAX_SIDE_PX = 2**16 - 1  # the metadata's uint16
 _EXIF_ORIENTATION = 0x0112
 _SOF_NAMES = {0xC1: "extended", 0xC2: "progressive", 0xC3: "lossless"}
+# Progressive files of real encoders have about ten scans. Each costs a pass over the whole image,
+# so that a small hostile file could keep a decoder busy for hours.
+_START_OF_SCAN, _MAX_SCANS = b"\xff\xda", 100
 _BARE_MARKERS = {0x01, *range(0xD0, 0xD9)}  # TEM, RSTn, SOI: no length follows
 
 
@@ -144,11 +147,13 @@ def encode_jpeg(pixels, quality):
 
 
 def decode_jpeg(payload, height_px, width_px):
-    """uint8 (H, W, 3) of a JPEG: strict, accurate DCT, smooth chroma upsampling.
+    """uint8 (H, W, 3) of a JPEG given as bytes: strict, accurate DCT, smooth chroma upsampling.
 
     The size in the file is compared with the promised one before anything is allocated. ValueError
     if they differ or the data is corrupt.
     """
+    if payload.count(_START_OF_SCAN) > _MAX_SCANS:
+        raise ValueError(f"JPEG of more than {_MAX_SCANS} scans")
     height, width = simplejpeg.decode_jpeg_header(payload)[:2]
     if (height, width) != (height_px, width_px):
         raise ValueError(f"JPEG is {width}x{height} px, the metadata says {width_px}x{height_px}")
