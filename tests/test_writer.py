@@ -226,7 +226,7 @@ def test_chunks_larger_than_a_pipe_do_not_block_the_writer(tmp_path):
         def __getitem__(self, index):
             return (index, b"0123456789abcdef" * 2)
 
-    indices = np.arange(84_000) << 55 >> 1  # long to spell, so that a list of a chunk's is long too
+    indices = np.arange(84_000) << 40  # long to spell, so that a list of a chunk's is long too
     writer = DatasetWriter(tmp_path / "a", {"n": f.IntField(), **BLOB}, num_workers=2)
     writer.from_indexed_dataset(Repeated(), indices, chunksize=21_000)
     with Reader(tmp_path / "a") as reader:
