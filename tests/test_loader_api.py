@@ -212,6 +212,16 @@ def test_filter_keeps_the_samples_for_which_the_condition_holds(small_beton):
     assert {s[1] for s in samples} == {3} and len(samples) == 12
 
 
+def test_stats_count_images_seconds_and_rate(small_beton):
+    with make_loader(small_beton, 16) as loader:
+        for _ in loader:
+            pass
+        stats = loader.stats
+    assert stats["images"] == 96 and stats["replaced"] == 0
+    assert stats["images_per_s"] > 0
+    assert all(stats[f"{what}_s"] > 0 for what in ("read", "decode", "render", "waiting"))
+
+
 def test_uncached_reading_yields_the_same(small_beton):
     for order in OrderOption:
         assert epoch_of(small_beton, os_cache=False, order=order) == epoch_of(

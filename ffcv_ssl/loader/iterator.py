@@ -24,6 +24,7 @@ class EpochIterator:
         self._next_to_submit = self._handed = 0
         self._process = os.getpid()
         self._closed = False
+        self._clock = time.perf_counter()
         # small chunks share the work evenly; 64 rows of small raw images still fill one compiled
         # call
         workers = shared.num_workers
@@ -79,8 +80,16 @@ class EpochIterator:
         batch = self._make_batch(job)
         self._shared.cache.drop(job.indices)
         self._handed += 1
+        self._count(len(job.indices))
         self._loader._note_progress(self, self._epoch, self._handed, self._schedule)
         return batch
+
+    def _count(self, num_images):
+        """Wall-clock statistics: from `iter()` to the first batch, then from batch to batch."""
+        now = time.perf_counter()
+        self._shared.images += num_images
+        self._shared.iterating_s += now - self._clock
+        self._clock = now
 
     def _make_batch(self, job):
         values = self._delivery.finish(job)

@@ -301,18 +301,18 @@ class Loader:
 
     @property
     def stats(self):
-        """Since the loader was made: images, seconds in read, decode and render (summed over
-        threads) and waiting (of the consumer), images_per_s of one thread's work, replaced samples,
-        slots and how often the pool grew."""
-        scratches = self._shared.pool.scratches
+        """Since the loader was made: images handed out, and images_per_s of that while iterating;
+        seconds in read, decode and render (all threads together), and of the consumer's waiting;
+        replaced samples; slots, and how often their pool grew beyond the usual number.
+        """
+        shared, scratches = self._shared, self._shared.pool.scratches
         seconds = {k: sum(s.seconds[k] for s in scratches) for k in ("read", "decode", "render")}
-        images, busy = sum(s.images for s in scratches), sum(seconds.values())
         return {
-            "images": images,
-            "images_per_s": images * len(scratches) / busy if busy else 0.0,
+            "images": shared.images,
+            "images_per_s": shared.images / shared.iterating_s if shared.iterating_s else 0.0,
             **{f"{name}_s": value for name, value in seconds.items()},
-            "waiting_s": self._shared.waited_s,
-            "replaced": self._shared.replaced,
+            "waiting_s": shared.waited_s,
+            "replaced": shared.replaced,
             "slots": self._slots.num_slots if self._slots else 0,
             "slots_grown": self._slots.grown if self._slots else 0,
             "scratch_bytes": sum(s.num_bytes for s in scratches),

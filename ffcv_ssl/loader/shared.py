@@ -19,7 +19,7 @@ class Shared:
         self.batch_size, self.num_workers = batch_size, num_workers
         self.batches_ahead, self.on_error = batches_ahead, on_error
         self.pool = self.cache = None
-        self.waited_s, self.replaced = 0.0, 0
+        self.images, self.iterating_s, self.waited_s, self.replaced = 0, 0.0, 0.0, 0
         self._replaced_in_epoch, self._epoch = 0, None
         self._lock = threading.Lock()
 

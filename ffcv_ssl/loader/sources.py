@@ -94,7 +94,6 @@ class ImageSource:
         else:
             parts = (buffer, offsets, sizes, heights, widths)
             self._one_by_one(job, begin, samples, parts, bad, scratch)
-        scratch.images += stop - begin
         return {begin + i: error for i, error in bad.items()}
 
     def _draw(self, job, begin, stop, heights, widths):

@@ -17,7 +17,6 @@ class Scratch:
     def __init__(self):
         self._arrays = {}
         self.seconds = {"read": 0.0, "decode": 0.0, "render": 0.0}
-        self.images = 0
 
     def take(self, name, size, dtype):
         """A flat array of at least `size` numbers; what it held before is garbage."""
