@@ -14,7 +14,7 @@ $(VENV)/.installed: setup.py
 	touch $@
 
 demo: setup
-	$(BIN)/python -m pipelines.demo
+	$(BIN)/python demo.py
 
 test: setup
 	$(BIN)/python -m pytest tests
@@ -23,6 +23,8 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# ROOT: a folder of photographs, for example the ImageNet validation set
 bench: setup
-	$(BIN)/pip install --quiet '.[bench]'
-	$(BIN)/python -m benchmarks.loader
+	@test -n "$(ROOT)" || { echo "make bench: say where photographs are: make bench ROOT=folder"; exit 2; }
+	$(BIN)/python -m benchmarks.loader --root "$(ROOT)" --results benchmarks/results/loader.json
+	$(BIN)/python -m benchmarks.readme
