@@ -20,6 +20,7 @@ _SOF_NAMES = {0xC1: "extended", 0xC2: "progressive", 0xC3: "lossless"}
 # Progressive files of real encoders have about ten scans. Each costs a pass over the whole image,
 # so that a small hostile file could keep a decoder busy for hours.
 _START_OF_SCAN, _MAX_SCANS = b"\xff\xda", 100
+_SMALL_IMAGE_PX = 1 << 20
 _BARE_MARKERS = {0x01, *range(0xD0, 0xD9)}  # TEM, RSTn, SOI: no length follows
 
 
@@ -146,17 +147,27 @@ def encode_jpeg(pixels, quality):
     )
 
 
+def check_jpeg(payload, height_px, width_px, is_trusted=False):
+    """ValueError unless a JPEG has the promised size and a sane number of scans; decodes nothing.
+
+    payload: bytes, or a uint8 array. is_trusted: the bytes have their checksum, so that a small
+    image need not have its scans counted (50 us for 60 KB, the rest takes 1 us).
+    """
+    if not is_trusted or height_px * width_px > _SMALL_IMAGE_PX:
+        if bytes(payload).count(_START_OF_SCAN) > _MAX_SCANS:
+            raise ValueError(f"JPEG of more than {_MAX_SCANS} scans")
+    height, width = simplejpeg.decode_jpeg_header(payload)[:2]
+    if (height, width) != (height_px, width_px):
+        raise ValueError(f"JPEG is {width}x{height} px, the metadata says {width_px}x{height_px}")
+
+
 def decode_jpeg(payload, height_px, width_px):
     """uint8 (H, W, 3) of a JPEG given as bytes: strict, accurate DCT, smooth chroma upsampling.
 
     The size in the file is compared with the promised one before anything is allocated. ValueError
     if they differ or the data is corrupt.
     """
-    if payload.count(_START_OF_SCAN) > _MAX_SCANS:
-        raise ValueError(f"JPEG of more than {_MAX_SCANS} scans")
-    height, width = simplejpeg.decode_jpeg_header(payload)[:2]
-    if (height, width) != (height_px, width_px):
-        raise ValueError(f"JPEG is {width}x{height} px, the metadata says {width_px}x{height_px}")
+    check_jpeg(payload, height_px, width_px)
     return simplejpeg.decode_jpeg(payload, "RGB", fastdct=False, fastupsample=False)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import simplejpeg
 
 from ffcv_ssl.errors import BetonError
+from ffcv_ssl.fields.image_codec import check_jpeg
 from ffcv_ssl.kernels.io import ALTERED, OK, TRUNCATED, read_samples
 from ffcv_ssl.transforms import Crop
 
@@ -129,7 +130,9 @@ class ImageSource:
                 encoded = buffer[offsets[i] : offsets[i] + int(sizes[i])]
                 factor = self._factor(job, row, heights[i], widths[i]) if self.scaled_decode else 1
                 try:
-                    pixels, shape = self._decode(encoded, heights[i], widths[i], factor, scratch)
+                    pixels, shape = self._decode(
+                        encoded, int(heights[i]), int(widths[i]), factor, scratch
+                    )
                 except ValueError as error:
                     bad[i] = self.payloads.error(sample, f"corrupt JPEG ({error})")
                     continue
@@ -142,7 +145,8 @@ class ImageSource:
 
     def _decode(self, encoded, height, width, factor, scratch):
         """(flat pixels, (H, W)); ValueError for what is no sound JPEG of the promised size."""
-        expected = (-(-int(height) // factor), -(-int(width) // factor), 3)
+        check_jpeg(encoded, height, width, is_trusted=self.payloads.verify)
+        expected = (-(-height // factor), -(-width // factor), 3)
         buffer = scratch.take("decoded", expected[0] * expected[1] * 3, np.uint8)
         least = {"min_height": expected[0], "min_width": expected[1]} if factor > 1 else {}
         image = simplejpeg.decode_jpeg(encoded, "RGB", buffer=buffer, strict=True, **least)
