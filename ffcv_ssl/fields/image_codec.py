@@ -153,9 +153,9 @@ def check_jpeg(payload, height_px, width_px, is_trusted=False):
     payload: bytes, or a uint8 array. is_trusted: the bytes have their checksum, so that a small
     image need not have its scans counted (50 us for 60 KB, the rest takes 1 us).
     """
-    if not is_trusted or height_px * width_px > _SMALL_IMAGE_PX:
-        if bytes(payload).count(_START_OF_SCAN) > _MAX_SCANS:
-            raise ValueError(f"JPEG of more than {_MAX_SCANS} scans")
+    count_scans = not is_trusted or height_px * width_px > _SMALL_IMAGE_PX
+    if count_scans and bytes(payload).count(_START_OF_SCAN) > _MAX_SCANS:
+        raise ValueError(f"JPEG of more than {_MAX_SCANS} scans")
     height, width = simplejpeg.decode_jpeg_header(payload)[:2]
     if (height, width) != (height_px, width_px):
         raise ValueError(f"JPEG is {width}x{height} px, the metadata says {width_px}x{height_px}")
