@@ -241,3 +241,17 @@ def test_a_validation_loader_of_fewer_samples_than_a_batch_yields_one_short_batc
     with make_loader(small_beton, 64, indices=range(5), drop_last=True) as loader:
         assert len(loader) == 0 and list(loader) == []
         assert loader.state_dict()["epoch"] == 1
+
+
+def test_ffcvs_import_paths_lead_to_the_same_classes():
+    import ffcv_ssl.transforms as t
+    from ffcv_ssl.fields import decoders, rgb_image
+    from ffcv_ssl.loader import Loader as SameLoader
+    from ffcv_ssl.pipeline.state import State
+    from ffcv_ssl.transforms import common, ops
+
+    assert SameLoader is Loader and common.Squeeze is t.Squeeze and ops.ToTensor is t.ToTensor
+    for home in (decoders, rgb_image, t):
+        assert home.RandomResizedCropRGBImageDecoder is t.RandomResizedCrop
+        assert home.CenterCropRGBImageDecoder is t.CenterCrop
+    assert State(True, "cpu", (3,), np.uint8).shape == (3,)
