@@ -314,7 +314,9 @@ class Reader:
         if self._checksums is not None:
             checksum = np.full(self.num_samples, xxh3_64(b""), np.uint64)
             checksum[sample] = self._checksums[row]
-        return Extents(np.ascontiguousarray(pointer), size, checksum)
+        # where nothing is read, the pointer is not followed: it may be anything, until here
+        pointer = np.where(size == 0, np.uint64(self._data_start), pointer)
+        return Extents(pointer, size, checksum)
 
     def _rows_at(self, name, sample, pointer):
         """Table rows (as indices) whose allocations begin at these pointers; of several the

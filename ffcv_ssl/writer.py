@@ -155,9 +155,9 @@ class _Body:
         """Write an Encoded part; returns its number of samples."""
         num_samples = len(part.metadata) // self.metadata.dtype.itemsize
         rows = slice(self._next_sample, self._next_sample + num_samples)
-        self._raw.view(np.uint8)[
-            rows.start * self.metadata.dtype.itemsize : rows.stop * self.metadata.dtype.itemsize
-        ] = np.frombuffer(part.metadata, np.uint8)
+        start = rows.start * self.metadata.dtype.itemsize
+        raw = np.frombuffer(part.metadata, np.uint8)
+        self._raw[start : start + len(raw)] = raw  # as bytes: padding between columns is copied too
         if part.sizes.size:
             slots = np.maximum(part.sizes, np.uint64(1))
             starts = self._place(rows.start, slots.sum(axis=1).tolist())

@@ -399,6 +399,14 @@ def test_metadata_that_leads_astray_is_refused(foreign, field, changes, message)
         Reader(foreign)
 
 
+def test_the_pointer_of_an_empty_payload_is_never_followed(tmp_path):
+    path = tmp_path / "a.beton"
+    DatasetWriter(path, {"x": f.BytesField()}, PAGE_BYTES, 1).from_indexed_dataset(List([(b"",)]))
+    without_integrity(path)
+    change_metadata(path, "x", 0, ptr=2**64 - 1)
+    assert values(path) == {(0, "x"): b""}
+
+
 def test_a_pointer_to_another_samples_image_is_refused(foreign):
     with Reader(foreign) as reader:
         other = reader.extents("raw").pointer[3]

@@ -302,6 +302,39 @@ def test_custom_fields_are_written_and_need_naming_when_read(tmp_path):
         assert reader.read(0, "x") == b"cba"
 
 
+class MadeForFfcv(f.Field):
+    """Only what FFCV asks of a field."""
+
+    @property
+    def metadata_type(self):
+        return np.dtype([("height", "<u2"), ("ptr", "<u8")])
+
+    @staticmethod
+    def from_binary(binary):
+        return MadeForFfcv()
+
+    def to_binary(self):
+        return np.zeros(1, dtype=f.base.ARG_TYPE)[0]
+
+    def encode(self, destination, value, malloc):
+        destination["height"] = len(value)
+        destination["ptr"], buffer = malloc(value.nbytes)
+        buffer[:] = value.reshape(-1)
+
+    def get_decoder_class(self):
+        return None
+
+
+def test_a_custom_field_made_for_ffcv_is_written_and_read(tmp_path):
+    mask = np.arange(12, dtype=np.uint8).reshape(4, 3)
+    write(tmp_path / "a", {"n": f.IntField(), "mask": MadeForFfcv()}, [(1, mask), (2, mask + 1)], 2)
+    with Reader(tmp_path / "a", {"mask": MadeForFfcv}) as reader:
+        assert reader.read(1, "mask") == (mask + 1).tobytes()
+        assert reader.field_metadata("mask")["height"].tolist() == [4, 4]
+        with pytest.raises(TypeError, match="define decode"):
+            reader.decode(0, "mask")
+
+
 SLOW_WRITER = """
 import sys, time
 from ffcv_ssl.fields import BytesField

@@ -52,11 +52,13 @@ class Field(ABC):
         does not fit the field.
         """
 
-    @abstractmethod
     def decode(self, metadata_row, payload: bytes):
-        """The value again, from its metadata item and payload (b"" if it has none). ValueError if
-        they disagree.
+        """The value again, from its metadata item and payload (b"" if it has none).
+
+        ValueError if they disagree. Needed by `Reader.decode` only, so a field made for FFCV, which
+        knows no such method, still loads through its decoder.
         """
+        raise TypeError(f"{type(self).__name__} does not say how to decode a sample; define decode")
 
     @abstractmethod
     def get_decoder_class(self):
