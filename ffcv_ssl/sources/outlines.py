@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 AREA = 1.6
-REACH = 1.19
+REACH = 1.2
 
 
 def _box(x, y, half_width, half_height):

@@ -1,12 +1,10 @@
-"""Generated images of ten shapes: any size, any number, no download, the same pixels for the same
-(seed, split, index).
+"""Generated images of ten shapes: any size and number, a function of (seed, split, index).
 
-What tells the classes apart is the outline alone. Background, texture, clutter, number, size,
-rotation, colour and position are drawn independently of it; every outline covers the same area and
-is as often brighter as darker than what is behind it. So a linear probe on pixels or on a colour
-histogram finds next to nothing, and an encoder has to see shape. All objects of an image have the
-image's class but differ in size, rotation and colour: what two crops of an image share is its
-class.
+What tells the classes apart is the outline alone. Background, clutter, number, size, rotation,
+colour and position are drawn independently of it; every outline covers the same area and is as
+often brighter as darker than what is behind it. So a linear probe on pixels or on a colour
+histogram finds next to nothing, and an encoder has to see shape. All objects of an image have its
+class but differ in size, rotation and colour: what two crops of an image share is the class.
 """
 
 from __future__ import annotations
@@ -22,13 +20,23 @@ from ffcv_ssl.sources.outlines import OUTLINES, REACH
 
 CLASS_NAMES = tuple(outline.__name__ for outline in OUTLINES)
 MAX_OBJECTS = 4
-NUM_TRIES = 16
-# Apparent radius of an object as a share of the image's side, by the number of objects in it;
-# (nearest, farthest).
-RADII = ((0.24, 0.36), (0.17, 0.26), (0.15, 0.22), (0.13, 0.19))
+# Apparent radius of an object as a share of the image's side, (farthest, nearest), by the number of
+# objects in the image: large enough that a crop of a quarter of the image still shows an outline.
+RADII = ((0.26, 0.38), (0.20, 0.27), (0.16, 0.22), (0.14, 0.19))
+# Turned by at most this to either side. With any angle 300 steps of SimCLR (batch 64, ResNet-18,
+# 48 px) gain 13 points over the random network in a linear probe, with this 22.
+MAX_TILT = np.pi / 6
+# Colours stay close to a common grey: what is particular to one image in colour is a shortcut that
+# contrastive learning takes instead of looking at the shape.
+BASE_BRIGHTNESS = (0.42, 0.58)
+BACKGROUND_SATURATION, SATURATION = 0.06, 0.2
+OBJECT_CONTRAST, STROKE_CONTRAST = (0.3, 0.5), (0.15, 0.35)
+NOISE = 0.03
+NUM_STROKES = 2
+NUM_TRIES = 24  # places tried for each object: the first that is free, else the freest
+MARGIN = 1.1  # free: that much more than the radii between the centres
 # An object is 0.1 wide in the units of `distance`, seen by a pinhole camera of focal length 1.
 OBJECT_RADIUS = 0.1
-NUM_STROKES = 3
 
 
 class Shapes:
@@ -36,7 +44,7 @@ class Shapes:
 
     split: any name; each has its own images. num_samples > 0. size_px: height and width. seed: any
     int. `dataset[index]` is (image, label, count, distance): uint8 (H, W, 3); the class, 0..9, an
-    index into `CLASS_NAMES`; the number of objects, 1..3; the distance of the nearest object as
+    index into `CLASS_NAMES`; the number of objects, 1..4; the distance of the nearest object as
     float, the larger it looks the smaller. Raises ValueError for impossible settings and IndexError
     past the end.
     """
@@ -62,8 +70,7 @@ class Shapes:
 
 
 class Draws:
-    """Random numbers that are a pure function of a text: NumPy promises the raw stream of Philox to
-    stay as it is."""
+    """Random numbers that are a function of a text: NumPy promises Philox's raw stream for good."""
 
     def __init__(self, text):
         key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
@@ -80,23 +87,21 @@ class Draws:
         return int(self.uniform() * count)
 
     def noise(self, shape):
-        """float32 array of `shape`, uniform in [-1, 1], in steps of 1/128: cheap enough for every
-        pixel."""
+        """float32 array of `shape`, uniform in [-1, 1] in 256 steps: cheap, for every pixel."""
         count = int(np.prod(shape))
         raw = self._bits.random_raw(-(-count // 8)).view(np.uint8)[:count]
         return (raw.astype(np.float32) * np.float32(2 / 255) - np.float32(1)).reshape(shape)
 
 
 def render(draws, outline, size_px):
-    """Draw one image. Returns it, uint8 (H, W, 3), and the radii of its objects as shares of the
-    side."""
+    """One image, uint8 (H, W, 3), and the radii of its objects as shares of its side."""
     image_HWC, base = _background(draws, size_px)
     for _ in range(NUM_STROKES):
         _stroke_(image_HWC, draws, base)
     centres, radii = _placement(draws)
     for (x, y), radius in sorted(zip(centres, radii), key=lambda placed: placed[1]):
         _object_(image_HWC, draws, outline, base, (x, y, radius))
-    image_HWC += draws.noise(image_HWC.shape) * np.float32(0.03)
+    image_HWC += draws.noise(image_HWC.shape) * np.float32(NOISE)
     np.clip(image_HWC, 0, 1, out=image_HWC)
     return (image_HWC * np.float32(255) + np.float32(0.5)).astype(np.uint8), radii
 
@@ -117,10 +122,10 @@ def _colour(draws, brightness, saturation):
 
 
 def _background(draws, size_px):
-    """A gradient between two colours of about the same brightness. Returns it and that
-    brightness."""
-    base = draws.uniform(0.42, 0.58)
-    first, second = _colour(draws, base - 0.05, 0.06), _colour(draws, base + 0.05, 0.06)
+    """A gradient between two colours, and their mean brightness."""
+    base = draws.uniform(*BASE_BRIGHTNESS)
+    first = _colour(draws, base - 0.05, BACKGROUND_SATURATION)
+    second = _colour(draws, base + 0.05, BACKGROUND_SATURATION)
     angle = draws.uniform(0, 2 * np.pi)
     axis = _axis(size_px) - np.float32(0.5)
     ramp = axis * np.float32(np.sin(angle))
@@ -143,40 +148,36 @@ def _stroke_(image_HWC, draws, base):
     x, y = draws.uniform(0, 1, 2)
     angle, half_length = draws.uniform(0, np.pi), draws.uniform(0.03, 0.14)
     half_width = draws.uniform(0.008, 0.02)
-    colour = _colour(draws, base + _contrast(draws, 0.15, 0.35), 0.2)
-    drawn = _rotated_window(image_HWC.shape[0], x, y, half_length + 0.03, angle)
-    if drawn is None:
-        return
-    window, u, v = drawn
+    colour = _colour(draws, base + _contrast(draws, *STROKE_CONTRAST), SATURATION)
+    window, u, v = _rotated_window(image_HWC.shape[0], x, y, half_length + 0.03, angle)
     field = np.maximum(np.abs(u) - np.float32(half_length), np.abs(v) - np.float32(half_width))
     _blend_(image_HWC, window, _cover(field, image_HWC.shape[0]), colour)
 
 
 def _object_(image_HWC, draws, outline, base, placed):
     x, y, radius = placed
-    angle = draws.uniform(0, 2 * np.pi)
-    contrast = _contrast(draws, 0.3, 0.5)
-    near, far = _colour(draws, base + contrast, 0.2), _colour(draws, base + 0.6 * contrast, 0.2)
-    drawn = _rotated_window(image_HWC.shape[0], x, y, radius * REACH, angle)
-    window, u, v = drawn
+    angle = draws.uniform(-MAX_TILT, MAX_TILT)
+    contrast = _contrast(draws, *OBJECT_CONTRAST)
+    near = _colour(draws, base + contrast, SATURATION)
+    far = _colour(draws, base + 0.6 * contrast, SATURATION)
+    window, u, v = _rotated_window(image_HWC.shape[0], x, y, radius * REACH, angle)
     field = outline(u / np.float32(radius), v / np.float32(radius)) * np.float32(radius)
     shade = np.clip(u / np.float32(2 * radius) + np.float32(0.5), 0, 1)[:, :, None]
     _blend_(image_HWC, window, _cover(field, image_HWC.shape[0]), far + (near - far) * shade)
 
 
 def _cover(field, size_px):
-    """Share of each pixel inside the outline; `field` is the signed distance in units of the
-    side."""
+    """Share of each pixel inside an outline; `field`: signed distance as a share of the side."""
     return np.clip(np.float32(0.5) - field * np.float32(size_px), 0, 1)
 
 
 def _rotated_window(size_px, x, y, reach, angle):
-    """The pixels within `reach` of (x, y): their window, and their coordinates turned by `angle`;
-    None if there are none."""
+    """The pixels within `reach` of (x, y), a place in the image.
+
+    Returns their window, and their coordinates from there on axes turned by `angle`.
+    """
     low_x, high_x = _span(size_px, x, reach)
     low_y, high_y = _span(size_px, y, reach)
-    if low_x >= high_x or low_y >= high_y:
-        return None
     axis = _axis(size_px)
     dx = axis[None, low_x:high_x] - np.float32(x)
     dy = axis[low_y:high_y, None] - np.float32(y)
@@ -190,8 +191,7 @@ def _span(size_px, centre, reach):
 
 
 def _placement(draws):
-    """Centres and radii of the objects: they lie within the image, and apart where there is
-    room."""
+    """Centres and radii of the objects: within the image, and apart where there is room."""
     count = 1 + draws.below(MAX_OBJECTS)
     far, near = RADII[count - 1]
     radii = [draws.uniform(far, near) for _ in range(count)]
@@ -199,6 +199,6 @@ def _placement(draws):
     for k, radius in enumerate(radii):
         candidates = draws.uniform(radius, 1 - radius, (NUM_TRIES, 2))
         distances = np.hypot(*(candidates[:, None] - centres[None, :k]).transpose(2, 0, 1))
-        gaps = (distances - (radius + np.array(radii[:k]))).min(axis=1, initial=0.0)
+        gaps = (distances - MARGIN * (radius + np.array(radii[:k]))).min(axis=1, initial=0.0)
         centres[k] = candidates[gaps.argmax()]
     return centres, radii
