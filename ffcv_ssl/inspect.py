@@ -13,6 +13,8 @@ import json
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
@@ -22,6 +24,7 @@ from ffcv_ssl.fields import IntField, RGBImageField
 from ffcv_ssl.reader import Reader
 
 _MAX_LISTED = 20
+_VERIFY_CHUNK = 128  # samples a thread takes at once
 _MAX_CLASSES_SHOWN = 20
 _MAX_CLASSES_COUNTED = 10_000
 _QUANTILES = (0, 5, 50, 95, 100)
@@ -93,20 +96,33 @@ def verify(reader, report=print):
     report(line) is called for each bad one, at most 20 times. Returns the number of bad ones.
     """
     num_bad, spoke = 0, time.monotonic()
-    for sample in range(reader.num_samples):
+    starts = range(0, reader.num_samples, _VERIFY_CHUNK)
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    try:
+        for start, errors in zip(starts, pool.map(partial(_find_bad, reader), starts)):
+            for error in errors[: max(0, _MAX_LISTED - num_bad)]:
+                report(error)
+            num_bad += len(errors)
+            if time.monotonic() - spoke >= _PROGRESS_INTERVAL_S:
+                spoke = time.monotonic()
+                print(f"{reader.path}: {start} of {reader.num_samples} samples", file=sys.stderr)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if num_bad > _MAX_LISTED:
+        report(f"{reader.path}: and {num_bad - _MAX_LISTED} more")
+    return num_bad
+
+
+def _find_bad(reader, start):
+    """Errors, as texts, of the samples from `start` on; decoding and hashing let other threads run."""
+    errors = []
+    for sample in range(start, min(start + _VERIFY_CHUNK, reader.num_samples)):
         for name in reader.fields:
             try:
                 reader.decode(sample, name)
             except BetonError as error:
-                num_bad += 1
-                if num_bad <= _MAX_LISTED:
-                    report(str(error))
-        if time.monotonic() - spoke >= _PROGRESS_INTERVAL_S:
-            spoke = time.monotonic()
-            print(f"{reader.path}: {sample + 1} of {reader.num_samples} samples", file=sys.stderr)
-    if num_bad > _MAX_LISTED:
-        report(f"{reader.path}: and {num_bad - _MAX_LISTED} more")
-    return num_bad
+                errors.append(str(error))
+    return errors
 
 
 def draw_grid(reader, path):
@@ -234,13 +250,22 @@ def main(arguments=None):
     parser.add_argument("--grid", metavar="PNG", help="draw a few dozen images")
     options = parser.parse_args(arguments)
     try:
-        with Reader(options.file) as reader:
+        reader = Reader(options.file)
+    except OSError as error:
+        print(f"{options.file}: cannot be opened ({error.strerror or error})", file=sys.stderr)
+        return 2
+    except BetonError as error:
+        print(error, file=sys.stderr)
+        return 2
+    try:
+        with reader:
             return _inspect(reader, options)
     except BetonError as error:
         print(error, file=sys.stderr)
-    except OSError as error:
-        print(f"{options.file}: cannot be opened ({error.strerror or error})", file=sys.stderr)
-    return 2
+        return 2
+    except BrokenPipeError:  # `| head`: nobody reads on, so there is nothing left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _inspect(reader, options):
