@@ -403,6 +403,15 @@ def test_an_interrupt_removes_the_unfinished_file_and_the_workers(tmp_path):
     assert not alive(process.pid)
 
 
+@pytest.mark.slow
+def test_writing_works_where_processes_cannot_fork(tmp_path, monkeypatch):
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    samples = Samples(make_columns(5, 40, 30))
+    write(tmp_path / "spawned", all_fields(), samples, 2, chunksize=2)
+    write(tmp_path / "alone", all_fields(), samples)
+    assert (tmp_path / "spawned").read_bytes() == (tmp_path / "alone").read_bytes()
+
+
 def test_writing_works_beside_threads_and_torch(tmp_path):
     import torch
 

@@ -193,7 +193,9 @@ def reason_to_encode(data, max_side_px):
     if needs_shrinking(height, width, max_side_px):
         return "larger than max_resolution", None
     try:
-        simplejpeg.decode_jpeg(data, "RGB")
+        decode_jpeg(
+            data, height, width
+        )  # as a reader will, so that nothing is kept that it refuses
     except ValueError:
         return "not strictly decodable", None
     return None, (height, width)
