@@ -114,7 +114,7 @@ def verify(reader, report=print):
 
 
 def _find_bad(reader, start):
-    """Errors, as texts, of the samples from `start` on; decoding and hashing let other threads run."""
+    """Errors, as texts, of the chunk of samples at `start`. Decoding lets other threads run."""
     errors = []
     for sample in range(start, min(start + _VERIFY_CHUNK, reader.num_samples)):
         for name in reader.fields:
