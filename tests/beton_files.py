@@ -5,8 +5,9 @@ import json
 import numpy as np
 import torch
 
-from ffcv_ssl import beton
+from ffcv_ssl import BetonError, beton
 from ffcv_ssl import fields as f
+from ffcv_ssl.reader import Reader
 from ffcv_ssl.writer import DatasetWriter
 
 PAGE_BYTES = beton.MIN_PAGE_BYTES
@@ -113,3 +114,53 @@ def without_integrity(path):
         file.write(bytes(beton.LOCATOR_TYPE.itemsize))
         file.seek(int(header["alloc_table_ptr"]) - beton.FOOTER_TYPE.itemsize)
         file.write(bytes(beton.FOOTER_TYPE.itemsize))
+
+
+def write(path, fields, items, num_workers=1, page_size=PAGE_BYTES, chunksize=100, **settings):
+    writer = DatasetWriter(path, fields, page_size, num_workers, **settings)
+    writer.from_indexed_dataset(
+        items if hasattr(items, "columns") else List(items), None, chunksize
+    )
+    return writer
+
+
+def encode(field, value):
+    """(metadata array (1,), payload bytes) of one value."""
+    metadata, buffers = np.zeros(1, field.metadata_type), []
+
+    def malloc(size):
+        buffers.append(np.zeros(size, np.uint8))
+        return 4096, buffers[-1]
+
+    field.encode(metadata, value, malloc)
+    assert len(buffers) <= 1
+    return metadata, b"".join(b.tobytes() for b in buffers)
+
+
+def values(path):
+    """{(sample, field): value or the BetonError of reading it}. Errors of opening are raised."""
+    out = {}
+    with Reader(path) as reader:
+        for i in range(reader.num_samples):
+            for name in reader.fields:
+                try:
+                    out[i, name] = reader.decode(i, name)
+                except BetonError as error:
+                    assert "\n" not in str(error)
+                    out[i, name] = error
+    return out
+
+
+def patch(path, offset, raw):
+    """Overwrite bytes of a file; returns what was there."""
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        old = file.read(len(raw))
+        file.seek(offset)
+        file.write(raw)
+    return old
+
+
+def regions_of(path):
+    with Reader(path) as reader:
+        return reader._regions, reader._table_offset, reader.alloc_table.copy()
