@@ -126,12 +126,11 @@ def _encode_value(field, destination, value, has_payload):
 
 
 def _describe(error):
+    """An exception in one line. Ours speak for themselves; others need their type to be understood."""
     text = " ".join(str(error).split())
-    return (
-        text
-        if type(error) in (ValueError, TypeError, BetonError)
-        else f"{type(error).__name__}: {text}"
-    )
+    if text and type(error) in (ValueError, TypeError, BetonError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 class Chunk(NamedTuple):
