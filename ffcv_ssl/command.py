@@ -42,6 +42,7 @@ def parse_config(config_class, argv, prog, description, sort_out=None):
         parser = _make_parser(config_class, prog, description)
         namespace = parser.parse_args(argv)
         namespace.pop("config", None)
+        # its name from jsonargparse 4.49 on, and before
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
         config = config_class(**instantiate(namespace).as_dict())
         if sort_out is not None:
@@ -58,7 +59,9 @@ def _make_parser(config_class, prog, description):
         from jsonargparse import set_parsing_settings
 
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=prog, exit_on_error=False, description=description)
+    parser = ArgumentParser(
+        prog=prog, exit_on_error=False, description=description, allow_abbrev=False
+    )
     parser.add_argument("--config", action="config", help="YAML file with any of the keys below")
     parser.add_class_arguments(config_class, None, as_group=False)
     return parser

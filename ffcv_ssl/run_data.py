@@ -56,7 +56,7 @@ class RunData:
             world_size=1,
         ) as loader:
             batch = next(iter(loader))
-            return [np.array(getattr(batch, name)) for name in ops]
+            return [getattr(batch, name).numpy().copy() for name in ops]
 
 
 def open_dataset(path, image_field="image", label_field="label"):
