@@ -126,7 +126,7 @@ def _encode_value(field, destination, value, has_payload):
 
 
 def _describe(error):
-    """An exception in one line. Ours speak for themselves; others need their type to be understood."""
+    """An exception in one line; foreign ones make no sense without their type."""
     text = " ".join(str(error).split())
     if text and type(error) in (ValueError, TypeError, BetonError):
         return text
