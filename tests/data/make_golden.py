@@ -57,4 +57,6 @@ def main(ffcv_python):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: make_golden.py FFCV_PYTHON")
     main(sys.argv[1])
