@@ -10,6 +10,7 @@ from ffcv_ssl.sources.shapes import CLASS_NAMES, MAX_OBJECTS, Draws
 
 CHANCE = 1 / len(OUTLINES)
 # What seed 0 gave when the generator was published.
+GOLDEN_LABELS = [4, 3, 0, 2, 9, 8, 5, 7, 1, 6, 9, 1]
 GOLDEN_COUNTS = [4, 4, 1, 2, 1, 2, 4, 3, 4, 1, 1, 2]
 GOLDEN_DISTANCES = [0.5775911949339888, 0.6769273011932864, 0.33059963928225367]
 GOLDEN_PIXELS = [
@@ -53,6 +54,7 @@ def test_another_seed_or_split_gives_other_images(other):
 def test_samples_stay_as_they_were_published():
     """Golden: files written from the same settings must stay equal from version to version."""
     dataset = Shapes("train", 100, 32, seed=0)
+    assert [dataset[index][1] for index in range(12)] == GOLDEN_LABELS
     assert [dataset[index][2] for index in range(12)] == GOLDEN_COUNTS
     assert [dataset[index][3] for index in range(3)] == pytest.approx(GOLDEN_DISTANCES, rel=1e-12)
     assert dataset[7][0][::8, ::8].mean(axis=2) == pytest.approx(np.array(GOLDEN_PIXELS), abs=1)
@@ -80,6 +82,14 @@ def test_classes_are_balanced_and_named():
     _, labels, _, _ = stack(Shapes("train", 200, 8))
     assert np.bincount(labels).tolist() == [20] * 10
     assert len(CLASS_NAMES) == len(set(CLASS_NAMES)) == 10
+
+
+def test_any_stride_through_the_samples_meets_all_classes():
+    """So that an even choice of samples, such as a limit makes, is a fair one."""
+    dataset = Shapes("train", 5000, 8)
+    for stride in (2, 5, 10, 100):
+        labels = [dataset[index][1] for index in range(0, 50 * stride, stride)]
+        assert len(set(labels)) == 10, stride
 
 
 def test_number_and_distance_are_varied_and_independent_of_the_class():

@@ -19,8 +19,7 @@ def _box(x, y, half_width, half_height):
 
 
 def _half_planes(x, y, angles, offset):
-    """Intersection of half-planes at `offset` from the origin whose normals point to `angles`
-    (radians)."""
+    """Intersection of half-planes `offset` from the origin, with normals at `angles` (radians)."""
     sides = [x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle)) for angle in angles]
     return np.maximum.reduce(sides) - np.float32(offset)
 

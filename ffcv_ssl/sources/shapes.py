@@ -64,9 +64,15 @@ class Shapes:
         if not 0 <= index < self.num_samples:
             raise IndexError(f"shapes: index {index}, expected 0 to {self.num_samples - 1}")
         draws = Draws(f"{self.seed}/{self.split}/{index}")
-        label = index % len(OUTLINES)
+        label = self._label(index)
         image_HWC, radii = render(draws, OUTLINES[label], self.size_px)
         return image_HWC, label, len(radii), OBJECT_RADIUS / max(radii)
+
+    def _label(self, index):
+        """Ten samples hold each class once, in random order: any stride meets all classes."""
+        block, place = divmod(index, len(OUTLINES))
+        order = Draws(f"{self.seed}/{self.split}/order {block}").uniform(shape=len(OUTLINES))
+        return int(order.argsort()[place])
 
 
 class Draws:
