@@ -11,7 +11,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-LANES = 16  # numbers that `symmetric_taps` makes at once
+LANES = 32  # numbers that `symmetric_taps` makes at once
 BLOCK = 8  # pixels that `planes` and `interleave` take at once
 
 _INT32, _INT64, _BYTE, _FLOAT = ir.IntType(32), ir.IntType(64), ir.IntType(8), ir.FloatType()
