@@ -234,15 +234,16 @@ def equalize(image):
 
 
 def gaussian_noise(image, std, key):
-    """Box and Muller on 24 bits of each Philox word, four numbers a block, in the order C, H, W."""
+    """Box and Muller on 24 bits of each Philox word, over (C, H, W), in groups of 64 blocks."""
     planar = np.moveaxis(image, -1, 0)
     normals = []
-    for block in range((planar.size + 3) // 4):
-        words = [word >> 8 for word in philox(key, (block, 0, 0, 0))]
+    for group in range((planar.size + 255) // 256):
+        blocks = [philox(key, (64 * group + lane, 0, 0, 0)) for lane in range(64)]
+        words = np.array(blocks).T >> 8
         for first, second in (words[:2], words[2:]):
-            radius = math.sqrt(-2 * math.log((first + 0.5) / 2**24))
-            angle = 2 * math.pi * second / 2**24
-            normals += [radius * math.cos(angle), radius * math.sin(angle)]
+            radius = np.sqrt(-2 * np.log((first + 0.5) / 2**24))
+            angle = 2 * np.pi * second / 2**24
+            normals += [*(radius * np.cos(angle)), *(radius * np.sin(angle))]
     noise = np.reshape(normals[: planar.size], planar.shape)
     return np.clip(image + std * np.moveaxis(noise, 0, -1), 0, 1)
 
