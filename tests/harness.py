@@ -33,7 +33,7 @@ def run_ops(ops, images, raw=None, seed=0, epoch=0, samples=None, factors=None):
     raw = np.ascontiguousarray(raw, np.float64)
     pixels = np.concatenate([image.reshape(-1) for image in images])
     sizes = heights * widths * 3
-    scratch_size = segment.work_floats + segment.scratch_floats((heights.max(), widths.max()))
+    scratch_size = segment.scratch_floats((heights.max(), widths.max()))
     # one canary behind the scratch and one around the output: a kernel that writes outside is
     # noticed
     scratch = np.full(scratch_size + 1, np.nan, np.float32)
@@ -42,7 +42,8 @@ def run_ops(ops, images, raw=None, seed=0, epoch=0, samples=None, factors=None):
     out = guarded[1:-1]
     factors = np.ones(count, np.int64) if factors is None else np.asarray(factors, np.int64)
     offsets = np.cumsum(sizes) - sizes
-    segment.render(raw, pixels, offsets, heights, widths, factors, scratch[:-1], out)
+    images = (pixels, offsets, heights, widths, factors)
+    segment.render(raw, images, scratch[:-1], out, 0, count)
     assert scratch[-1] == 12345.0
     assert (guarded[0] == 77).all() and (guarded[-1] == 77).all()
     return out, raw, plan

@@ -236,7 +236,7 @@ def run_segments(plan, images):
     for segment, calls in zip(plan.segments, plan.between):
         sizes = np.full(count, height), np.full(count, width)
         segment.draw(0, np.arange(count), np.zeros(count, np.int64), *sizes, raw)
-        needed = segment.work_floats + segment.scratch_floats((height, width))
+        needed = segment.scratch_floats((height, width))
         out = np.empty((count, *segment.shape, 3), np.uint8)
         segment.render_batch(raw, batch, np.empty(needed, np.float32), out)
         batch = out

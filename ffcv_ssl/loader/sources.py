@@ -76,25 +76,28 @@ class ImageSource:
         self.widths = np.ascontiguousarray(metadata["width"], np.int64)
         self.is_raw = metadata["mode"] == RAW_MODE
         max_shape = int(self.heights.max(initial=1)), int(self.widths.max(initial=1))
-        self.num_floats = max(
-            s.work_floats + s.scratch_floats(max_shape) for p in plans for s in p.segments
-        )
+        self.num_floats = max(s.scratch_floats(max_shape) for p in plans for s in p.segments)
 
     def process(self, job, begin, stop, scratch):
-        samples = job.indices[begin:stop]
+        samples, count = job.indices[begin:stop], stop - begin
         started = time.perf_counter()
         buffer, offsets, sizes, bad = self.payloads.read(samples, scratch)
         scratch.seconds["read"] += time.perf_counter() - started
         heights, widths = self.heights[samples], self.widths[samples]
         self._draw(job, begin, stop, heights, widths)
+        floats = scratch.take("floats", self.num_floats, np.float32)
+        renders = [
+            (plan.segments[0], job.raws[plan.name][begin:stop], job.output(plan, 0)[begin:stop])
+            for plan in self.plans
+        ]
+        images = (buffer, offsets, heights, widths, np.ones(count, np.int64))
         if self.is_raw[samples].all() and not bad:
             started = time.perf_counter()
-            ones = np.ones(stop - begin, np.int64)
-            self._render(job, begin, stop, buffer, offsets, heights, widths, ones, scratch)
+            for segment, raw, out in renders:
+                segment.render(raw, images, floats, out, 0, count)
             scratch.seconds["render"] += time.perf_counter() - started
         else:
-            parts = (buffer, offsets, sizes, heights, widths)
-            self._one_by_one(job, begin, samples, parts, bad, scratch)
+            self._one_by_one(samples, images, sizes, renders, bad, floats, scratch)
         return {begin + i: error for i, error in bad.items()}
 
     def _draw(self, job, begin, stop, heights, widths):
@@ -106,42 +109,34 @@ class ImageSource:
         for plan in self.plans:
             plan.copy_links(raws)
 
-    def _render(self, job, begin, stop, pixels, offsets, heights, widths, factors, scratch):
-        """First segments of all views, rows begin..stop."""
-        floats = scratch.take("floats", self.num_floats, np.float32)
-        for plan in self.plans:
-            raw, out = job.raws[plan.name][begin:stop], job.output(plan, 0)[begin:stop]
-            segment = plan.segments[0]
-            segment.render(raw, pixels, offsets, heights, widths, factors, floats, out)
-
-    def _one_by_one(self, job, begin, samples, parts, bad, scratch):
+    def _one_by_one(self, samples, images, sizes, renders, bad, floats, scratch):
         """Decode one image, render its views while it is in the cache, then the next."""
-        buffer, offsets, sizes, heights, widths = parts
-        zero, one = np.zeros(1, np.int64), np.ones(1, np.int64)
-        clock, seconds = time.perf_counter, scratch.seconds
-        for i, sample in enumerate(samples):
+        buffer, offsets, heights, widths, factors = images
+        nowhere = np.zeros(len(samples), np.int64)  # offsets of images that have been decoded
+        clock, decode_s, render_s = time.perf_counter, 0.0, 0.0
+        for i, is_raw in enumerate(self.is_raw[samples].tolist()):
             if i in bad:
                 continue
-            row, started = begin + i, clock()
-            part = slice(i, i + 1)
-            if self.is_raw[sample]:
-                image = (buffer, offsets[part], heights[part], widths[part], one)
-            else:
+            started, image = clock(), images
+            if not is_raw:
                 encoded = buffer[offsets[i] : offsets[i] + int(sizes[i])]
-                factor = self._factor(job, row, heights[i], widths[i]) if self.scaled_decode else 1
+                if self.scaled_decode:
+                    factors[i] = self._factor(renders, i)
                 try:
-                    pixels, shape = self._decode(
-                        encoded, int(heights[i]), int(widths[i]), factor, scratch
-                    )
+                    shape = int(heights[i]), int(widths[i])
+                    pixels, shape = self._decode(encoded, *shape, int(factors[i]), scratch)
                 except ValueError as error:
-                    bad[i] = self.payloads.error(sample, f"corrupt JPEG ({error})")
+                    bad[i] = self.payloads.error(samples[i], f"corrupt JPEG ({error})")
                     continue
-                height, width = np.array([shape[0]]), np.array([shape[1]])
-                image = (pixels, zero, height, width, np.array([factor]))
+                heights[i], widths[i], _ = shape
+                image = (pixels, nowhere, heights, widths, factors)
             decoded = clock()
-            self._render(job, row, row + 1, *image, scratch)
-            seconds["decode"] += decoded - started
-            seconds["render"] += clock() - decoded
+            for segment, raw, out in renders:
+                segment.render(raw, image, floats, out, i, i + 1)
+            decode_s += decoded - started
+            render_s += clock() - decoded
+        scratch.seconds["decode"] += decode_s
+        scratch.seconds["render"] += render_s
 
     def _decode(self, encoded, height, width, factor, scratch):
         """(flat pixels, (H, W)); ValueError for what is no sound JPEG of the promised size."""
@@ -154,15 +149,15 @@ class ImageSource:
             raise ValueError(f"decoded to {image.shape}, expected {expected}")
         return buffer, image.shape
 
-    def _factor(self, job, row, height, width):
-        """The largest of 8, 4, 2, 1 by which the decoder may shrink without any view being enlarged
-        for it."""
+    @staticmethod
+    def _factor(renders, i):
+        """The largest of 8, 4, 2, 1 by which the decoder may shrink image i without any view being
+        enlarged for it."""
         factor = 8
-        for plan in self.plans:
-            segment = plan.segments[0]
+        for segment, raw, _ in renders:
             if not isinstance(segment.placed[0].op, Crop):
                 return 1
-            box = job.raws[plan.name][row, segment.placed[0].columns]
+            box = raw[i, segment.placed[0].columns]
             ratio = min(box[2] / segment.shape[0], box[3] / segment.shape[1])
             while factor > 1 and ratio < factor:
                 factor //= 2

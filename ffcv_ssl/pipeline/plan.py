@@ -68,17 +68,13 @@ class Segment:
             self.render_ops[1, 0] = FOLDED
 
     def scratch_floats(self, max_shape):
-        """Float32 scratch for `render` on images of up to max_shape (H, W)."""
+        """Numbers of float32 scratch that `render` needs for images of up to max_shape (H, W)."""
         height, width = self.input_shape or max_shape
         first = self.placed[0].op
         needs = [p.op.scratch_floats(self.shape) for p in self.placed]
         if isinstance(first, Crop):
             needs.append(resample.scratch_floats(height, width, *self.shape, first.is_cubic))
-        return max(needs)
-
-    @property
-    def work_floats(self):
-        return 3 * self.shape[0] * self.shape[1]
+        return 3 * self.shape[0] * self.shape[1] + max(needs)
 
     def draw(self, epoch, samples, occurrences, heights, widths, raw):
         """Fill this segment's columns of raw (N, K), linked ones aside."""
@@ -88,12 +84,12 @@ class Segment:
         tables = (self.ops, self.constants, self.keys)
         draw_view(*tables, epoch, samples, occurrences, heights, widths, raw)
 
-    def render(self, raw, pixels, offsets, heights, widths, factors, scratch, out):
-        """out (N, H, W, 3) = the view of N images in flat `pixels`; scratch has work_floats +
-        scratch_floats numbers."""
-        work, rest = scratch[: self.work_floats], scratch[self.work_floats :]
-        tables = (self.render_ops, self.constants)
-        render_view(*tables, raw, pixels, offsets, heights, widths, factors, work, rest, out)
+    def render(self, raw, images, scratch, out, begin, stop):
+        """Rows begin .. stop - 1 of out (N, H, W, 3) = their views by raw (N, K).
+
+        images: (flat pixels, offsets, heights, widths, factors), see `render_view`.
+        """
+        render_view(self.render_ops, self.constants, raw, *images, scratch, out, begin, stop)
 
     def render_batch(self, raw, images, scratch, out):
         """The same from a batch of images (N, H, W, 3) of one size, as a per-batch op between
@@ -103,7 +99,7 @@ class Segment:
         offsets = np.arange(count) * (height * width * 3)
         sizes = np.full(count, height), np.full(count, width)
         ones = np.ones(count, np.int64)
-        self.render(raw, images.reshape(-1), offsets, *sizes, ones, scratch, out)
+        self.render(raw, (images.reshape(-1), offsets, *sizes, ones), scratch, out, 0, count)
 
 
 class BatchCall:
@@ -119,9 +115,9 @@ class BatchCall:
 class ViewPlan:
     """One view of one image field, ready to run.
 
-    first: the segment that starts at the decoded image. later: [(whole-batch code..., Segment or
-    None), ...] behind it.
-    tail: callables for the consumer. num_columns: K. params_dtype: the user's structured array.
+    segments: the first starts at the decoded image, the others at the batch before them. between:
+    for each segment the whole-batch code behind it. tail: callables for the consumer.
+    num_columns: K. params_dtype: of the user's structured array.
     """
 
     def __init__(self, name, field_name, view_index, ops, seed, image_shape):

@@ -91,19 +91,22 @@ def _apply(opcode, settings, row, view, scratch):
 
 @kernel(
     "void(int64[:, ::1], float64[:, ::1], float64[:, ::1], uint8[::1], int64[::1], int64[::1], "
-    "int64[::1], int64[::1], float32[::1], float32[::1], uint8[:, :, :, ::1])"
+    "int64[::1], int64[::1], float32[::1], uint8[:, :, :, ::1], int64, int64)"
 )
-def render_view(ops, constants, raw, pixels, offsets, heights, widths, factors, work, scratch, out):
-    """out[n] (H, W, 3) uint8 = the view of the image at byte offsets[n] of `pixels`, for the
-    parameters raw[n].
+def render_view(
+    ops, constants, raw, pixels, offsets, heights, widths, factors, scratch, out, begin, stop
+):
+    """For n in begin .. stop - 1: out[n] (H, W, 3) uint8 = the view of the image at byte offsets[n]
+    of `pixels`, for the parameters raw[n].
 
     heights, widths (N,): of the decoded image, rows of width * 3 bytes. factors (N,): 1, or 2, 4, 8
-    where the image was decoded at a fraction of the size that raw's boxes refer to. work: 3 H W
-    floats; scratch: see `Program`.
+    where the image was decoded at a fraction of the size that raw's boxes refer to. scratch: 3 H W
+    floats for the view in work, then what the ops need.
     """
     height, width = out.shape[1], out.shape[2]
-    view = work[: 3 * height * width].reshape((3, height, width))
-    for n in range(out.shape[0]):
+    view = scratch[: 3 * height * width].reshape((3, height, width))
+    scratch = scratch[3 * height * width :]
+    for n in range(begin, stop):
         row, flip_column = raw[n], ops[0, 3]
         flip = flip_column >= 0 and row[max(flip_column, 0)] != 0.0
         _start(
