@@ -128,7 +128,10 @@ def main(argv=None):
     """Run the command and return its exit code."""
     try:
         summary = draw(*parse(sys.argv[1:] if argv is None else argv))
-    except (ValueError, OSError) as error:  # settings that do not go together, files not to be had
+    except OSError as error:
+        print(f"pipelines: {error.filename}: {error.strerror}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except ValueError as error:  # BetonError too, and settings that do not go together
         print(f"pipelines: {one_line(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
     print(f"{summary['out']}: {len(summary['images'])} images, {len(summary['views'])} views")
