@@ -30,8 +30,14 @@ setup(
         "submitit>=1.5",
     ],
     extras_require={
-        "dev": ["pytest>=8.0", "pytest-timeout>=2.2", "pytest-xdist>=3.5", "ruff>=0.6", "xxhash>=3.4", "scipy>=1.11"],
-        "bench": ["xxhash>=3.4"],
+        "dev": [
+            "pytest>=8.0",
+            "pytest-timeout>=2.2",
+            "ruff>=0.6",
+            "scipy>=1.11",
+            "xxhash>=3.4",
+        ],
+        "bench": ["nvidia-dali-cuda130>=2.0"],
         "interop": ["ffcv==1.0.2"],
     },
 )

@@ -6,7 +6,8 @@ of peers.
     as it is python -m benchmarks.loader --root FOLDER --results benchmarks/results/loader.json
 
 Runs of all peers are interleaved, the first of each is discarded, and only ratios within one run of
-this program mean anything. The last line is JSON.
+this program mean anything. Peers that are not installed are left out and named. The last line is
+JSON.
 """
 
 import argparse
@@ -14,85 +15,36 @@ import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
+from importlib import metadata
 
-import numpy as np
+from benchmarks import rows
+from benchmarks.peers import PEERS
+from benchmarks.peers.ours import Ours
+from benchmarks.photographs import Files, write_photographs
+from benchmarks.recipe import BATCH_SIZE, COLUMNS, SIZE_PX
 
-from benchmarks.peers import BATCH_SIZE, COLUMNS, PEERS, SIZE_PX
-from ffcv_ssl import DatasetWriter, Reader
-from ffcv_ssl.fields import RGBImageField
-
-START_UP = """
-import sys, time
-import torch
-from benchmarks.peers import our_ops
-from ffcv_ssl import Loader
-started = time.perf_counter()
-views = {f"view_{i}": ("image", our_ops("+ jitter")) for i in range(2)}
-with Loader(sys.argv[1], 64, num_workers=int(sys.argv[2]), seed=0, pipelines=views) as loader:
-    next(iter(loader))
-    print(time.perf_counter() - started)
-"""
-
-
-class Files:
-    """The JPEGs to measure on: their `.beton` file and, for peers that take single files, their
-    bytes."""
-
-    def __init__(self, path):
-        self.path = path
-        with Reader(path) as reader:
-            metadata = reader.field_metadata("image")
-            if (metadata["mode"] != 0).any():
-                raise SystemExit(f"{path}: has raw images; this benchmark is about JPEGs")
-            self.payloads = [reader.read(i, "image") for i in range(reader.num_samples)]
-        self.max_pixels = int((metadata["height"].astype(np.int64) * metadata["width"]).max())
-        self.facts = {
-            "images": len(self.payloads),
-            "mean_bytes": round(float(np.mean([len(p) for p in self.payloads]))),
-            "mean_height_px": round(float(metadata["height"].mean())),
-            "mean_width_px": round(float(metadata["width"].mean())),
-        }
-
-
-class Photographs:
-    """All image files below a folder, in sorted order."""
-
-    def __init__(self, root, limit):
-        endings = (".jpg", ".jpeg", ".png")
-        found = [os.path.join(d, f) for d, _, files in os.walk(root) for f in files]
-        self.paths = sorted(p for p in found if p.lower().endswith(endings))[:limit]
-        if not self.paths:
-            raise SystemExit(
-                f"{root}: no .jpg, .jpeg or .png below it; give a folder of photographs"
-            )
-
-    def __len__(self):
-        return len(self.paths)
-
-    def __getitem__(self, i):
-        from PIL import Image
-
-        return (Image.open(self.paths[i]).convert("RGB"),)
-
-
-def write_photographs(root, path, limit):
-    field = RGBImageField(write_mode="jpg", max_resolution=500, jpeg_quality=90)
-    DatasetWriter(path, {"image": field}).from_indexed_dataset(Photographs(root, limit))
+# How far a peer's views may be from ours in mean and in standard deviation, in levels of 255: their
+# resizing, rounding and hue differ a little, and a sample of 256 views scatters. A wrong
+# probability or range shows as 5 to 30.
+_TOLERANCE_LEVELS = 6.0
 
 
 def measure(files, threads, num_runs):
-    """{(peer, column): [images/s]}, all runs interleaved."""
+    """({(peer, column): [images/s]}, {peer: {column: (mean, std) of its views}}), all runs
+    interleaved."""
     cases = [(peer, column) for column in COLUMNS for peer in PEERS if column in peer.columns]
-    running, rates = {}, {}
+    running, rates, levels = {}, {}, {}
     for peer, column in cases:
-        running[peer, column] = peer()
-        running[peer, column].setup(files, column, threads)
-        running[peer, column].run()
-        rates[peer, column] = []
+        instance = running[peer.name, column] = peer()
+        instance.setup(files, column, threads)
+        instance.run()
+        views = instance.sample()
+        if views is not None:
+            found = round(float(views.mean()), 2), round(float(views.std()), 2)
+            levels.setdefault(peer.name, {})[column] = found
+        rates[peer.name, column] = []
     for number in range(num_runs):
         for case, instance in running.items():
             started = time.perf_counter()
@@ -101,18 +53,18 @@ def measure(files, threads, num_runs):
         print(f"run {number + 1} of {num_runs}", flush=True)
     for instance in running.values():
         instance.close()
-    return {(peer.name, column): values for (peer, column), values in rates.items()}
+    return rates, levels
 
 
-def measure_start_up(path, threads, num_runs):
-    """Seconds from `Loader(...)` to the first batch, in fresh processes with kernels on the
-    disk."""
-    seconds = []
-    for _ in range(num_runs + 1):
-        command = [sys.executable, "-c", START_UP, path, str(threads)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        seconds.append(float(done.stdout))
-    return seconds[1:]
+def check_levels(levels):
+    """Every peer's views have our mean and deviation at each column, or what is compared is not the
+    same work."""
+    for peer, columns in levels.items():
+        for column, found in columns.items():
+            ours = levels[Ours.name][column]
+            if any(abs(a - b) > _TOLERANCE_LEVELS for a, b in zip(found, ours)):
+                print(f"{peer}, {column}: views have mean and std {found}, ours {ours}", flush=True)
+                columns[column] = (*found, "differs from ours")
 
 
 def summarize(rates):
@@ -130,10 +82,10 @@ def ratios(results):
     """The numbers that bind: ours against the others, at each column."""
     bare = results["bare decode"]["crops"]["images_per_s"]
     found = {}
-    for column, row in results["ffcv-ssl"].items():
+    for column, row in results[Ours.name].items():
         found[column] = {"share_of_bare_decode": round(row["images_per_s"] / bare, 3)}
         for peer, columns in results.items():
-            if peer not in ("ffcv-ssl", "bare decode") and column in columns:
+            if peer not in (Ours.name, "bare decode") and column in columns:
                 ratio = row["images_per_s"] / columns[column]["images_per_s"]
                 found[column][f"times_{peer}"] = round(ratio, 2)
     return found
@@ -150,21 +102,22 @@ def cpu_name():
 
 
 def machine(threads):
-    import numba
-    import torch
-    import torchvision
-
+    versions = {}
+    for package in ("numba", "numpy", "simplejpeg", "torch", "torchvision", "nvidia-dali-cuda130"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
     return {
         "cpu": cpu_name(),
+        "cores": os.cpu_count(),
         "threads": threads,
         "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
-        "numba": numba.__version__,
+        **versions,
     }
 
 
-def main():
+def parse():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--root", help="folder of photographs")
@@ -173,30 +126,45 @@ def main():
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--results", help="JSON file to write")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        path = options.beton
-        if path is None:
-            path = os.path.join(folder, "photographs.beton")
-            write_photographs(options.root, path, options.limit)
-        files = Files(path)
-        print(f"{files.facts}; two views at {SIZE_PX} px, batch {BATCH_SIZE}", flush=True)
-        results = summarize(measure(files, options.threads, options.runs))
-        start_up = measure_start_up(path, options.threads, options.runs)
-    record = {
+    return parser.parse_args()
+
+
+def run(options, folder):
+    path = options.beton
+    if path is None:
+        path = os.path.join(folder, "photographs.beton")
+        write_photographs(options.root, path, options.limit)
+    files = Files(path, folder)
+    print(f"{files.facts}; two views at {SIZE_PX} px, batch {BATCH_SIZE}", flush=True)
+    missing = [peer.name for peer in PEERS if not peer.columns]
+    if missing:
+        print(f"not installed here, left out: {', '.join(missing)}", flush=True)
+    rates, levels = measure(files, options.threads, options.runs)
+    check_levels(levels)
+    results, stages = summarize(rates), rows.stages(path)
+    return {
         "benchmark": "two views, 224 px",
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine(options.threads),
         "images": files.facts,
         "results": results,
         "ratios": ratios(results),
-        "second_process_to_first_batch_s": round(statistics.median(start_up), 3),
+        "mean_and_std_of_views": levels,
+        "other_work_images_per_s": rows.shapes_of_work(path, options.threads, folder),
+        "start_up": rows.start_up(path, options.threads),
+        "stages_cpu_us": stages,
+        "python": rows.python_share(path, stages),
     }
-    for peer, columns in results.items():
+
+
+def main():
+    options = parse()
+    with tempfile.TemporaryDirectory() as folder:
+        record = run(options, folder)
+    for peer, columns in record["results"].items():
         for column, row in columns.items():
-            print(
-                f"{peer:26} {column:12} {row['images_per_s']:8.1f} images/s  +-{row['spread']:.1%}"
-            )
+            rate = f"{row['images_per_s']:8.1f} images/s  +-{row['spread']:.1%}"
+            print(f"{peer:38} {column:12} {rate}")
     if options.results:
         with open(options.results, "w") as file:
             json.dump(record, file, indent=1)

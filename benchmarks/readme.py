@@ -23,16 +23,21 @@ def make_table(record):
         lines.append(f"| {peer} | " + " | ".join(cells) + " |")
     shares = [f"{found[c]['share_of_bare_decode']:.0%}" for c in columns]
     lines.append("| ffcv-ssl, share of the bare decode | " + " | ".join(shares) + " |")
-    times = [f"{found[c]['times_torchvision + DataLoader']:.1f} x" for c in columns]
-    lines.append("| ffcv-ssl, against torchvision | " + " | ".join(times) + " |")
+    for peer in results:
+        if f"times_{peer}" in found[columns[0]]:
+            cells = [
+                f"{found[c].get(f'times_{peer}', 0):.1f} x".replace("0.0 x", "") for c in columns
+            ]
+            lines.append(f"| ffcv-ssl, against {peer} | " + " | ".join(cells) + " |")
     images, machine = record["images"], record["machine"]
     lines += [
         "",
         f"Two views at 224 px of {images['images']} photographs (max side 500, quality 90, mean "
-        f"{images['mean_bytes'] // 1000} kB), {machine['threads']} threads, medians of "
+        f"{images['mean_bytes'] // 1000} kB), {machine['threads']} threads of {machine['cpu']}, "
+        "medians of "
         f"{results['ffcv-ssl'][columns[0]]['runs']} interleaved runs on {record['date']}. From "
         "`Loader(...)` to the first batch in a second process: "
-        f"{record['second_process_to_first_batch_s']:.2f} s.",
+        f"{record['start_up']['warm_s']:.2f} s.",
     ]
     return "\n".join(lines)
 

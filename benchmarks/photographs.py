@@ -1,0 +1,85 @@
+"""The images to measure on: a folder of photographs written as a `.beton` file, or a file as it
+is."""
+
+import os
+
+import numpy as np
+
+from ffcv_ssl import DatasetWriter, Reader
+from ffcv_ssl.fields import RGBImageField
+
+MAX_SIDE_PX, QUALITY = 500, 90
+_ENDINGS = (".jpg", ".jpeg", ".png")
+
+
+class Photographs:
+    """All image files below a folder, in sorted order, as RGB."""
+
+    def __init__(self, root, limit):
+        found = [os.path.join(d, f) for d, _, files in os.walk(root) for f in files]
+        self.paths = sorted(p for p in found if p.lower().endswith(_ENDINGS))[:limit]
+        if not self.paths:
+            raise SystemExit(f"{root}: no {', '.join(_ENDINGS)} below it; give photographs")
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, i):
+        from PIL import Image
+
+        return (Image.open(self.paths[i]).convert("RGB"),)
+
+
+def write_photographs(root, path, limit):
+    """Max side 500, quality 90, 4:2:0: the FFCV-SSL paper's ImageNet file."""
+    field = RGBImageField(write_mode="jpg", max_resolution=MAX_SIDE_PX, jpeg_quality=QUALITY)
+    DatasetWriter(path, {"image": field}).from_indexed_dataset(Photographs(root, limit))
+
+
+class SmallRaw:
+    """Generated 32 px images, kept raw: what CIFAR-size data costs."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        return (np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8),)
+
+
+def write_small_raw(path, count):
+    field = RGBImageField(write_mode="raw")
+    DatasetWriter(path, {"image": field}).from_indexed_dataset(SmallRaw(count))
+
+
+class Files:
+    """The JPEGs to measure on: their `.beton` file and, for peers that take single files, their
+    bytes."""
+
+    def __init__(self, path, folder):
+        self.path, self.folder = path, folder
+        with Reader(path) as reader:
+            metadata = reader.field_metadata("image")
+            if (metadata["mode"] != 0).any():
+                raise SystemExit(f"{path}: has raw images; this benchmark is about JPEGs")
+            self.payloads = [reader.read(i, "image") for i in range(reader.num_samples)]
+        self.max_pixels = int((metadata["height"].astype(np.int64) * metadata["width"]).max())
+        self.facts = {
+            "images": len(self.payloads),
+            "mean_bytes": round(float(np.mean([len(p) for p in self.payloads]))),
+            "mean_height_px": round(float(metadata["height"].mean())),
+            "mean_width_px": round(float(metadata["width"].mean())),
+        }
+
+    def as_jpegs(self):
+        """The same bytes as single files; their paths."""
+        folder = os.path.join(self.folder, "jpegs")
+        os.makedirs(folder, exist_ok=True)
+        paths = [os.path.join(folder, f"{i:07d}.jpg") for i in range(len(self.payloads))]
+        for path, payload in zip(paths, self.payloads):
+            if not os.path.exists(path):
+                with open(path, "wb") as file:
+                    file.write(payload)
+        return paths
