@@ -16,6 +16,7 @@ import fcntl
 import functools
 import hashlib
 import inspect
+import logging
 import os
 import sys
 import tempfile
@@ -25,6 +26,8 @@ from pathlib import Path
 import llvmlite.binding as llvm
 import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
+
+_log = logging.getLogger(__name__)
 
 # Flags that keep values what they are: no reassociation of sums, no reciprocal for a division, NaN
 # stays NaN. "contract" allows a fused multiply-add, "nsz" ignores the sign of zero.
@@ -151,6 +154,12 @@ def _one_process_at_a_time():
         os.close(descriptor)
 
 
+@functools.cache
+def _announce():
+    """Say, once a process, why the first batch takes its time."""
+    _log.warning("compiling kernels into %s, once (about 20 s)", cache_folder())
+
+
 class Kernel:
     """A compiled entry point: `kernel(*arrays)`. Loads or compiles at the first call, or at
     `load()`.
@@ -175,6 +184,7 @@ class Kernel:
             if cache.is_complete():
                 self.dispatcher.compile(self.signature)  # loads it
             else:
+                _announce()
                 with _one_process_at_a_time():
                     self.dispatcher.compile(self.signature)
             self.dispatcher.disable_compile()
