@@ -2,8 +2,8 @@
 place.
 
 Equations: torchvision's functional ops on float images (brightness, contrast and saturation blend
-and clamp; hue turns in HSV). Work goes row by row, so that all steps of a row happen in the first
-cache.
+and clamp; hue turns in HSV). All steps of the jitter are done to a chunk of pixels while it is in
+the first cache.
 """
 
 import numba
@@ -16,6 +16,7 @@ _RED, _GREEN, _BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)  
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 _TWO, _THREE, _FOUR, _SIX = np.float32(2.0), np.float32(3.0), np.float32(4.0), np.float32(6.0)
 _TINY = np.float32(1e-30)
+_CHUNK = 1024  # pixels
 
 
 @inlined
@@ -38,7 +39,7 @@ def flip_(view):
                 row[x], row[row.size - 1 - x] = row[row.size - 1 - x], row[x]
 
 
-# The only sum in these kernels: its order may change (vector lanes), per row and in float32, the
+# The only sum in these kernels: its order may change (vector lanes), per chunk and in float32, the
 # same on every run.
 @numba.njit(nogil=True, fastmath=SAFE_MATH | {"reassoc"}, error_model="numpy")
 def _luma_sum(red, green, blue):
@@ -49,7 +50,7 @@ def _luma_sum(red, green, blue):
 
 
 @device
-def _blend_row(red, green, blue, factor, other):
+def _blend(red, green, blue, factor, other):
     """v -> clamp(factor * v + other), `other` the same for all pixels: brightness (0) and contrast.
 
     All loads stand before all stores: the planes of a view of 224 or 32 pixels lie a multiple of
@@ -63,7 +64,7 @@ def _blend_row(red, green, blue, factor, other):
 
 
 @device
-def _saturate_row(red, green, blue, factor):
+def _saturate(red, green, blue, factor):
     rest = _ONE - factor
     for x in range(red.size):
         r, g, b = red[x], green[x], blue[x]
@@ -74,7 +75,7 @@ def _saturate_row(red, green, blue, factor):
 
 
 @device
-def _turn_hue_row(red, green, blue, turns):
+def _turn_hue(red, green, blue, turns):
     """Add `turns` (of the colour circle, -0.5 to 0.5) to the hue; value and saturation stay.
 
     With the new hue h in [0, 6), value v and chroma c: R = v - c * clamp(2 - |h - 3|), G = v - c *
@@ -101,16 +102,16 @@ def _turn_hue_row(red, green, blue, turns):
 
 
 @inlined
-def _step_row(step, red, green, blue, brightness, saturation, hue):
+def _step(step, red, green, blue, brightness, saturation, hue):
     if step == BRIGHTNESS:
         if brightness != _ONE:
-            _blend_row(red, green, blue, brightness, _ZERO)
+            _blend(red, green, blue, brightness, _ZERO)
     elif step == SATURATION:
         if saturation != _ONE:
-            _saturate_row(red, green, blue, saturation)
+            _saturate(red, green, blue, saturation)
     elif step == HUE:
         if hue != _ZERO:
-            _turn_hue_row(red, green, blue, hue)
+            _turn_hue(red, green, blue, hue)
 
 
 @device
@@ -118,50 +119,58 @@ def jitter_(view, brightness, contrast, saturation, hue, order):
     """torchvision's ColorJitter with given factors; `order` packs the four steps, two bits each,
     the first lowest.
 
-    Contrast needs the mean luma of the whole image as the steps before it left it, so the rows are
+    Contrast needs the mean luma of the whole image as the steps before it left it, so the view is
     walked twice: up to contrast while summing, then the rest.
     """
-    height, width = view.shape[1], view.shape[2]
     b, c = np.float32(brightness), np.float32(contrast)
     s, h = np.float32(saturation), np.float32(hue)
     position = 0
     while (order >> (2 * position)) & 3 != CONTRAST:
         position += 1
-    total = 0.0
-    for y in range(height):
-        red, green, blue = view[0, y], view[1, y], view[2, y]
+    size, total = view.shape[1] * view.shape[2], 0.0
+    for begin in range(0, size, _CHUNK):
+        red, green, blue = _chunk(view, begin)
         for i in range(position):
-            _step_row((order >> (2 * i)) & 3, red, green, blue, b, s, h)
+            _step((order >> (2 * i)) & 3, red, green, blue, b, s, h)
         if c != _ONE:
             total += _luma_sum(red, green, blue)
-    other = np.float32((1.0 - contrast) * total / (height * width))
+    other = np.float32((1.0 - contrast) * total / size)
     if c == _ONE and position == 3:
         return
-    for y in range(height):
-        red, green, blue = view[0, y], view[1, y], view[2, y]
+    for begin in range(0, size, _CHUNK):
+        red, green, blue = _chunk(view, begin)
         if c != _ONE:
-            _blend_row(red, green, blue, c, other)
+            _blend(red, green, blue, c, other)
         for i in range(position + 1, 4):
-            _step_row((order >> (2 * i)) & 3, red, green, blue, b, s, h)
+            _step((order >> (2 * i)) & 3, red, green, blue, b, s, h)
+
+
+@inlined
+def _chunk(view, begin):
+    """Up to _CHUNK pixels of the three planes."""
+    size, flat = view.shape[1] * view.shape[2], view.reshape(-1)
+    stop = min(begin + _CHUNK, size)
+    return (
+        flat[begin:stop],
+        flat[size + begin : size + stop],
+        flat[2 * size + begin : 2 * size + stop],
+    )
 
 
 @device
 def grayscale_(view):
     """All channels become the luma 0.2989 R + 0.587 G + 0.114 B."""
-    for y in range(view.shape[1]):
-        red, green, blue = view[0, y], view[1, y], view[2, y]
-        for x in range(red.size):
-            luma = _luma(red[x], green[x], blue[x])
-            red[x], green[x], blue[x] = luma, luma, luma
+    size, flat = view.shape[1] * view.shape[2], view.reshape(-1)
+    red, green, blue = flat[:size], flat[size : 2 * size], flat[2 * size :]
+    for i in range(size):
+        luma = _luma(red[i], green[i], blue[i])
+        red[i], green[i], blue[i] = luma, luma, luma
 
 
 @device
 def solarize_(view, threshold):
     """v -> 1 - v where v >= threshold; both in [0, 1]."""
-    limit = np.float32(threshold)
-    for c in range(3):
-        for y in range(view.shape[1]):
-            row = view[c, y]
-            for x in range(row.size):
-                value = row[x]
-                row[x] = _ONE - value if value >= limit else value
+    limit, flat = np.float32(threshold), view.reshape(-1)
+    for i in range(flat.size):
+        value = flat[i]
+        flat[i] = _ONE - value if value >= limit else value

@@ -11,6 +11,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+ROW_LANES = 16  # numbers that `blend_bytes` makes at once
 LANES = 32  # numbers that `symmetric_taps` makes at once
 BLOCK = 8  # pixels that `planes` and `interleave` take at once
 
@@ -107,6 +108,26 @@ def _blend_pixels(taps, add):
 blend_1, blend_2, blend_3 = (_blend_pixels(taps, add=False) for taps in (1, 2, 3))
 blend_4, blend_5 = (_blend_pixels(taps, add=False) for taps in (4, 5))
 add_blend_4 = _blend_pixels(4, add=True)
+
+
+@intrinsic
+def blend_bytes(context, pixels, at, stride, weights, weight_at, taps, row, row_at):
+    """ROW_LANES numbers: row = sum over k < taps of weights[k] * pixels[at + k stride ...]."""
+
+    def build(body):
+        builder, source, weights = body.builder, body.at(0, 1), body.at(3, 4)
+        start = ir.Constant(ir.VectorType(_FLOAT, ROW_LANES), [0.0] * ROW_LANES)
+        total = cgutils.alloca_once_value(builder, start)
+        with cgutils.for_range(builder, body.args[5]) as loop:
+            offset = builder.mul(loop.index, body.args[2])
+            values = body.load(body.step(source, offset), ROW_LANES)
+            values = builder.uitofp(values, ir.VectorType(_FLOAT, ROW_LANES))
+            weight = body.spread(body.load(body.step(weights, loop.index)), ROW_LANES)
+            builder.store(body.multiply_add(weight, values, builder.load(total)), total)
+        body.store(builder.load(total), body.at(6, 7))
+
+    n = types.intp
+    return _made_by(build, pixels, n, n, weights, n, n, row, n)
 
 
 @intrinsic
