@@ -28,8 +28,12 @@ def _is_cuda(op):
 
 
 def needs_cuda(tails):
-    """True if any pipeline goes to a CUDA device; then slots are page-locked."""
-    return any(_is_cuda(op) for ops in tails.values() for op in ops)
+    """True if any pipeline goes to a CUDA device; then slots are page-locked. ValueError where
+    there is no such device."""
+    needed = any(_is_cuda(op) for ops in tails.values() for op in ops)
+    if needed and not torch.cuda.is_available():
+        raise ValueError("Loader: ToDevice('cuda'), but torch finds no CUDA device; use 'cpu'")
+    return needed
 
 
 class Delivery:

@@ -116,9 +116,8 @@ class Loader:
         self._next, self._position = (0, 0), (0, 0)  # (epoch, global samples handed out)
         self._iterator = lambda: None
         self._length_cache = {}
-        EpochProgram(
-            self.reader, resolved, seed, self._scaled_decode
-        )  # wrong pipelines fail here, not later
+        program = EpochProgram(self.reader, resolved, seed, self._scaled_decode)
+        needs_cuda(program.tails)  # wrong pipelines fail here, not later
         self._shared.pool = WorkerPool(
             num_workers, f"ffcv_ssl-{os.path.basename(self.reader.path)}"
         )
