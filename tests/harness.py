@@ -14,11 +14,11 @@ from ffcv_ssl.pipeline.plan import ViewPlan
 SIZES = [(1, 1), (1, 7), (9, 1), (2, 2), (5, 3), (33, 17), (64, 64), (97, 130)]
 
 
-def run_ops(ops, images, raw=None, seed=0, epoch=0, samples=None, factors=None):
+def run_ops(ops, images, raw=None, seed=0, epoch=0, samples=None, factors=None, shift=0):
     """Views of `images` by `ops`: (uint8 (N, H, W, 3), raw draws (N, K), the plan).
 
     images: list of uint8 (H, W, 3). raw: parameters to use instead of drawing them. factors: (N,),
-    raw's boxes refer to images so many times larger.
+    raw's boxes refer to images so many times larger. shift: of all buffers in memory, in elements.
     """
     count = len(images)
     shapes = {image.shape[:2] for image in images}
@@ -31,17 +31,18 @@ def run_ops(ops, images, raw=None, seed=0, epoch=0, samples=None, factors=None):
         raw = np.zeros((count, plan.num_columns))
         segment.draw(epoch, samples, np.zeros(count, np.int64), heights, widths, raw)
     raw = np.ascontiguousarray(raw, np.float64)
-    pixels = np.concatenate([image.reshape(-1) for image in images])
+    flat = [image.reshape(-1) for image in images]
+    pixels = np.concatenate([np.zeros(shift, np.uint8), *flat])
     sizes = heights * widths * 3
     scratch_size = segment.scratch_floats((heights.max(), widths.max()))
     # one canary behind the scratch and one around the output: a kernel that writes outside is
     # noticed
-    scratch = np.full(scratch_size + 1, np.nan, np.float32)
+    scratch = np.full(scratch_size + 1 + shift, np.nan, np.float32)[shift:]
     scratch[-1] = 12345.0
     guarded = np.full((count + 2, *segment.shape, 3), 77, np.uint8)
     out = guarded[1:-1]
     factors = np.ones(count, np.int64) if factors is None else np.asarray(factors, np.int64)
-    offsets = np.cumsum(sizes) - sizes
+    offsets = np.cumsum(sizes) - sizes + shift
     images = (pixels, offsets, heights, widths, factors)
     segment.render(raw, images, scratch[:-1], out, 0, count)
     assert scratch[-1] == 12345.0

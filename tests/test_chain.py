@@ -17,6 +17,7 @@ from harness import (
 
 from ffcv_ssl.transforms import (
     GaussianBlur,
+    GaussianNoise,
     RandomColorJitter,
     RandomEqualize,
     RandomGrayscale,
@@ -137,3 +138,10 @@ def test_a_view_does_not_depend_on_the_images_beside_it():
     for i, sample in enumerate([5, 9, 2]):
         alone, _, _ = run_ops(CHAINS["ffcv_ssl"], [images[i]], samples=np.array([sample]))
         assert np.array_equal(alone[0], together[i])
+
+
+def test_a_view_does_not_depend_on_where_its_buffers_lie():
+    images = [photo_like(90, 70), photo_like(61, 83, seed=1)]
+    ops = [*CHAINS["ffcv_ssl"], RandomEqualize(0.5), GaussianNoise(0.05, 0.5)]
+    views = [run_ops(ops, images * 4, shift=shift)[0] for shift in (0, 1, 3, 7, 16)]
+    assert all(np.array_equal(views[0], other) for other in views[1:])
