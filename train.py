@@ -271,6 +271,7 @@ def check_config(config):
             f"optim.warmup_epochs: got {config.optim.warmup_epochs}, expected less than epochs "
             f"({config.epochs})"
         )
+    make_optimizer(config.optim, nn.Linear(1, 1))  # torch has its own limits
     views = config.views.resolve()
     METHODS[config.method].check_views(views)
     if config.resolution.min < config.resolution.max:
@@ -497,11 +498,9 @@ class Trainer:
 
     def __init__(self, config, world, stop):
         self.config, self.world, self.stop, self.out = config, world, stop, Path(config.out)
-        data = config.data
-        self.train_set = open_dataset(data.train, data.image_field, data.label_field)
-        self.val_set = None
-        if data.val is not None:
-            self.val_set = open_dataset(data.val, data.image_field, data.label_field)
+        data, names = config.data, (config.data.image_field, config.data.label_field)
+        self.train_set = open_dataset(data.train, *names)
+        self.val_set = open_dataset(data.val, *names) if data.val else None
         saved = self._read_checkpoint()
         self._build_model()
         self._build_loaders()
@@ -526,10 +525,8 @@ class Trainer:
         self.probes = self.probe_optimizer = None
         if self.train_set.labels is not None:
             self.probes = Probes(self.model.widths, self.train_set.num_classes).to(device)
-            parameters, decay = self.probes.parameters(), config.probes.weight_decay
-            self.probe_optimizer = torch.optim.AdamW(
-                parameters, config.probes.lr, weight_decay=decay
-            )
+            options = {"lr": config.probes.lr, "weight_decay": config.probes.weight_decay}
+            self.probe_optimizer = torch.optim.AdamW(self.probes.parameters(), **options)
 
     def _build_loaders(self):
         config, train, val = self.config, self.train_set, self.val_set
@@ -540,9 +537,8 @@ class Trainer:
         for dataset in (train, val):
             if dataset is not None and dataset.labels is None:
                 say(f"{dataset.path}: no labels in field '{config.data.label_field}': no probes")
+            if dataset is None or dataset.labels is None:
                 return
-        if val is None:
-            return
         if val.num_classes > train.num_classes:
             expected = f"expected those of {train.path} ({train.num_classes})"
             raise UserError(f"{val.path}: got {val.num_classes} classes, {expected}")
@@ -669,8 +665,8 @@ class Trainer:
             scores = self.probes(features)
             if bank is not None:
                 queries = F.normalize(features["backbone"].float(), dim=1)
-                votes = knn_scores(queries, *bank, classes, knn.knn_k, knn.knn_temperature)
-                scores["knn"] = votes
+                settings = (classes, knn.knn_k, knn.knn_temperature)
+                scores["knn"] = knn_scores(queries, *bank, *settings)
             for name, values in scores.items():
                 for k in (1, 5):
                     key = f"val/{name}/top{k}"
@@ -805,9 +801,8 @@ class Trainer:
         if saved.get("format") != CHECKPOINT_FORMAT:
             got = f"got format {saved.get('format')!r}, expected {CHECKPOINT_FORMAT}"
             raise UserError(f"{path}: {got}; use another --out")
-        differences = command.config_differences(
-            saved["config"], config_dict(self.config), FREE_KEYS, FREE_GROUPS
-        )
+        sides = (saved["config"], config_dict(self.config))
+        differences = command.config_differences(*sides, FREE_KEYS, FREE_GROUPS)
         for name, now in self._datasets().items():
             if saved["datasets"][name] != now:
                 differences.append(f"{name} data {saved['datasets'][name]} there, {now} here")

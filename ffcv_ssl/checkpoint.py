@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ffcv_ssl.command import one_line
+
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be read or used; its text is one line fit to be shown to a user."""
@@ -25,17 +27,24 @@ def save(path, state):
     is safe on disk.
 
     Raises TypeError, naming the key, for a value that `weights_only` loading would refuse, and
-    OSError (disk full...).
+    CheckpointError where it cannot be written (disk full...).
     """
     path = Path(path)
     state = to_plain(state)
     # one fixed name, so that a killed writer's remains are overwritten
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{path}: cannot be written ({one_line(error)}); free some space and start again, "
+            "the checkpoint before it is kept"
+        ) from error
     sync_folder(path.parent)
 
 
@@ -44,7 +53,7 @@ def load(path):
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen types for bad files
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = one_line(error)[:160] or type(error).__name__
         raise CheckpointError(
             f"{path}: not a readable checkpoint ({reason}); "
             "restore a kept copy, or delete it to start again"

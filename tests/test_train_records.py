@@ -47,10 +47,10 @@ def test_a_failing_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"cannot be written \(disk full\)"):
         checkpoint.save(path, {"step": 2})
     monkeypatch.undo()
-    assert checkpoint.load(path) == {"step": 1}
+    assert checkpoint.load(path) == {"step": 1} and list(tmp_path.iterdir()) == [path]
 
 
 def test_an_unreadable_checkpoint_is_one_line_with_a_remedy(tmp_path):

@@ -317,6 +317,10 @@ BAD_COMMANDS = {
     "one view": (["--views.recipe=supervised"], "expected 2 or more"),
     "warm-up as long as the run": (["--epochs=5"], "optim.warmup_epochs: got 10.0"),
     "ramp the wrong way": (["--resolution.min=300"], "resolution: got 300, 224"),
+    "nesterov without momentum": (
+        ["--optim.name=sgd", "--optim.nesterov=true", "--optim.momentum=0"],
+        "Nesterov momentum requires",
+    ),
     "no data": ([], "no file ''"),
     "missing configuration": (["--config=configs/nope.yaml"], "configs/nope.yaml: no such"),
     "no such device": (["--system.device=cuda:99"], "cuda:99"),
