@@ -38,8 +38,13 @@ def test_images_of_any_size_equal_torchvision(shape):
 
 
 def test_plain_images_and_all_kinds_of_colors_equal_torchvision():
-    for image in [*plain_images(), color_grid(), huge_image()]:
+    for image in [*plain_images(), color_grid(), photo_like(375, 500)]:
         check_gray(image)
+
+
+@pytest.mark.slow
+def test_a_huge_image_equals_torchvision():
+    check_gray(huge_image())
 
 
 def test_grey_images_stay_as_they_are_within_one_level():
