@@ -24,6 +24,7 @@ from benchmarks.peers import PEERS
 from benchmarks.peers.ours import Ours
 from benchmarks.photographs import Files, write_photographs
 from benchmarks.recipe import BATCH_SIZE, COLUMNS, SIZE_PX
+from benchmarks.server import PeerProcess
 
 # How far a peer's views may be from ours in mean and in standard deviation, in levels of 255: their
 # resizing, rounding and hue differ a little, and a sample of 256 views scatters. A wrong
@@ -32,27 +33,27 @@ _TOLERANCE_LEVELS = 6.0
 
 
 def measure(files, threads, num_runs):
-    """({(peer, column): [images/s]}, {peer: {column: (mean, std) of its views}}), all runs
-    interleaved."""
-    cases = [(peer, column) for column in COLUMNS for peer in PEERS if column in peer.columns]
-    running, rates, levels = {}, {}, {}
-    for peer, column in cases:
-        instance = running[peer.name, column] = peer()
-        instance.setup(files, column, threads)
-        instance.run()
-        views = instance.sample()
-        if views is not None:
-            found = round(float(views.mean()), 2), round(float(views.std()), 2)
-            levels.setdefault(peer.name, {})[column] = found
-        rates[peer.name, column] = []
-    for number in range(num_runs):
-        for case, instance in running.items():
-            started = time.perf_counter()
-            images = instance.run()
-            rates[case].append(images / (time.perf_counter() - started))
-        print(f"run {number + 1} of {num_runs}", flush=True)
-    for instance in running.values():
-        instance.close()
+    """({(peer, column): [images/s]}, {peer: {column: (mean, std) of its views}}).
+
+    Column by column, the peers' runs interleaved, each peer stopped while another one runs.
+    """
+    rates, levels = {}, {}
+    for column in COLUMNS:
+        names = [peer.name for peer in PEERS if column in peer.columns]
+        place = (column, files.path, files.folder, threads)
+        running = {name: PeerProcess(name, *place) for name in names}
+        for name, peer in running.items():
+            peer.run()
+            found = peer.sample()
+            if found is not None:
+                levels.setdefault(name, {})[column] = [round(level, 2) for level in found]
+        for _ in range(num_runs):
+            for name, peer in running.items():
+                rates.setdefault((name, column), []).append(peer.run())
+        for peer in running.values():
+            peer.close()
+        medians = {name: round(statistics.median(rates[name, column])) for name in names}
+        print(f"{column}: {medians}", flush=True)
     return rates, levels
 
 
@@ -64,7 +65,7 @@ def check_levels(levels):
             ours = levels[Ours.name][column]
             if any(abs(a - b) > _TOLERANCE_LEVELS for a, b in zip(found, ours)):
                 print(f"{peer}, {column}: views have mean and std {found}, ours {ours}", flush=True)
-                columns[column] = (*found, "differs from ours")
+                columns[column] = [*found, "differs from ours"]
 
 
 def summarize(rates):
@@ -80,9 +81,9 @@ def summarize(rates):
 
 def ratios(results):
     """The numbers that bind: ours against the others, at each column."""
-    bare = results["bare decode"]["crops"]["images_per_s"]
     found = {}
     for column, row in results[Ours.name].items():
+        bare = results["bare decode"][column]["images_per_s"]
         found[column] = {"share_of_bare_decode": round(row["images_per_s"] / bare, 3)}
         for peer, columns in results.items():
             if peer not in (Ours.name, "bare decode") and column in columns:

@@ -26,10 +26,12 @@ from ffcv.loader import Loader, OrderOption
 from ffcv.transforms import RandomHorizontalFlip, ToTensor
 
 path, batch_size, threads, size_px, flip, *box = (eval(a) for a in sys.argv[1:])
+
 def make():
-    ops = [RandomResizedCropRGBImageDecoder((size_px, size_px), *box), RandomHorizontalFlip(flip),
-    ToTensor()] return Loader(path, batch_size, threads, order=OrderOption.RANDOM,
-    pipelines={"image": ops}, drop_last=False)
+    crop = RandomResizedCropRGBImageDecoder((size_px, size_px), *box)
+    pipelines = {"image": [crop, RandomHorizontalFlip(flip), ToTensor()]}
+    settings = {"order": OrderOption.RANDOM, "pipelines": pipelines, "drop_last": False}
+    return Loader(path, batch_size, threads, **settings)
 
 loaders = [make(), make()]
 for line in sys.stdin:
@@ -72,5 +74,5 @@ class Ffcv:
         return np.load(path)
 
     def close(self):
-        self.process.stdin.close()
-        self.process.wait(timeout=60)
+        self.process.kill()  # left alone, its loaders' threads keep the process from ending
+        self.process.wait()
