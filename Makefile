@@ -26,5 +26,6 @@ lint: setup
 # ROOT: a folder of photographs, for example the ImageNet validation set
 bench: setup
 	@test -n "$(ROOT)" || { echo "make bench: say where photographs are: make bench ROOT=folder"; exit 2; }
+	$(BIN)/pip install --quiet --editable '.[dev,bench]' || echo "not all peers can be installed here"
 	$(BIN)/python -m benchmarks.loader --root "$(ROOT)" --results benchmarks/results/loader.json
 	$(BIN)/python -m benchmarks.readme
