@@ -81,7 +81,7 @@ def one_line(error):
     text = re.sub(r"Parser key \"([^\"]+)\":", r"\1:", text)
     text = re.sub(r"Unexpected keys: \{([^}]+)\}\. Got value: .*", r"unknown key \1", text)
     text = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", text).replace("typing.", "")
-    text = re.sub(r"unrecognized arguments: --(\S+?)(=.*)?$", r"\1: unknown key", text)
+    text = re.sub(r"unrecognized arguments: --([^\s=]+).*$", r"\1: unknown key", text)
     text = re.sub(r"Expected an? (.*)\. Got value: (.*)$", r"got \2, expected \1", text)
     return text.replace("expected Literal", "expected one of ")
 

@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
-def test_data():
+def data_folder():
     """The folder of photographs (FFCV_SSL_TEST_DATA, default ../shared/data); the test is skipped
     where it is absent."""
     folder = Path(os.environ.get("FFCV_SSL_TEST_DATA", REPOSITORY / "../shared/data"))

@@ -103,10 +103,10 @@ def plain_images(height=24, width=20):
     return [np.full((height, width, 3), color, np.uint8) for color in colors]
 
 
-def photographs(test_data, count=12, max_side=500):
+def photographs(data_folder, count=12, max_side=500):
     """uint8 images of at most max_side pixels from imagenet_samples256.tar."""
     images = []
-    with tarfile.open(test_data / "imagenet_samples256.tar") as archive:
+    with tarfile.open(data_folder / "imagenet_samples256.tar") as archive:
         for member in archive:
             if member.isfile() and member.name.lower().endswith((".jpg", ".jpeg")):
                 image = Image.open(io.BytesIO(archive.extractfile(member).read())).convert("RGB")

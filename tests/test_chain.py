@@ -103,8 +103,8 @@ def test_views_of_generated_images_equal_torchvision(name):
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_views_of_photographs_equal_torchvision(name, test_data):
-    check_chain(name, photographs(test_data, 8))
+def test_views_of_photographs_equal_torchvision(name, data_folder):
+    check_chain(name, photographs(data_folder, 8))
 
 
 @pytest.mark.parametrize("name", ["ffcv_ssl", "simclr"])

@@ -219,8 +219,8 @@ def test_the_command_itself_prints_its_result_last_and_no_traceback(tmp_path):
     assert failed.stderr.count("\n") == 1 and "Traceback" not in failed.stderr
 
 
-def test_real_photographs_keep_their_bytes(tmp_path, test_data, capsys):
-    archive = test_data / "imagenette224.tar"
+def test_real_photographs_keep_their_bytes(tmp_path, data_folder, capsys):
+    archive = data_folder / "imagenette224.tar"
     if not archive.is_file():
         pytest.skip(f"no {archive}")
     root = tmp_path / "imagenette"

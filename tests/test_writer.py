@@ -81,8 +81,8 @@ def test_a_chunk_of_many_large_images_travels_in_parts(tmp_path, monkeypatch):
         assert all(same(reader.decode(i, "image"), items[i][0]) for i in range(12))
 
 
-def test_photographs_keep_their_bytes_when_passed_through(tmp_path, test_data):
-    with tarfile.open(test_data / "imagenet_samples256.tar") as archive:
+def test_photographs_keep_their_bytes_when_passed_through(tmp_path, data_folder):
+    with tarfile.open(data_folder / "imagenet_samples256.tar") as archive:
         members = [member for member in archive if member.isfile()][:24]
         photos = [archive.extractfile(member).read() for member in members]
     field = f.RGBImageField("passthrough")
@@ -97,8 +97,8 @@ def test_photographs_keep_their_bytes_when_passed_through(tmp_path, test_data):
             assert np.abs(reader.decode(i, "image").astype(int) - expected).max() <= 2
 
 
-def test_photographs_encoded_anew_stay_close_to_the_pixels(tmp_path, test_data):
-    with tarfile.open(test_data / "imagenet_samples256.tar") as archive:
+def test_photographs_encoded_anew_stay_close_to_the_pixels(tmp_path, data_folder):
+    with tarfile.open(data_folder / "imagenet_samples256.tar") as archive:
         members = [member for member in archive if member.isfile()][:12]
         photos = [archive.extractfile(member).read() for member in members]
     field = f.RGBImageField("jpg", max_resolution=300)
