@@ -27,8 +27,8 @@ from benchmarks.recipe import BATCH_SIZE, COLUMNS, SIZE_PX
 from benchmarks.server import PeerProcess
 
 # How far a peer's views may be from ours in mean and in standard deviation, in levels of 255: their
-# resizing, rounding and hue differ a little, and a sample of 256 views scatters. A wrong
-# probability or range shows as 5 to 30.
+# resizing, rounding and hue differ a little (DALI's linear hue: 5), and a sample of 256 views
+# scatters. What differs more is marked in the results.
 _TOLERANCE_LEVELS = 6.0
 
 

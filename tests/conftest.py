@@ -1,6 +1,7 @@
 """Shared by all tests: where photographs lie, and a small dataset."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -62,3 +63,30 @@ def small_beton(tmp_path_factory):
 def raw_beton(tmp_path_factory):
     """200 raw images of 16 x 16."""
     return write_small(tmp_path_factory.mktemp("raw") / "raw.beton", 200, (16, 16), mode="raw")
+
+
+SOUND_SAMPLES = 6
+
+
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory):
+    """A file of ours with every field type; not to be changed."""
+    path = tmp_path_factory.mktemp("sound") / "a.beton"
+    from beton_files import make_columns, write_all_fields
+
+    write_all_fields(path, make_columns(SOUND_SAMPLES, 26, 19), made={"by": "test"})
+    return path
+
+
+@pytest.fixture
+def copy(sound, tmp_path):
+    return Path(shutil.copy(sound, tmp_path / "copy.beton"))
+
+
+@pytest.fixture
+def foreign(copy):
+    """The same file without checksums, as FFCV would have written it."""
+    from beton_files import without_integrity
+
+    without_integrity(copy)
+    return copy

@@ -21,6 +21,7 @@ from beton_files import (
     without_integrity,
     write_all_fields,
 )
+from conftest import SOUND_SAMPLES
 
 from ffcv_ssl import BetonError
 from ffcv_ssl import fields as f
@@ -28,27 +29,6 @@ from ffcv_ssl.reader import Reader
 from ffcv_ssl.writer import DatasetWriter
 
 DATA = Path(__file__).parent / "data"
-NUM_SAMPLES = 6
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    """A file of ours with every field type; not to be changed."""
-    path = tmp_path_factory.mktemp("sound") / "a.beton"
-    write_all_fields(path, make_columns(NUM_SAMPLES, 26, 19), made={"by": "test"})
-    return path
-
-
-@pytest.fixture
-def copy(sound, tmp_path):
-    return Path(shutil.copy(sound, tmp_path / "copy.beton"))
-
-
-@pytest.fixture
-def foreign(copy):
-    """The same file without checksums, as FFCV would have written it."""
-    without_integrity(copy)
-    return copy
 
 
 @pytest.mark.parametrize("writer", ["ours", "ffcv"])
@@ -72,7 +52,7 @@ def test_golden_files_give_exact_values(tmp_path, writer):
 def test_the_readers_attributes_are_those_of_the_file(sound):
     with Reader(sound) as reader:
         assert reader.path == str(sound)
-        assert reader.num_samples == NUM_SAMPLES
+        assert reader.num_samples == SOUND_SAMPLES
         assert reader.page_size == PAGE_BYTES
         assert reader.handlers is reader.fields
         assert list(reader.fields) == reader.field_names == list(all_fields())
@@ -95,7 +75,7 @@ def test_extents_lead_to_the_payloads_and_their_checksums(sound):
         assert reader.extents("score") is None
         for name in ("raw", "jpg", "blob", "box", "note"):
             extents = reader.extents(name)
-            for i in range(NUM_SAMPLES):
+            for i in range(SOUND_SAMPLES):
                 raw = os.pread(reader.fd, int(extents.size[i]), int(extents.pointer[i]))
                 assert raw == reader.read(i, name)
                 assert xxhash.xxh3_64_intdigest(raw) == int(extents.checksum[i])
@@ -115,7 +95,7 @@ def test_wrong_names_and_numbers_are_one_line(sound):
         for call in (reader.extents, reader.field_metadata, lambda name: reader.decode(0, name)):
             with pytest.raises(BetonError, match="no field 'picture'; it has raw, jpg"):
                 call("picture")
-        for sample in (-1, NUM_SAMPLES):
+        for sample in (-1, SOUND_SAMPLES):
             with pytest.raises(IndexError, match="samples 0 to 5"):
                 reader.read(sample, "raw")
 
@@ -142,13 +122,13 @@ def fingerprint(path):
 
 def test_the_fingerprint_ignores_path_page_size_and_history(sound, tmp_path):
     writer = DatasetWriter(tmp_path / "b", all_fields(), 4 * PAGE_BYTES, 2, made={"by": "other"})
-    writer.from_indexed_dataset(Samples(make_columns(NUM_SAMPLES, 26, 19)))
+    writer.from_indexed_dataset(Samples(make_columns(SOUND_SAMPLES, 26, 19)))
     assert fingerprint(sound) == fingerprint(tmp_path / "b")
 
 
 @pytest.mark.parametrize("name", ["image", "label", "score", "blob", "box", "tensor", "note"])
 def test_the_fingerprint_changes_with_any_one_value(sound, tmp_path, name):
-    columns = make_columns(NUM_SAMPLES, 26, 19)
+    columns = make_columns(SOUND_SAMPLES, 26, 19)
     if name == "note":
         columns["note"][2] = json.dumps({"id": 9, "text": "\u00e9\u00e9"})
     else:

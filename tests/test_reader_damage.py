@@ -1,7 +1,6 @@
 """Damaged and hostile files: one line of error, or exactly the right values; never a crash."""
 
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,41 +8,17 @@ import pytest
 from beton_files import (
     PAGE_BYTES,
     List,
-    make_columns,
     patch,
     regions_of,
     same,
     values,
     without_integrity,
-    write_all_fields,
 )
 
 from ffcv_ssl import BetonError, beton
 from ffcv_ssl import fields as f
 from ffcv_ssl.reader import Reader
 from ffcv_ssl.writer import DatasetWriter
-
-NUM_SAMPLES = 6
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    """A file of ours with every field type; not to be changed."""
-    path = tmp_path_factory.mktemp("sound") / "a.beton"
-    write_all_fields(path, make_columns(NUM_SAMPLES, 26, 19), made={"by": "test"})
-    return path
-
-
-@pytest.fixture
-def copy(sound, tmp_path):
-    return Path(shutil.copy(sound, tmp_path / "copy.beton"))
-
-
-@pytest.fixture
-def foreign(copy):
-    """The same file without checksums, as FFCV would have written it."""
-    without_integrity(copy)
-    return copy
 
 
 def interesting_offsets(path, count, rng):

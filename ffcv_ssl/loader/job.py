@@ -14,9 +14,8 @@ from ffcv_ssl.kernels.random import random_word
 from ffcv_ssl.seeds import derive_key
 
 _REPLACEMENT_TRIES = 32
-_REPLACED_TURN = (
-    0x8000  # occurrences of replacements: apart from the sample's own turns in the epoch
-)
+# Occurrences of replacements begin here, apart from the sample's own turns in the epoch.
+_REPLACED_TURN = 0x8000
 
 
 class BatchJob:

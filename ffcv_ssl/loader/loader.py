@@ -57,7 +57,7 @@ class Loader:
     recompile: accepted; nothing is compiled per pipeline.
     on_error: "raise", or "replace" a bad sample by another one.
     scaled_decode: decode JPEGs at 1/2, 1/4 or 1/8 where all views are smaller still: faster, not
-    the same pixels (up to 40 levels off at sharp edges).
+    the same pixels (photographs to 64 px: mean 1.3 levels off, at most 54).
     Raises ValueError for arguments out of range, BetonError for a bad file.
     """
 
