@@ -79,7 +79,8 @@ with open("/proc/self/clear_refs", "w") as file:
 before_mib = memory_mib("VmRSS")
 started = time.perf_counter()
 views = {f"view_{i}": ("image", our_ops("+ jitter")) for i in range(2)}
-with Loader(sys.argv[1], 64, num_workers=int(sys.argv[2]), seed=0, pipelines=views) as loader:
+settings = {"num_workers": int(sys.argv[2]), "seed": 0, "drop_last": False}
+with Loader(sys.argv[1], 64, pipelines=views, **settings) as loader:
     next(iter(loader))
     first_s = time.perf_counter() - started
     for _ in loader:
