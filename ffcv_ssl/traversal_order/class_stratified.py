@@ -1,0 +1,144 @@
+"""Batches of so many classes with so many images each, for losses that need positives of a class.
+
+A global batch is `classes_per_batch` different classes times `images_per_class` of their images.
+The classes come from permutations of all of them, a class's images from permutations of its own,
+so that classes are seen equally often whatever their sizes.
+Source: the class-stratified sampler of SuNCEt (Assran et al. 2020); not the same random stream.
+
+    labelled = np.flatnonzero(labels >= 0)
+    order = ClassStratified(labels, classes_per_batch=20, images_per_class=2)
+    loader = Loader(path, order.batch_size // world_size, order=order, indices=labelled, ...)
+"""
+
+# N samples of the file, K classes with labels, C classes and m images a class in a batch, T batches
+
+import numpy as np
+
+from ffcv_ssl.kernels.hash import xxh3_64
+from ffcv_ssl.kernels.random import shuffle_
+from ffcv_ssl.seeds import derive_key
+from ffcv_ssl.traversal_order.base import TraversalOrder
+
+
+class ClassStratified(TraversalOrder):
+    """labels: (N,) class numbers of the file's samples, -1: unlabelled, which never take part.
+
+    classes_per_batch, images_per_class: of a *global* batch, at least 1. unique_classes_per_rank:
+    ranks get different classes of the batch (as far as their number allows), instead of different
+    images of all its classes. `batch_size` is that of the global batch; the loader's batch size
+    times its ranks must be just that, or batches are cut elsewhere.
+
+    A pass is as many whole batches as cover the labelled samples once, at least one. A class with
+    fewer images than a pass asks of it starts over, so an image may then occur twice, even in one
+    batch. Raises ValueError for numbers out of range and for more classes a batch than have labels.
+    """
+
+    def __init__(self, labels, classes_per_batch, images_per_class, unique_classes_per_rank=False):
+        for name, value in (
+            ("classes_per_batch", classes_per_batch),
+            ("images_per_class", images_per_class),
+        ):
+            if value != int(value) or value < 1:
+                raise ValueError(f"ClassStratified: {name} is {value!r}, must be at least 1")
+        self.labels = np.array(labels, np.int64).reshape(-1)
+        self._digest = xxh3_64(self.labels)
+        self.classes_per_batch = int(classes_per_batch)
+        self.images_per_class = int(images_per_class)
+        self.unique_classes_per_rank = bool(unique_classes_per_rank)
+        self._check_classes(len(np.unique(self.labels[self.labels >= 0])))
+
+    @property
+    def batch_size(self):
+        """Samples of a global batch."""
+        return self.classes_per_batch * self.images_per_class
+
+    @property
+    def name(self):
+        unique = ", unique classes a rank" if self.unique_classes_per_rank else ""
+        return (
+            f"ClassStratified({self.classes_per_batch} classes x {self.images_per_class} images"
+            f"{unique}, labels {self._digest:016x})"
+        )
+
+    def sequence(self, reader, indices, seed, epoch):
+        """Batches interleaved: one image of every class of the batch, then another of each..."""
+        if len(indices) and indices.max() >= len(self.labels):
+            raise ValueError(
+                f"ClassStratified: sample {indices.max()} has no label, got {len(self.labels)} "
+                "labels; give one for every sample of the file"
+            )
+        labelled = indices[self.labels[indices] >= 0]
+        classes, members = _group(self.labels[labelled], labelled)
+        self._check_classes(len(classes))
+        num_batches = max(1, -(-len(labelled) // self.batch_size))
+        windows = self._class_windows(classes, num_batches, seed, epoch)
+        samples = np.empty((windows.size, self.images_per_class), np.int64)
+        _, turns_of = _group(windows.reshape(-1), np.arange(windows.size))
+        for k, turns in enumerate(turns_of):
+            key = (seed, "order", "class_stratified", "images", classes[k])
+            images = _permutations(key, epoch, members[k], turns.size * self.images_per_class)
+            samples[turns] = images.reshape(turns.size, self.images_per_class)
+        shape = (num_batches, self.classes_per_batch, self.images_per_class)
+        return samples.reshape(shape).transpose(0, 2, 1).reshape(-1)
+
+    def _check_classes(self, num_classes):
+        if num_classes < self.classes_per_batch:
+            raise ValueError(
+                f"ClassStratified: classes_per_batch is {self.classes_per_batch}, but only "
+                f"{num_classes} classes have labelled samples; at most so many fit in a batch"
+            )
+
+    def _class_windows(self, classes, num_batches, seed, epoch):
+        """Positions in `classes` of each batch, (T, C): no class twice in a row of it.
+
+        A window that reaches into the next permutation skips what it already holds; the skipped
+        classes are the first of the window after it.
+        """
+        length = num_batches * self.classes_per_batch
+        key = (seed, "order", "class_stratified", "classes")
+        # One permutation more: of the last one, a window may skip some and take later ones.
+        stream = _permutations(key, epoch, np.arange(len(classes)), length + len(classes))
+        waiting, position = [], 0
+        windows = np.empty((num_batches, self.classes_per_batch), np.int64)
+        for window in windows:
+            chosen, skipped = dict.fromkeys(waiting), []
+            while len(chosen) < self.classes_per_batch:
+                candidate = int(stream[position])
+                position += 1
+                if candidate in chosen:
+                    skipped.append(candidate)
+                else:
+                    chosen[candidate] = None
+            window[:], waiting = list(chosen), skipped
+        return windows
+
+    def split(self, reader, samples, world_size):
+        """Equal parts: of rows of the interleaved batch, or of its classes one after another; each
+        rank keeps the order of the batch."""
+        if not self.unique_classes_per_rank:
+            return super().split(reader, samples, world_size)
+        # classes by their first place in the batch, not by number: no rank has always the same ones
+        _, first, number = np.unique(self.labels[samples], return_index=True, return_inverse=True)
+        by_class = np.argsort(first[number], kind="stable")
+        return [np.sort(part) for part in np.array_split(by_class, world_size)]
+
+    def replacements(self, sample):
+        """Labelled samples of the same class; the loader's `indices` play no part."""
+        return np.flatnonzero(self.labels == self.labels[sample])
+
+
+def _group(keys, values):
+    """Distinct keys in ascending order, and the values of each, in the order given."""
+    order = np.argsort(keys, kind="stable")
+    distinct, begins = np.unique(keys[order], return_index=True)
+    return distinct, np.split(values[order], begins[1:])
+
+
+def _permutations(key, epoch, values, length):
+    """The first `length` of endless permutations of `values`, one after another."""
+    parts = []
+    for number in range(-(-length // len(values))):
+        shuffled = np.array(values, np.int64)
+        shuffle_(derive_key(*key, number), epoch, shuffled)
+        parts.append(shuffled)
+    return np.concatenate(parts)[:length]
