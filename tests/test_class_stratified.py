@@ -163,7 +163,7 @@ def test_ranks_split_a_batch_without_loss_or_overlap(world_size, unique):
         assert all((np.diff(part) > 0).all() for part in parts)
 
 
-@pytest.mark.parametrize(("world_size", "shared"), [(2, 0), (3, 0), (6, 0), (4, 2), (5, 4)])
+@pytest.mark.parametrize(("world_size", "shared"), [(2, 0), (3, 0), (6, 0), (4, 2), (5, 3)])
 def test_ranks_have_classes_of_their_own_where_asked_for(world_size, shared):
     order = ClassStratified(make_labels([20] * 8), 6, 4, unique_classes_per_rank=True)
     low_class_ranks = []
@@ -277,7 +277,7 @@ def test_ranks_together_see_the_very_views_of_one_rank(labelled_beton, world_siz
 
 def test_an_image_that_comes_again_has_fresh_views(labelled_beton):
     with make_stratified(labelled_beton, classes=4, images=8) as loader:
-        (batch, _) = map(samples_of, ([batch] for batch in loader))
+        batch = samples_of(loader)
     again = [samples for samples in _by_id(batch).values() if len(samples) > 1]
     assert again
     for samples in again:
