@@ -10,6 +10,7 @@ import fcntl
 import re
 import signal
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -134,32 +135,43 @@ def _flatten(nested, prefix=""):
 
 
 class StopSignal:
-    """Within its context, `asked` turns true when SIGTERM or SIGINT arrives.
+    """Within its context, `asked` turns true when SIGTERM, SIGINT or SIGUSR2 arrives.
 
-    A second signal acts as if nobody listened; the former handlers come back at the end.
+    Slurm sends SIGUSR2 some time before it ends a job. `received` lists the signals in their order.
+    Later ones are only noted, so that they cannot break what the first one asked for, but a second
+    SIGINT (Ctrl-C twice) acts as if nobody listened. A context within another one knows what that
+    one has received, and passes on what it receives itself. The former handlers come back at the
+    end.
     """
 
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+
     def __init__(self):
-        self.asked = False
+        self.received = []
         self.former = {}
 
+    @property
+    def asked(self):
+        return bool(self.received)
+
     def __enter__(self):
-        for number in (signal.SIGTERM, signal.SIGINT):
+        outer = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+        if isinstance(outer, StopSignal):
+            self.received = outer.received
+        for number in self.SIGNALS:
             self.former[number] = signal.signal(number, self._remember)
         return self
 
     def _remember(self, number, frame):
-        self.asked = True
-        self._restore()
-        print("stopping after this step; the run can be resumed", file=sys.stderr, flush=True)
-
-    def _restore(self):
-        for number, handler in self.former.items():
-            signal.signal(number, handler)
-        self.former = {}
+        if not self.received:
+            print("stopping after this step; the run can be resumed", file=sys.stderr, flush=True)
+        self.received.append(signal.Signals(number))
+        if number == signal.SIGINT:
+            signal.signal(number, self.former[number])
 
     def __exit__(self, *error):
-        self._restore()
+        for number, handler in self.former.items():
+            signal.signal(number, handler)
 
 
 def choose_device(name):
@@ -175,9 +187,10 @@ def choose_device(name):
 
 
 @contextlib.contextmanager
-def hold_folder(folder):
+def hold_folder(folder, wait_s=0):
     """Make a folder and hold it while the context lasts: two runs in one folder would destroy each
-    other's files. Raises UserError. The lock dies with the process, however that ends."""
+    other's files. Waits `wait_s` seconds for another process to let it go. Raises UserError. The
+    lock dies with the process, however that ends."""
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -185,10 +198,22 @@ def hold_folder(folder):
     except OSError as error:
         raise UserError(f"{folder}: cannot be the run's folder ({error.strerror})") from None
     with lock:
+        if not _is_locked_within(lock, wait_s):
+            raise UserError(f"{folder}: another process trains here; use another --out")
+        yield folder
+
+
+def _is_locked_within(lock, wait_s):
+    """Try to lock an open file for so many seconds; True also where there are no locks."""
+    end = time.monotonic() + wait_s
+    while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{folder}: another process trains here; use another --out") from None
+            if time.monotonic() >= end:
+                return False
+            time.sleep(min(1, wait_s))
         except OSError:
-            pass  # a file system without locks
-        yield folder
+            return True  # a file system without locks
+        else:
+            return True
