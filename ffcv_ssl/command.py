@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import re
 import signal
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+
+from ffcv_ssl.config_files import merge, read_layers
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 75
@@ -22,25 +26,42 @@ class UserError(ValueError):
     """A mistake that the user can put right: where, got, expected, remedy, on one line."""
 
 
+class Interrupted(Exception):
+    """A signal asked the run to stop, and what was done is saved."""
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss or a weight became NaN or infinite; the last checkpoint is from before."""
+
+
 def parse_config(config_class, argv, prog, description, sort_out=None):
     """Fill a frozen dataclass from `--config FILE.yaml` and dotted overrides.
 
-    Returns (config, list of the YAML files given). `sort_out(config)` may raise ValueError for
-    values that do not go together. Raises UserError for unknown keys and bad values, naming the
-    file where a file is at fault; exits as argparse does for --help and --print_config.
+    A file may build on others (`base:`, see config_files); arguments count in the order in which
+    they are given. Returns (config, list of the YAML files given). `sort_out(config)` may raise
+    ValueError for values that do not go together. Raises UserError for unknown keys and bad values,
+    naming the file where a file is at fault; exits as argparse does for --help and --print_config.
     """
+    files = _config_files(argv)
+    try:
+        layers = {path: read_layers(path) for path in files}
+    except ValueError as error:
+        raise UserError(one_line(error)) from None
+    settings = {path: merge(*(own for _, own in layers[path])) for path in files}
+    fill = partial(_fill, config_class, prog, description, sort_out)
+    try:
+        return fill(argv, settings), files
+    except UserError as error:
+        where = _file_at_fault(fill, [layer for path in files for layer in layers[path]], error)
+        raise UserError(f"{where}{error}") from None
+
+
+def _fill(config_class, prog, description, sort_out, argv, settings):
+    """The configuration that `argv` asks for, with `settings[path]` for the contents of a file."""
     from jsonargparse import ArgumentError
 
-    files = _config_files(argv)
-    where = ""
+    parser = _make_parser(config_class, prog, description, settings)
     try:
-        for path in files:  # each alone first, so that a message can name the file
-            where = f"{path}: "
-            if not Path(path).is_file():
-                raise UserError("no such configuration file")
-            _make_parser(config_class, prog, description).parse_path(path)
-        where = ""
-        parser = _make_parser(config_class, prog, description)
         namespace = parser.parse_args(argv)
         namespace.pop("config", None)
         # its name from jsonargparse 4.49 on, and before
@@ -49,23 +70,67 @@ def parse_config(config_class, argv, prog, description, sort_out=None):
         if sort_out is not None:
             sort_out(config)
     except (ArgumentError, ValueError, TypeError, OSError) as error:
-        raise UserError(where + one_line(error)) from None
-    return config, files
+        raise UserError(one_line(error)) from None
+    return config
 
 
-def _make_parser(config_class, prog, description):
-    from jsonargparse import ArgumentParser
+def _file_at_fault(fill, layers, error):
+    """`FILE: ` for the first file on top of whose predecessors the same error arises, else ``."""
+    settings = {}
+    for path, own in layers:
+        settings = merge(settings, own)
+        try:
+            fill([f"--config={path}"], {path: settings})
+        except UserError as other:
+            if str(other) == str(error):
+                return f"{path}: "
+    return ""
+
+
+def _make_parser(config_class, prog, description, settings):
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    class Parser(ArgumentParser):
+        """Takes a file's settings from `settings`, over those of the arguments before it."""
+
+        so_far = None
+
+        def parse_path(self, path, *args, **kwargs):
+            own = _with_earlier_keys(settings[str(path)], self.so_far)
+            return self.parse_string(json.dumps(own, ensure_ascii=False), **kwargs)
+
+    class ConfigFile(ActionConfigFile):
+        def __call__(self, parser, namespace, *args, **kwargs):
+            parser.so_far = namespace
+            super().__call__(parser, namespace, *args, **kwargs)
 
     with contextlib.suppress(ImportError, TypeError, ValueError):  # texts of --help, if installed
         from jsonargparse import set_parsing_settings
 
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(
-        prog=prog, exit_on_error=False, description=description, allow_abbrev=False
-    )
-    parser.add_argument("--config", action="config", help="YAML file with any of the keys below")
+    parser = Parser(prog=prog, exit_on_error=False, description=description, allow_abbrev=False)
+    parser.add_argument("--config", action=ConfigFile, help="YAML file with any of the keys below")
     parser.add_class_arguments(config_class, None, as_group=False)
     return parser
+
+
+def _with_earlier_keys(settings, so_far, prefix=""):
+    """`settings` with the earlier keys of each mapping that jsonargparse would replace as a whole.
+
+    so_far: the parser's namespace; it merges nested namespaces itself, but not the dicts in them.
+    Raises ValueError for a group of settings that is given as something else, named with `prefix`.
+    """
+    if isinstance(so_far, dict):
+        return merge(so_far, settings)
+    merged = {}
+    for key, value in settings.items():
+        before = so_far.get(key)
+        if hasattr(before, "get") and not isinstance(value, dict):
+            raise ValueError(f"{prefix}{key}: got {value!r}, expected a mapping of settings")
+        if hasattr(before, "get"):
+            value = _with_earlier_keys(value, before, f"{prefix}{key}.")
+        merged[key] = value
+    return merged
 
 
 def _config_files(argv):
@@ -76,8 +141,14 @@ def _config_files(argv):
 def one_line(error):
     """An error's text on one line, in this project's words where the parser's are cryptic."""
     text = " ".join(str(error).split())
+    text = text.removeprefix("Validation failed: ")
     text = re.sub(
-        r"Group '([^']+)' does not accept option '([^']+)'", r"\1: unknown key '\2'", text
+        r"^(?:Option|Key) '([^']+)' is not (accepted|expected)", r"unknown key '\1'", text
+    )
+    text = re.sub(
+        r"Group '([^']+)' does not accept (?:option|nested key) '([^']+)'",
+        r"\1: unknown key '\2'",
+        text,
     )
     text = re.sub(r"Parser key \"([^\"]+)\":", r"\1:", text)
     text = re.sub(r"Unexpected keys: \{([^}]+)\}\. Got value: .*", r"unknown key \1", text)

@@ -1,0 +1,119 @@
+"""YAML files that build on one another.
+
+`base: other.yaml`, or a list of files, puts a file's settings over those of other files. Paths are
+relative to the file that names them; a later base wins over an earlier one, the file itself over
+all its bases. Mappings are merged key by key, everything else is replaced. Numbers are YAML 1.2's:
+1e-6 is one, 72:00:00 is text. `a.b: 1` is `a: {b: 1}`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import yaml
+
+BASE = "base"
+
+
+def read_layers(path, builders=()):
+    """A file and all that it builds on: [(file, its own settings)], later ones win.
+
+    builders: the files that led here, the first one first. Raises ValueError with the file and the
+    chain that led to it, on one line.
+    """
+    chain = (*builders, path)
+    where = " (base of ".join(reversed(chain)) + ")" * len(builders)
+    if any(Path(path).resolve() == Path(builder).resolve() for builder in builders):
+        steps = " -> ".join(chain)
+        raise ValueError(f"{builders[-1]}: base: {steps} never ends; take one of these steps out")
+    try:
+        settings = _load(path)
+        bases = _pop_bases(settings)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    paths = [os.path.normpath(Path(path).parent / base) for base in bases]
+    return [layer for base in paths for layer in read_layers(base, chain)] + [(path, settings)]
+
+
+def merge(*layers):
+    """Nested mappings in one new one, key by key; the last value of a key counts."""
+    merged = {}
+    for layer in layers:
+        for key, value in layer.items():
+            before = merged.get(key)
+            if isinstance(value, dict):
+                value = merge(before if isinstance(before, dict) else {}, value)
+            merged[key] = value
+    return merged
+
+
+def _pop_bases(settings):
+    bases = settings.pop(BASE, [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) and base for base in bases):
+        raise ValueError(f"base: got {bases!r}, expected a file or a list of files")
+    return bases
+
+
+def _load(path):
+    """The mapping in a YAML file."""
+    if not Path(path).is_file():
+        raise ValueError("no such configuration file")
+    try:
+        settings = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ValueError("got other bytes than UTF-8, expected YAML") from None
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(f"line {error.problem_mark.line + 1}: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    if not isinstance(settings, dict):
+        got = "nothing" if settings is None else f"a {type(settings).__name__}"
+        raise ValueError(f"got {got}, expected a mapping of settings")
+    return _nested(settings)
+
+
+def _nested(settings):
+    """`a.b: 1` is `a: {b: 1}`."""
+    merged = {}
+    for key, value in settings.items():
+        value = _nested(value) if isinstance(value, dict) else value
+        *groups, last = str(key).split(".")
+        for name in (last, *reversed(groups)):
+            value = {name: value}
+        merged = merge(merged, value)
+    return merged
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with YAML 1.2's numbers, no dates, and no key given twice."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "expected a word before ':'", key.start_mark
+                )
+            if key.value in seen:
+                problem = f"key {key.value!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_NUMBERS = {
+    "tag:yaml.org,2002:int": r"[-+]?(0|[1-9]\d*)\Z",
+    "tag:yaml.org,2002:float": r"([-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.inf)"
+    r"|\.nan)\Z",
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0] not in (*_NUMBERS, "tag:yaml.org,2002:timestamp")]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in _NUMBERS.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(_pattern), list("-+.0123456789"))
