@@ -2,9 +2,10 @@
 flipped if asked.
 
 The filter is torch's antialiased bilinear or bicubic (`interpolate(..., antialias=True)`), in
-float32 throughout. Two passes: rows first, because rows of the source are contiguous and a short
-row buffer stays in the first cache; then columns. H W: view, in pixels; source rows are `width * 3`
-bytes.
+float32 throughout. Two passes: rows first, because rows of the source are contiguous; then columns,
+TILE rows at once, turned so that one vector holds a number of all of them, and turned back into the
+view's planes: 1.2x faster than a vector for each pixel. H W: view, in pixels; source rows are
+`width * 3` bytes.
 """
 
 import numpy as np
@@ -14,19 +15,21 @@ from ffcv_ssl.kernels.compile import device, inlined
 from ffcv_ssl.kernels.vectors import (
     BLOCK,
     ROW_LANES,
-    add_blend_4,
+    TILE,
     blend_1,
     blend_2,
     blend_3,
     blend_4,
     blend_5,
     blend_bytes,
+    blend_many,
     interleave,
-    split_planes,
+    transpose,
 )
 
 BILINEAR, BICUBIC = 0, 1
 _CUBIC_A = -0.5  # PIL's and torch's coefficient when antialiasing
+_LINE = 16  # numbers in a cache line
 
 
 @inlined
@@ -106,53 +109,48 @@ def _blend_rows(pixels, at, stride, taps, weights, weight_at, rows, row_at, size
 
 
 @device
-def _blend_columns(rows, step, begins, taps, weights, flip, blended):
-    """Resize two interleaved rows, `step` apart in `rows`, into two rows of four numbers a pixel in
-    `blended`.
+def _blend_columns(columns, begins, taps, weights, room, flip, x, tile):
+    """Resize TILE rows to `tile` (3, TILE pixels, TILE rows), the pixels x, x + 1, ..., mirrored if
+    asked.
 
-    begins[x]: where in a row pixel x's first tap starts. taps: of every pixel, some of weight zero.
-    The same number for all, and at most five at once, keeps them in registers and the branches
-    predicted: 3x faster than a loop to each pixel's own count; two rows at a time share the
-    weights: 1.25x.
+    columns: the rows transposed, so that a number of all of them is one vector: a weight serves
+    TILE rows, and no part of a vector is wasted. begins[x]: the number at which pixel x's first tap
+    starts. room: from one pixel's weights to the next one's. taps: of every pixel, some of weight
+    zero: the same number for all keeps the branches predicted, 3x faster than each pixel's own.
     """
-    width, room = begins.size, weights.size // begins.size
-    out_step = 4 * width
-    for x in range(width):
-        at, weight_at = begins[x], x * room
-        target = 4 * (width - 1 - x) if flip else 4 * x
+    count = min(TILE, begins.size)
+    place, step = (TILE * (count - 1), -TILE) if flip else (0, TILE)
+    for pixel in range(x, x + count):
+        at, weight_at = TILE * begins[pixel], pixel * room
         if taps == 2:
-            blend_2(rows, at, step, weights, weight_at, blended, target, out_step)
+            blend_2(columns, at, weights, weight_at, tile, place, taps)
         elif taps == 3:
-            blend_3(rows, at, step, weights, weight_at, blended, target, out_step)
+            blend_3(columns, at, weights, weight_at, tile, place, taps)
         elif taps == 1:
-            blend_1(rows, at, step, weights, weight_at, blended, target, out_step)
+            blend_1(columns, at, weights, weight_at, tile, place, taps)
+        elif taps == 4:
+            blend_4(columns, at, weights, weight_at, tile, place, taps)
         elif taps == 5:
-            blend_5(rows, at, step, weights, weight_at, blended, target, out_step)
+            blend_5(columns, at, weights, weight_at, tile, place, taps)
         else:
-            blend_4(rows, at, step, weights, weight_at, blended, target, out_step)
-            for k in range(4, taps, 4):  # up to three taps too many, of weight zero
-                add_blend_4(
-                    rows, at + 3 * k, step, weights, weight_at + k, blended, target, out_step
-                )
+            blend_many(columns, at, weights, weight_at, tile, place, taps)
+        place += step
 
 
 @device
-def _split(blended, count, view, at):
-    """`count` pixels of four numbers to the flat planes of `view` from pixel `at`.
-
-    Explicit vectors are 4x faster than LLVM's own.
-    """
-    size = view.shape[1] * view.shape[2]
-    flat = view.reshape(-1)
-    red, green, blue = flat[:size], flat[size : 2 * size], flat[2 * size :]
-    if count < BLOCK:
-        for x in range(count):
-            red[at + x], green[at + x] = blended[4 * x], blended[4 * x + 1]
-            blue[at + x] = blended[4 * x + 2]
+def _store_tile(tile, flat, height, width, y, x):
+    """A tile to the `flat` planes of a view, its first pixel at row y, column x; what lies outside
+    is left out."""
+    if height >= TILE and width >= TILE:
+        for c in range(3):
+            place = (c * height + y) * width + x
+            transpose(tile, c * TILE * TILE, TILE, flat, place, width)
         return
-    for begin in range(0, count, BLOCK):
-        x = min(begin, count - BLOCK)  # the last block overlaps the one before it
-        split_planes(blended, 4 * x, red, green, blue, at + x)
+    for c in range(3):
+        for i in range(min(TILE, height)):
+            for j in range(min(TILE, width)):
+                place = (c * height + y + i) * width + x + j
+                flat[place] = tile[(c * TILE + j) * TILE + i]
 
 
 @device
@@ -174,7 +172,6 @@ def resample(pixels, at, height, width, box, cubic, flip, view, scratch):
     weights_y, scratch = _take(scratch, out_height * taps_y)
     weights_x, scratch = _take(scratch, out_width * taps_x)
     index, scratch = _take(scratch, 2 * (out_height + out_width))
-    blended, scratch = _take(scratch, 8 * out_width)
     index = index.view(np.int32)
     first_y, count_y = index[:out_height], index[out_height : 2 * out_height]
     first_x = index[2 * out_height : 2 * out_height + out_width]
@@ -186,17 +183,27 @@ def resample(pixels, at, height, width, box, cubic, flip, view, scratch):
     for x in range(out_width):
         first_x[x] = 3 * (first_x[x] - low_x)
     size, stride = 3 * (high_x - low_x), width * 3
-    step = size + 3 * taps_x + 1
-    rows = scratch[: 2 * step]
-    rows[:] = 0.0  # taps of weight zero reach behind a row: 0 * NaN would not be zero
-    for y in range(0, out_height, 2):
-        for i in range(2):
+    step = _row_step(size)
+    flat = view.reshape(-1)  # once: it costs as much as turning a tile
+    tile, scratch = _take_lines(scratch, 3 * TILE * TILE)
+    rows, scratch = _take_lines(scratch, TILE * step)
+    columns, scratch = _take_lines(scratch, TILE * (size + TILE + 3 * taps_x))
+    for y in range(0, out_height, TILE):
+        y = max(min(y, out_height - TILE), 0)  # the last tiles overlap those before them
+        for i in range(TILE):
             source = min(y + i, out_height - 1)
             begin, weight_at = at + first_y[source] * stride + low_x * 3, source * taps_y
             taps = count_y[source]
             _blend_rows(pixels, begin, stride, taps, weights_y, weight_at, rows, i * step, size)
-        _blend_columns(rows, step, first_x, most, weights_x, flip, blended)
-        _split(blended, out_width * min(2, out_height - y), view, y * out_width)
+        for j in range(0, size, TILE):
+            transpose(rows, j, step, columns, TILE * j, TILE)
+        for j in range(TILE * size, TILE * (size + 3 * most)):
+            columns[j] = 0.0  # taps of weight zero reach behind a row: 0 * NaN would not be zero
+        for x in range(0, out_width, TILE):
+            x = max(min(x, out_width - TILE), 0)
+            _blend_columns(columns, first_x, most, weights_x, taps_x, flip, x, tile)
+            target = max(out_width - TILE, 0) - x if flip else x
+            _store_tile(tile, flat, out_height, out_width, y, target)
     if cubic:  # it overshoots, and what follows expects [0, 1]
         for c in range(3):
             for y in range(out_height):
@@ -214,12 +221,26 @@ def _take(scratch, count):
     return scratch[:count], scratch[count:]
 
 
+@inlined
+def _take_lines(scratch, count):
+    """The same from the next cache line on: no vector straddles two."""
+    begin = -(scratch.ctypes.data // 4) % _LINE
+    return scratch[begin : begin + count], scratch[begin + count :]
+
+
+@inlined
+def _row_step(size):
+    """An uneven number of cache lines for a row and its last tile: a tile of rows 4 KB apart would
+    not fit the first cache."""
+    return ((size + TILE + _LINE - 1) // _LINE | 1) * _LINE
+
+
 def scratch_floats(max_height, max_width, out_height, out_width, cubic):
     """Numbers of float32 scratch that `resample` needs for images up to this size."""
     taps_x = max_taps(max_width, out_width, cubic)
     weights = out_height * max_taps(max_height, out_height, cubic) + out_width * taps_x
-    rows = 2 * (3 * max_width + 3 * taps_x + 1)
-    return weights + 2 * (out_height + out_width) + 8 * out_width + rows
+    rows = TILE * (2 * (3 * max_width + TILE) + 2 * _LINE + 3 * taps_x) + 3 * _LINE
+    return weights + 2 * (out_height + out_width) + 3 * TILE * TILE + rows
 
 
 @device
