@@ -133,6 +133,7 @@ def _writer(args, source):
             num_workers=args.workers or -1,
             class_names=source.class_names,
             made={key: value for key, value in made.items() if value is not None},
+            names=source.names,
         )
     except OSError as error:
         raise UserError(f"--out: {folder}: {error.strerror}") from None

@@ -1,18 +1,20 @@
 """The bytes of a `.beton` file, version 2: every dtype, offset and magic number there is.
 
-    header, field descriptors, sample metadata, locator | pages of data | integrity section, table
+    header, descriptors, metadata, locator | pages of data | names, integrity section, table
 
 The header, descriptors, metadata, data and allocation table are those of FFCV 1.0.2, which reads
-our files as its own. Ours are the locator (right after the metadata) and the integrity section,
-which ends in a fixed footer exactly where the allocation table begins. FFCV follows pointers only,
-and reads its table to the end of the file, so it steps over both. Either both are present and good,
-or both are absent (a file of FFCV's); anything else is damage.
+our files as its own. Ours are the locator (right after the metadata), the samples' file names (if
+there are any) and the integrity section, which ends in a fixed footer exactly where the allocation
+table begins. FFCV follows pointers only, and reads its table to the end of the file, so it steps
+over them. Either locator and section are present and good, or both are absent (a file of FFCV's);
+anything else is damage.
 
 All integers are little-endian. Sizes and offsets are in bytes. docs/format.md has the same in
 prose.
 """
 
 import json
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +31,8 @@ CUSTOM_TYPE_ID = 255
 MAX_IMAGE_PX = (
     1 << 28
 )  # a sixteen-thousand pixel square; a hostile header cannot ask for more than 805 MB
+# Bounds of the names' text: Linux's paths hold 4,096 bytes; a hostile file cannot ask for more.
+MAX_NAMES_BYTES, MAX_NAMES_BYTES_PER_SAMPLE = 1 << 30, 4096
 
 HEADER_TYPE = np.dtype(
     [
@@ -256,11 +260,13 @@ def _check_agreement(path, locator, footer, regions, table_offset, file_bytes):
             )
 
 
-def pack_text(class_names, made) -> bytes:
-    """class_names: field -> list of names. made: JSON-serialisable. The same input gives the same
-    bytes.
+def pack_text(class_names, made, names_place=None) -> bytes:
+    """class_names: field -> list of names. made: JSON-serialisable. names_place: NamesPlace, if the
+    file has names. The same input gives the same bytes.
     """
     document = {"class_names": class_names, "made": made}
+    if names_place is not None:
+        document["names"] = names_place._asdict()
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
@@ -275,3 +281,74 @@ def unpack_text(path, raw) -> tuple:
         return class_names, made
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BetonError(f"{path}: integrity section's text is unreadable ({error})") from None
+
+
+class NamesPlace(NamedTuple):
+    """Where the samples' names lie, between the last payload and the integrity section.
+
+    In the section's text under "names", so that they are read only when somebody asks for them.
+    """
+
+    offset: int
+    packed_bytes: int  # in the file: the text by zlib
+    text_bytes: int  # the names in UTF-8 with a zero byte between two of them
+    packed_hash: int
+
+
+def pack_names(names) -> tuple:
+    """(packed bytes, their NamesPlace at offset 0) of one text a sample. ValueError for what is no
+    name. File names that are not UTF-8 keep their bytes (Python's surrogate escapes).
+    """
+    for name in names:
+        if not isinstance(name, str) or "\0" in name:
+            raise ValueError(f"names: got {name!r}, expected texts without zero bytes")
+    text = "\0".join(names).encode("utf-8", "surrogateescape")
+    if len(text) > _max_names_bytes(len(names)):
+        raise ValueError(
+            f"names: {len(text)} bytes for {len(names)} samples, the format holds "
+            f"{_max_names_bytes(len(names))}; shorten them"
+        )
+    packed = zlib.compress(text)
+    return packed, NamesPlace(0, len(packed), len(text), xxh3_64(packed))
+
+
+def _max_names_bytes(num_samples):
+    return min(MAX_NAMES_BYTES, MAX_NAMES_BYTES_PER_SAMPLE * num_samples)
+
+
+def find_names(path, text, start, end, num_samples):
+    """NamesPlace of a file, or None where it has no names.
+
+    text: the section's, which `unpack_text` has found good. start, end: of the data.
+    """
+    record = json.loads(text).get("names") if text else None
+    if record is None:
+        return None
+    try:
+        place = NamesPlace(**record)
+        is_possible = all(type(number) is int and number >= 0 for number in place)
+    except TypeError:
+        is_possible = False
+    if (
+        not is_possible
+        or not start <= place.offset <= end - place.packed_bytes
+        or place.text_bytes > _max_names_bytes(num_samples)
+    ):
+        raise BetonError(f"{path}: the place of the names is impossible; damaged file")
+    return place
+
+
+def unpack_names(path, packed, place, num_samples) -> tuple:
+    """The samples' names, (N,) texts, from the bytes at `place`."""
+    if xxh3_64(packed) != place.packed_hash:
+        raise BetonError(
+            f"{path}: checksum of the names does not match; altered, copy or write it again"
+        )
+    unpacker = zlib.decompressobj()
+    try:
+        text = unpacker.decompress(packed, place.text_bytes + 1)  # never more than was promised
+    except zlib.error:
+        text = b""
+    if not unpacker.eof or len(text) != place.text_bytes or text.count(0) != num_samples - 1:
+        raise BetonError(f"{path}: its names are not {num_samples} texts; damaged file")
+    return tuple(text.decode("utf-8", "surrogateescape").split("\0"))

@@ -43,6 +43,7 @@ def summarize(reader):
         "verified": reader.verified,
         "fingerprint": reader.fingerprint,
         "made": reader.made,
+        "names": None if reader.names is None else [reader.names[0], reader.names[-1]],
         "fields": {name: _summarize_field(reader, name) for name in reader.fields},
     }
 
@@ -177,6 +178,10 @@ def _print_tables(facts, console):
         ("verified", trust),
         ("fingerprint", facts["fingerprint"]),
         ("made", json.dumps(facts["made"])),
+        (
+            "file names",
+            "none" if facts["names"] is None else "{!r} to {!r}".format(*facts["names"]),
+        ),
     ):
         head.add_row(key, value)
     console.print(head)

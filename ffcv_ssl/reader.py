@@ -9,6 +9,7 @@ memory-mapped, so a file truncated while open is an error like any other.
 
 import os
 import stat
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -23,9 +24,7 @@ _MAX_READ_BYTES = 1 << 30  # Linux caps a single pread just under 2 GiB
 
 
 class Extents(NamedTuple):
-    """Where a field's payloads lie, by sample: uint64 arrays (N,). checksum is None in unverified
-    files.
-    """
+    """Where a field's payloads lie, by sample: uint64 (N,). checksum: None in unverified files."""
 
     pointer: np.ndarray
     size: np.ndarray
@@ -75,6 +74,16 @@ class Reader:
     def handlers(self):
         return self.fields
 
+    @cached_property
+    def names(self):
+        """The samples' file names, a tuple of N texts, or None; read and checked at first use."""
+        ends = self._data_start, self._data_end
+        place = beton.find_names(self.path, self._text, *ends, self.num_samples)
+        if place is None:
+            return None
+        packed = self._exactly(place.packed_bytes, place.offset, "names")
+        return beton.unpack_names(self.path, packed, place, self.num_samples)
+
     def field_metadata(self, name):
         """The metadata column of a field: structured or plain array (N,), read-only."""
         return self.metadata[f"f{self._index(name)}"]
@@ -104,9 +113,7 @@ class Reader:
         return payload
 
     def decode(self, sample, name):
-        """A sample's value: image as uint8 (H, W, 3), int, float, bytes, array, tensor or JSON
-        object.
-        """
+        """A sample's value: image uint8 (H, W, 3), int, float, bytes, array, tensor or JSON."""
         payload = self.read(sample, name)
         try:
             return self.fields[name].decode(self.field_metadata(name)[sample], payload)
@@ -230,14 +237,12 @@ class Reader:
     def _read_integrity(self):
         footer = self._find_footer()
         self.verified = footer is not None
-        self.class_names, self.made, self._checksums = {}, {}, None
+        self.class_names, self.made, self._checksums, self._text = {}, {}, None, b""
         self._data_start, self._data_end = self._regions.metadata_end, self._table_offset
         if footer is None:
             return
-        self._data_start, self._data_end = (
-            self._regions.locator_end,
-            int(footer["section_offset"][0]),
-        )
+        self._data_start = self._regions.locator_end
+        self._data_end = int(footer["section_offset"][0])
         text_bytes = int(footer["text_bytes"][0])
         checksum_bytes = int(footer["num_rows"][0]) * beton.CHECKSUM_TYPE.itemsize
         text = self._exactly(text_bytes, self._data_end, "integrity section")
@@ -257,6 +262,7 @@ class Reader:
                 )
         self._checksums = np.frombuffer(checksums, beton.CHECKSUM_TYPE)
         self.class_names, self.made = beton.unpack_text(self.path, text)
+        self._text = text
 
     def _find_footer(self):
         locator = self._pread(
@@ -287,8 +293,7 @@ class Reader:
             )
         self._by_pointer = None
         if len(pointer) > 1 and not np.all(pointer[1:] > pointer[:-1]):
-            # FFCV gives an empty payload the place of the next one: of equal pointers the longest
-            # comes last
+            # FFCV gives an empty payload the place of the next one: the longest comes last
             self._by_pointer = np.lexsort((size, pointer))
 
     def _find_extents(self, name):
@@ -300,8 +305,7 @@ class Reader:
         expected = field.expected_sizes(column)
         if expected is None:
             expected = np.full(self.num_samples, ANY_SIZE)
-        # an empty payload shares its pointer with the next one in FFCV's files, so it is not looked
-        # up
+        # an empty payload shares its pointer with the next one in FFCV's files: it is not looked up
         sample = np.flatnonzero(expected != 0)
         row = self._rows_at(name, sample, pointer[sample])
         owner, promised = self.alloc_table["sample_id"][row], expected[sample]
@@ -319,9 +323,7 @@ class Reader:
         return Extents(pointer, size, checksum)
 
     def _rows_at(self, name, sample, pointer):
-        """Table rows (as indices) whose allocations begin at these pointers; of several the
-        longest.
-        """
+        """Indices of the table's rows that begin at these pointers; of several the longest."""
         starts = self.alloc_table["ptr"]
         if self._by_pointer is not None:
             starts = starts[self._by_pointer]
@@ -346,9 +348,7 @@ class Reader:
             raise BetonError(f"{self._place(index, name)}: {reason}; damaged file")
 
     def _fingerprint(self):
-        """Hash of the content. Pointers count only in files without checksums, where nothing else
-        tells data apart.
-        """
+        """Hash of the content. Pointers count only where no checksums tell data apart."""
         parts = [self._descriptors_raw]
         if self._checksums is None:
             parts += [self._metadata_raw, self._table_raw]

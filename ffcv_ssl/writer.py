@@ -32,8 +32,8 @@ class DatasetWriter:
     names are ASCII of at most 16 bytes. page_size: a power of two from 2 MiB to 2 GiB; it grows by
     itself to hold the largest sample, since no allocation may cross a page. num_workers: processes;
     -1 for one a usable core, 1 for none beside this one. class_names: field -> list of names of its
-    labels 0, 1, ...; made: how the data came about. Both are kept in the file; `made` must be
-    serialisable as JSON.
+    labels 0, 1, ...; made: how the data came about; names: a file name for each item of the
+    dataset, by its index. All are kept in the file; `made` must be serialisable as JSON.
 
     After writing, `counts` says for each field what was done, e.g. images kept as they were or
     encoded, and why. Raises ValueError for settings that make no file, BetonError for data that
@@ -49,6 +49,7 @@ class DatasetWriter:
         *,
         class_names=None,
         made=None,
+        names=None,
     ):
         self.path = os.fspath(path)
         self.fields = dict(fields)
@@ -56,6 +57,7 @@ class DatasetWriter:
         self.num_workers = num_workers if num_workers >= 1 else len(os.sched_getaffinity(0))
         self.class_names = {name: list(names) for name, names in (class_names or {}).items()}
         self.made = dict(made or {})
+        self.names = names
         self.counts = {}
         self._check_settings()
 
@@ -97,13 +99,22 @@ class DatasetWriter:
             for first in range(0, len(sources), chunksize)
         ]
         encoder = SampleEncoder(self.fields, dataset)
+        names = None if self.names is None else beton.pack_names(self._names_of(sources))
         try:
             with _atomic_file(self.path) as file:
-                self._write(file, encoder, chunks, len(sources))
+                self._write(file, encoder, chunks, len(sources), names)
         except SampleError as error:
             raise BetonError(f"{self.path}: {error}") from error.__cause__
 
-    def _write(self, file, encoder, chunks, num_samples):
+    def _names_of(self, sources):
+        if max(sources) >= len(self.names):
+            raise ValueError(
+                f"names: got {len(self.names)} names, but item {max(sources)} of the dataset is to "
+                "be written; give one for each item"
+            )
+        return [self.names[source] for source in sources]
+
+    def _write(self, file, encoder, chunks, num_samples, names):
         body = _Body(file, self.fields, encoder.metadata_type, num_samples, self.page_size)
         self.counts = {}
         # closing: the workers go at once when writing fails, not when the traceback is collected
@@ -113,7 +124,8 @@ class DatasetWriter:
                 add_counts(self.counts, part.counts)
                 advance(body.append(part))
         self._check_labels(body.metadata)
-        body.finish(beton.pack_text(self.class_names, self._history()))
+        names_place = None if names is None else body.append_names(*names)
+        body.finish(beton.pack_text(self.class_names, self._history(), names_place))
 
     def _check_labels(self, metadata):
         for index, name in enumerate(self.fields):
@@ -207,6 +219,14 @@ class _Body:
         table["ptr"], table["size"] = pointers, part.sizes
         self._tables.append(table.reshape(-1))
         self._checksums.append(part.checksums.reshape(-1))
+
+    def append_names(self, packed, place):
+        """Write packed names behind the last payload; returns their NamesPlace."""
+        place = place._replace(offset=self._data_end)
+        self._file.seek(place.offset)
+        self._file.write(packed)
+        self._data_end += len(packed)
+        return place
 
     def finish(self, text):
         """Write everything but the payloads, the header last of all."""

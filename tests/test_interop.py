@@ -3,6 +3,7 @@
 Needs an interpreter that has ffcv: FFCV_SSL_INTEROP_PYTHON, or what `.ci/install_ffcv` makes.
 """
 
+import hashlib
 import json
 import os
 import subprocess
@@ -101,8 +102,11 @@ def our_file(values, tmp_path_factory):
         "tensor": f.TorchTensorField(torch.int64, (5,)),
         "note": f.JSONField(),
     }
-    writer = DatasetWriter(path, fields, page_size=1 << 21, num_workers=2)
+    names = [hashlib.sha512(b"%d" % i).hexdigest() for i in range(NUM_SAMPLES)]
+    writer = DatasetWriter(path, fields, page_size=1 << 21, num_workers=2, names=names)
     writer.from_indexed_dataset(Samples(values), chunksize=7)
+    with Reader(path) as reader:
+        assert reader.names == tuple(names)  # FFCV steps over them
     return path
 
 

@@ -64,6 +64,8 @@ def test_a_folder_becomes_a_file_with_labels_and_class_names(tmp_path, photograp
         assert reader.read(0, "image") == (photographs / "train/cat/00.jpg").read_bytes()
         assert reader.made["source"] == "imagefolder" and reader.made["max_resolution"] == 500
         assert str(tmp_path) not in json.dumps(reader.made)
+        assert reader.names[:2] == ("cat/00.jpg", "cat/01.jpg")
+        assert reader.names[-2:] == ("dog/10.jpg", "unlabelled/11.jpg")
 
 
 def test_the_number_of_workers_changes_no_byte(tmp_path, photographs, capsys):
@@ -127,6 +129,7 @@ def test_shapes_are_written_with_all_their_fields(tmp_path, capsys):
     expected = Shapes("val", 20, 32, seed=5)
     with Reader(out) as reader:
         assert reader.made["seed"] == 5 and reader.made["split"] == "val"
+        assert reader.names is None  # drawn, not files
         for index in range(20):
             image, label, count, distance = expected[index]
             np.testing.assert_array_equal(reader.decode(index, "image"), image)
@@ -144,6 +147,7 @@ def test_subset_and_limit_choose_samples(tmp_path, photographs, capsys):
     with Reader(out) as reader:
         assert [reader.decode(index, "label") for index in range(3)] == [0, 0, 1]
         assert reader.made["subset"] == "half.txt"
+        assert reader.names == ("cat/00.jpg", "cat/03.jpg", "dog/07.jpg")
     assert run(*common, "--limit=4", capsys=capsys)[1]["samples"] == 4
 
 
