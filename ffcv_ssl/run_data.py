@@ -31,6 +31,11 @@ class RunData:
         """The dataset's content in a few words, equal for equal content wherever the file lies."""
         return f"{self.fingerprint} ({self.num_samples} samples)"
 
+    def names(self):
+        """The samples' file names, (N,) texts, or None where the file has none; read anew."""
+        with Reader(self.path) as reader:
+            return reader.names
+
     def draw_labelled(self, size, seed):
         """Indices (<= size,) of labelled samples, sorted, the same ones for one seed."""
         labelled = np.flatnonzero(self.labels >= 0)
