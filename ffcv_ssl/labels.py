@@ -129,7 +129,7 @@ def _from_file(path, labels, names):
                 f"{path}: names samples, but the dataset has no file names; give indices, or "
                 "write it anew from an imagefolder"
             )
-        find = _find_name(names)
+        find = _find_name(names, entries.values())
     lines = {}  # sample -> the line that named it
     for line, entry in entries.items():
         sample = find(f"{path}:{line}", entry)
@@ -167,13 +167,15 @@ def _find_index(num_samples):
     return find
 
 
-def _find_name(names):
-    by_base_name = {}
+def _find_name(names, entries):
+    by_base_name = {_base_name(entry): [] for entry in entries}  # of the million names only these
     for sample, name in enumerate(names):
-        by_base_name.setdefault(_base_name(name), []).append(sample)
+        base_name = _base_name(name)
+        if base_name in by_base_name:
+            by_base_name[base_name].append(sample)
 
     def find(where, entry):
-        samples = by_base_name.get(_base_name(entry), [])
+        samples = by_base_name[_base_name(entry)]
         if len(samples) > 1:
             path = f"/{entry}"
             same_path = [sample for sample in samples if path.endswith(f"/{names[sample]}")]
