@@ -43,6 +43,18 @@ def test_an_altered_sample_raises_at_its_batch_with_file_sample_and_field(damage
         assert next(iterator, None) is None
 
 
+@pytest.mark.parametrize("num_workers", [1, 4])
+def test_of_several_bad_samples_the_error_names_the_first_of_the_batch(
+    small_beton, tmp_path, num_workers
+):
+    path = damage(tmp_path / "bad.beton", small_beton, [23, 41, 60, 62])
+    settings = {"order": OrderOption.SEQUENTIAL, "num_workers": num_workers}
+    for _ in range(10):
+        with make_loader(path, 64, **settings) as loader:
+            with pytest.raises(BetonError, match="sample 23,"):
+                next(iter(loader))
+
+
 def test_a_bad_sample_is_replaced_by_the_same_one_for_any_workers_and_batches(
     damaged, small_beton, caplog
 ):

@@ -30,6 +30,7 @@ class BatchJob:
         self.indices, self.occurrences, self.valid = indices, occurrences, valid
         self.replaced = np.zeros(len(indices), bool)
         self.error, self.cancelled = None, False
+        self._error_row = len(indices)
         self.done = threading.Event()
         self.between = {}  # view -> the batch between two segments, or its end result
         self.params = {}
@@ -56,14 +57,14 @@ class BatchJob:
     def run_chunk(self, stage, begin, stop, scratch):
         """A worker's entry: never raises, always counts the chunk as finished."""
         try:
-            if not (self.cancelled or self.error):
+            if not self.cancelled and begin < self._error_row:
                 if stage == 0:
                     self._process_rows(begin, stop, scratch)
                 else:
                     for source in self.program.images:
                         source.process_later(self, stage, begin, stop, scratch)
         except BaseException as error:
-            self._fail(error)
+            self._fail(error, begin)
         with self._lock:
             self._left -= 1
             last = self._left == 0
@@ -76,7 +77,7 @@ class BatchJob:
             bad.update(source.process(self, begin, stop, scratch))
         for row in sorted(bad):
             if self.shared.on_error == "raise":
-                raise bad[row]
+                return self._fail(bad[row], row)
             self._replace(row, bad[row], scratch)
 
     def _replace(self, row, error, scratch):
@@ -113,7 +114,7 @@ class BatchJob:
                     return
                 self._finish(scratch)
         except BaseException as error:
-            self._fail(error)
+            self._fail(error, 0)
         self.done.set()
 
     def _run_between(self, plan, stage):
@@ -141,9 +142,12 @@ class BatchJob:
         for name, plan in self.program.plans.items():
             self.params[name] = plan.params_of(self.raws[name])
 
-    def _fail(self, error):
+    def _fail(self, error, row):
+        """Keep the error of the first row that has one: chunks before it still run, so that which
+        one the user sees does not depend on the threads."""
         with self._lock:
-            self.error = self.error or error
+            if row < self._error_row:
+                self.error, self._error_row = error, row
 
     def outputs(self):
         """Arrays by name: views (B, H, W, 3) uint8, values as their decoders say."""
