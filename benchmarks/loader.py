@@ -12,6 +12,7 @@ JSON.
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -26,16 +27,17 @@ from benchmarks.photographs import Files, write_photographs
 from benchmarks.recipe import BATCH_SIZE, COLUMNS, SIZE_PX
 from benchmarks.server import PeerProcess
 
-# How far a peer's views may be from ours in mean and in standard deviation, in levels of 255: their
-# resizing, rounding and hue differ a little (DALI's linear hue: 5), and a sample of 256 views
-# scatters. What differs more is marked in the results.
+# How far a peer's views may be from ours in mean and in standard deviation, in levels of
+# 255, beside three standard errors: their resizing, rounding and hue differ a little (DALI's linear
+# hue: 5).
 _TOLERANCE_LEVELS = 6.0
 
 
 def measure(files, threads, num_runs):
-    """({(peer, column): [images/s]}, {peer: {column: (mean, std) of its views}}).
+    """({(peer, column): [images/s]}, {peer: {column: `levels_of` its views}}).
 
-    Column by column, the peers' runs interleaved, each peer stopped while another one runs.
+    Column by column, the peers' runs interleaved, each peer stopped while another one runs. Exits
+    where a peer's views are not what ours are.
     """
     rates, levels = {}, {}
     for column in COLUMNS:
@@ -47,6 +49,7 @@ def measure(files, threads, num_runs):
             found = peer.sample()
             if found is not None:
                 levels.setdefault(name, {})[column] = [round(level, 2) for level in found]
+        check_levels({name: found[column] for name, found in levels.items() if column in found})
         for _ in range(num_runs):
             for name, peer in running.items():
                 rates.setdefault((name, column), []).append(peer.run())
@@ -58,14 +61,16 @@ def measure(files, threads, num_runs):
 
 
 def check_levels(levels):
-    """Every peer's views have our mean and deviation at each column, or what is compared is not the
-    same work."""
-    for peer, columns in levels.items():
-        for column, found in columns.items():
-            ours = levels[Ours.name][column]
-            if any(abs(a - b) > _TOLERANCE_LEVELS for a, b in zip(found, ours)):
-                print(f"{peer}, {column}: views have mean and std {found}, ours {ours}", flush=True)
-                columns[column] = [*found, "differs from ours"]
+    """SystemExit (1) unless every peer's views have our mean and deviation: what is compared would
+    not be the same work. levels: {peer: (mean, std, error of the mean)} at one column."""
+    ours = levels[Ours.name]
+    for peer, found in levels.items():
+        allowed = _TOLERANCE_LEVELS + 3 * math.hypot(found[2], ours[2])
+        if any(abs(a - b) > allowed for a, b in zip(found[:2], ours[:2])):
+            raise SystemExit(
+                f"benchmarks.loader: {peer}: views have mean and std {found[:2]}, ours {ours[:2]}, "
+                f"expected within {allowed:.1f} levels; make its recipe ours, or leave it out"
+            )
 
 
 def summarize(rates):
@@ -141,7 +146,6 @@ def run(options, folder):
     if missing:
         print(f"not installed here, left out: {', '.join(missing)}", flush=True)
     rates, levels = measure(files, options.threads, options.runs)
-    check_levels(levels)
     results, stages = summarize(rates), rows.stages(path)
     return {
         "benchmark": "two views, 224 px",
@@ -152,6 +156,7 @@ def run(options, folder):
         "ratios": ratios(results),
         "mean_and_std_of_views": levels,
         "other_work_images_per_s": rows.shapes_of_work(path, options.threads, folder),
+        "jitter_on_crops": rows.jitter_on_crops(path, options.threads),
         "start_up": rows.start_up(path, options.threads),
         "stages_cpu_us": stages,
         "python": rows.python_share(path, stages),

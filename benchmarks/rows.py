@@ -66,6 +66,35 @@ def shapes_of_work(path, threads, folder):
     }
 
 
+def jitter_on_crops(path, threads):
+    """What colour jitter costs on top of crops and flips: ratios of neighbouring passes, in wall
+    time and in CPU time, which other work on the machine disturbs less; median and range."""
+    crops = our_ops("crops")
+    jitter = t.RandomColorJitter(r.JITTER, r.BRIGHTNESS, r.CONTRAST, r.SATURATION, r.HUE)
+    settings = {"num_workers": threads, "order": OrderOption.RANDOM, "seed": 0, "drop_last": False}
+    loaders = []
+    for ops in (crops, [*crops[:2], jitter, *crops[2:]]):
+        views = {f"view_{i}": ("image", ops) for i in range(r.NUM_VIEWS)}
+        loaders.append(Loader(path, r.BATCH_SIZE, pipelines=views, **settings))
+    pairs = [[_cost_of_a_pass(loader) for loader in loaders] for _ in range(2 * _RUNS + 1)]
+    for loader in loaders:
+        loader.close()
+    ratios = [with_jitter / without for without, with_jitter in pairs[1:]]
+    rows = zip(("wall", "cpu"), np.median(ratios, 0), np.min(ratios, 0), np.max(ratios, 0))
+    return {
+        name: dict(zip(("median", "least", "most"), np.round(values, 3).tolist()))
+        for name, *values in rows
+    }
+
+
+def _cost_of_a_pass(loader):
+    """(wall seconds, CPU seconds of this process) of one epoch."""
+    started = np.array([time.perf_counter(), time.process_time()])
+    for _ in loader:
+        pass
+    return np.array([time.perf_counter(), time.process_time()]) - started
+
+
 _START_UP = """
 import sys, time
 import torch

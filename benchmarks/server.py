@@ -17,7 +17,7 @@ import time
 
 
 class PeerProcess:
-    """The parent's handle: `run()` -> images/s, `sample()` -> (mean, std) of some views,
+    """The parent's handle: `run()` -> images/s, `sample()` -> `levels_of` some views,
     `close()`."""
 
     def __init__(self, name, column, path, folder, threads):
@@ -56,6 +56,12 @@ class PeerProcess:
         self.process.stdout.close()
 
 
+def levels_of(views):
+    """Mean and standard deviation of all numbers, and the standard error of the mean over views."""
+    means = views.mean((1, 2, 3))
+    return float(views.mean()), float(views.std()), float(means.std() / len(means) ** 0.5)
+
+
 def serve(name, column, path, folder, threads):
     from benchmarks.peers import PEERS
     from benchmarks.photographs import Files
@@ -70,8 +76,7 @@ def serve(name, column, path, folder, threads):
             answer = {"images_per_s": images / (time.perf_counter() - started)}
         else:
             views = peer.sample()
-            levels = None if views is None else (float(views.mean()), float(views.std()))
-            answer = {"levels": levels}
+            answer = {"levels": None if views is None else levels_of(views)}
         print(json.dumps(answer), flush=True)
 
 
