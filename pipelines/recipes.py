@@ -108,6 +108,21 @@ def dino_vit(small_images=False):
     return _multi_crop(small_images, 10, global_scale=(0.25, 1.0), local_scale=(0.05, 0.25))
 
 
+def instance(small_images=False):
+    """Instance SimCLR (FFCV-SSL paper, 3.4), at any size of images: a crop, the same crop with
+    noise as its positive, and a small patch of the image as its only negative.
+
+    The paper names neither the noise nor the patch: `view_1.noise_std` and `view_2.crop_scale` are
+    settings. Here the noise is seen at a glance, and the patch's side a fifth to two fifths of the
+    image's.
+    """
+    return {
+        "view_0": CROP_FLIP,
+        "view_1": replace(CROP_FLIP, noise_std=0.1, link="view_0", linked=("crop", "flip")),
+        "view_2": replace(CROP_FLIP, crop_scale=(0.04, 0.16)),
+    }
+
+
 def supervised(small_images=False):
     """One view for supervised training and fine-tuning: crop and flip, at any size of images."""
     return {"view_0": CROP_FLIP}
@@ -129,6 +144,7 @@ RECIPES = {
         paws_cifar,
         dino,
         dino_vit,
+        instance,
         supervised,
         evaluation,
     )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jsonargparse import ArgumentError, ArgumentParser
 
+from ffcv_ssl import Loader, Reader
 from ffcv_ssl import transforms as T
 from pipelines import RECIPES, View, Views, __main__, build
 from pipelines.grid import caption
@@ -84,6 +85,40 @@ def test_multi_crop_has_two_global_views_and_smaller_local_ones(name, num_views)
     sizes = [build(view, 224)[0].output_size for view in views]
     assert sizes == [(224, 224)] * 2 + [(96, 96)] * (num_views - 2)
     assert views[2].crop_scale[1] <= views[0].crop_scale[0] < views[0].crop_scale[1] == 1.0
+
+
+def load_views(path, **overrides):
+    """All of a file's images through the recipe `instance`: one batch of the loader."""
+    views = Views("instance", **overrides).resolve()
+    pipelines = {name: ("image", build(view, 32)) for name, view in views.items()}
+    with Loader(path, 97, num_workers=1, seed=3, pipelines=pipelines, drop_last=False) as loader:
+        (batch,) = loader
+        return batch
+
+
+def test_an_instances_positive_is_the_same_crop_with_noise(small_beton):
+    batch = load_views(small_beton, view_1={"noise_std": 0.05})
+    for column in ("crop", "flip"):
+        assert np.array_equal(batch.params["view_1"][column], batch.params["view_0"][column])
+    noise = np.asarray(batch.view_1, float) - np.asarray(batch.view_0, float)
+    inside = (np.asarray(batch.view_0) > 80) & (np.asarray(batch.view_0) < 175)  # not clamped
+    assert noise[inside].std() == pytest.approx(0.05 * 255, rel=0.03)
+    assert abs(noise[inside].mean()) < 0.5
+    quiet = load_views(small_beton, view_1={"noise_std": 0.0})
+    assert np.array_equal(quiet.view_0, quiet.view_1)
+
+
+@pytest.mark.parametrize("scale", [None, (0.25, 0.3)])
+def test_an_instances_negative_is_a_small_patch_of_its_own(small_beton, scale):
+    batch = load_views(small_beton, view_2={} if scale is None else {"crop_scale": scale})
+    with Reader(small_beton) as reader:
+        metadata = reader.field_metadata("image")
+        areas = metadata["height"].astype(float) * metadata["width"]
+    crop = batch.params["view_2"]["crop"]
+    share = crop[:, 2] * crop[:, 3] / areas[batch.indices]
+    low, high = scale or (0.04, 0.16)
+    assert low - 0.03 < share.min() and share.max() < high + 0.03  # sides are whole pixels
+    assert not np.array_equal(crop[:, :2], batch.params["view_0"]["crop"][:, :2])
 
 
 def test_evaluation_draws_nothing():
@@ -210,6 +245,18 @@ def test_settings_are_overridden_from_yaml_and_command_line(tmp_path):
         byol["view_0"], blur_prob=0.3, crop_scale=(0.2, 1.0), gray_prob=0.4
     )
     assert views["view_1"] == dataclasses.replace(byol["view_1"], blur_kernel_size=5)
+
+
+def test_noise_and_patch_of_the_instance_recipe_are_settings():
+    views = parse(
+        "--views.recipe=instance",
+        "--views.view_1.noise_std=0.2",
+        "--views.view_2.crop_scale=[0.02,0.1]",
+    ).resolve()
+    assert views["view_1"] == dataclasses.replace(
+        RECIPES["instance"]()["view_1"], noise_std=0.2, link="view_0", linked=("crop", "flip")
+    )
+    assert views["view_2"].crop_scale == (0.02, 0.1)
 
 
 @pytest.mark.parametrize("index", [0, 1, 2, 11])
