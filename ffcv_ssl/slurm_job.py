@@ -77,11 +77,10 @@ def requeue(job_id, received, max_requeues):
     received: the signals that stopped it. Returns what was done, in words for the log.
     """
     job = f"job {job_id}"
-    state = _job_state(job_id)
-    if state is not None and state["JobState"] != "RUNNING":
-        return f"{job}: not requeued from here, since Slurm calls it {state['JobState'].lower()}"
-    is_preempted = state is not None and state["PreemptTime"] != "None"
-    if signal.SIGUSR2 not in received and not is_preempted:
+    state, preempt_time = _job_state(job_id)
+    if state != "RUNNING":
+        return f"{job}: not requeued from here, since Slurm calls it {state.lower()}"
+    if signal.SIGUSR2 not in received and preempt_time == "None":
         names = ", ".join(number.name for number in received)
         return f"{job}: stopped by {names}, not requeued; the same command goes on"
     if num_requeues() >= max_requeues:
@@ -98,10 +97,14 @@ def num_requeues():
 
 
 def _job_state(job_id):
-    """{"JobState", "PreemptTime"} of a job, or None where Slurm does not answer."""
-    answer = _scontrol("show", "job", job_id).stdout
-    fields = dict(re.findall(r"\b(JobState|PreemptTime)=(\S+)", answer))
-    return fields if len(fields) == 2 else None
+    """A job's state, and when its pre-emption began or "None", as Slurm words them.
+
+    Where Slurm does not answer, a job that can ask is taken to be running.
+    """
+    answer = dict(
+        re.findall(r"\b(JobState|PreemptTime)=(\S+)", _scontrol("show", "job", job_id).stdout)
+    )
+    return answer.get("JobState", "RUNNING"), answer.get("PreemptTime", "None")
 
 
 def _scontrol(*words):
