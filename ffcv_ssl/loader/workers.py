@@ -9,6 +9,8 @@ import threading
 
 import numpy as np
 
+_LINE_BYTES = 64
+
 
 class Scratch:
     """A thread's private memory, grown when needed and then kept, and its share of the
@@ -19,11 +21,15 @@ class Scratch:
         self.seconds = {"read": 0.0, "decode": 0.0, "render": 0.0}
 
     def take(self, name, size, dtype):
-        """A flat array of at least `size` numbers; what it held before is garbage."""
+        """A flat array of at least `size` numbers from the start of a cache line; what it held
+        before is garbage. Vectors that straddle two lines made colour jitter 1.2x slower."""
         array = self._arrays.get(name)
         if array is None or array.size < size:
             self._arrays[name] = None  # free the old one first
-            array = self._arrays[name] = np.empty(int(size), dtype)
+            num_bytes = int(size) * np.dtype(dtype).itemsize
+            memory = np.empty(num_bytes + _LINE_BYTES, np.uint8)
+            begin = -memory.ctypes.data % _LINE_BYTES
+            array = self._arrays[name] = memory[begin : begin + num_bytes].view(dtype)
         return array
 
     @property
