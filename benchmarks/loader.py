@@ -44,25 +44,34 @@ def measure(files, threads, num_runs):
         names = [peer.name for peer in PEERS if column in peer.columns]
         place = (column, files.path, files.folder, threads)
         running = {name: PeerProcess(name, *place) for name in names}
-        for name, peer in running.items():
-            peer.run()
-            found = peer.sample()
-            if found is not None:
-                levels.setdefault(name, {})[column] = [round(level, 2) for level in found]
-        check_levels({name: found[column] for name, found in levels.items() if column in found})
-        for _ in range(num_runs):
-            for name, peer in running.items():
-                rates.setdefault((name, column), []).append(peer.run())
-        for peer in running.values():
-            peer.close()
+        try:
+            found = warm_up(running)
+            check_levels(found)
+            for _ in range(num_runs):
+                for name, peer in running.items():
+                    rates.setdefault((name, column), []).append(peer.run())
+        finally:
+            for peer in running.values():
+                peer.close()
+        for name, values in found.items():
+            levels.setdefault(name, {})[column] = [round(value, 2) for value in values]
         medians = {name: round(statistics.median(rates[name, column])) for name in names}
         print(f"{column}: {medians}", flush=True)
     return rates, levels
 
 
+def warm_up(running):
+    """One run of each peer that does not count; `levels_of` the views of those that have views."""
+    found = {}
+    for name, peer in running.items():
+        peer.run()
+        found[name] = peer.sample()
+    return {name: levels for name, levels in found.items() if levels is not None}
+
+
 def check_levels(levels):
-    """SystemExit (1) unless every peer's views have our mean and deviation: what is compared would
-    not be the same work. levels: {peer: (mean, std, error of the mean)} at one column."""
+    """SystemExit (1) unless all peers' views have our mean and deviation, so that all do the same
+    work. levels: {peer: (mean, std, error of the mean)} at one column."""
     ours = levels[Ours.name]
     for peer, found in levels.items():
         allowed = _TOLERANCE_LEVELS + 3 * math.hypot(found[2], ours[2])
@@ -154,7 +163,7 @@ def run(options, folder):
         "images": files.facts,
         "results": results,
         "ratios": ratios(results),
-        "mean_and_std_of_views": levels,
+        "views_mean_std_error": levels,
         "other_work_images_per_s": rows.shapes_of_work(path, options.threads, folder),
         "jitter_on_crops": rows.jitter_on_crops(path, options.threads),
         "start_up": rows.start_up(path, options.threads),
