@@ -23,11 +23,12 @@ import torch
 import torch.nn.functional as F
 
 import train
-from ffcv_ssl import checkpoint
+from ffcv_ssl import OrderOption, checkpoint
 from ffcv_ssl.command import EXIT_USER_ERROR, UserError, one_line
+from ffcv_ssl.distributed import World
 from ffcv_ssl.probing import hits, knn_scores
 from ffcv_ssl.report import REPORT_FILE
-from ffcv_ssl.run_data import open_dataset
+from ffcv_ssl.run_data import make_loader, open_dataset
 
 ROOT = Path(__file__).resolve().parent
 NUM_TRAIN, NUM_VAL, SIZE_PX = 5000, 1000, 64
@@ -84,7 +85,12 @@ def write_shapes(out, split, num_samples):
 def encode(model, dataset, config, world, indices=None):
     """Clean centre crops through the model: ({depth or "pixels": (N, D) float32}, labels (N,))."""
     parts, labels = [], []
-    with train.make_clean_loader(dataset, config, world, indices) as loader:
+    options = {"batch_size": config.evaluation.batch_size, "seed": config.seed, "drop_last": False}
+    loader = make_loader(
+        dataset, config.data, train.clean_view(config), world, config.channels_last,
+        indices=indices, order=OrderOption.SEQUENTIAL, **options,
+    )  # fmt: skip
+    with loader:
         for batch in loader:
             valid = torch.as_tensor(batch.valid)
             features = {**model.encode(batch.view_0), "pixels": batch.view_0.flatten(1)}
@@ -132,7 +138,7 @@ def measure(checkpoint_path, config, train_set, val_set):
     model = train.Model(config.model)
     model.load_state_dict(checkpoint.load(checkpoint_path)["model"])
     model.eval()
-    world, indices = train.World(), np.arange(min(NUM_PROBE, train_set.num_samples))
+    world, indices = World(), np.arange(min(NUM_PROBE, train_set.num_samples))
     features, labels = encode(model, train_set, config, world, indices)
     val_features, val_labels = encode(model, val_set, config, world)
     classes = train_set.num_classes

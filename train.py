@@ -2,237 +2,58 @@
 
     python train.py --config configs/imagenette_cpu.yaml
     python train.py --config configs/simclr.yaml --out runs/a --data.train A.beton --optim.lr 0.5
-    python train.py --config configs/simclr.yaml --views.view_0.blur_prob 0 --print_config
+    python train.py --config configs/simclr.yaml --method byol --views.view_0.blur_prob 0
+    torchrun --nproc_per_node 8 --max_restarts 3 train.py --config configs/simclr.yaml
+    python train.py --config configs/simclr.yaml --slurm.partition gpu --slurm.gpus_per_node 8
 
 One forward pass gives the features of every view; the method's loss trains backbone and projector,
-and linear probes at every depth train along on the same features, detached. The run's folder holds
-`config.yaml`, `metrics.jsonl`, `checkpoint.pt`, TensorBoard events, and at the end `report.png` and
-`backbone.safetensors`. The same command again goes on exactly where the run stopped, also in the
-middle of an epoch. The last line on stdout is JSON. Exit codes: 0 finished (also if it already
-was), 75 interrupted with a checkpoint, 2 a user's mistake, 1 a loss that is not finite.
+perhaps with a loss on labelled images of their own, and linear probes at every depth train along on
+the same features, detached. The run's folder holds `config.yaml`, `metrics.jsonl`, `checkpoint.pt`,
+TensorBoard events, and at the end `report.png` and `backbone.safetensors`. The same command again
+goes on exactly where the run stopped, also in the middle of an epoch and on another number of
+devices. The last line on stdout is JSON. Exit codes: 0 finished (also if it already was), 75
+interrupted with a checkpoint, 2 a user's mistake, 1 a loss that is not finite.
 """
-# Shapes: B images a batch, V views an image, D features, H W pixels, N bank images, K classes.
+# Shapes: B images a batch over all ranks, V views, D features, H W pixels, N rows, K classes.
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 import os
-import re
 import sys
 import time
 from dataclasses import dataclass, field, replace
-from functools import partial
+from itertools import repeat
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
-import yaml
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFloat
-
-from jsonargparse.typing import NonNegativeInt, PositiveInt  # isort: skip
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import nn
 
-from ffcv_ssl import BetonError, Loader, OrderOption, checkpoint, command
-from ffcv_ssl.command import UserError, config_dict
-from ffcv_ssl.fields.basics import IntDecoder
-from ffcv_ssl.meters import Averages, Interval, flops_per_image
-from ffcv_ssl.metrics_log import MetricsLog
-from ffcv_ssl.optim import LARS, parameter_groups
-from ffcv_ssl.probing import Probes, hits, knn_scores, probe_loss
-from ffcv_ssl.run_data import open_dataset
-from ffcv_ssl.transforms import NormalizeImage, Squeeze, ToDevice, ToTensor, ToTorchImage
+from ffcv_ssl import BetonError, OrderOption, checkpoint, command, settings, slurm
+from ffcv_ssl.accumulate import backward_in_parts, frozen_statistics, split_views
+from ffcv_ssl.command import Interrupted, NonFiniteLoss, UserError, config_dict
+from ffcv_ssl.distributed import World, share_learning
+from ffcv_ssl.evaluation import labels_of, open_evaluation
+from ffcv_ssl.labelled import LabelledStream
+from ffcv_ssl.meters import Averages, Counters, FiniteWatch, Interval, flops_per_image, step_flops
+from ffcv_ssl.models import Model, make_mlp
+from ffcv_ssl.optim import lr_at, make_optimizer, move_average_, resolution_at
+from ffcv_ssl.probing import Probes, ProbeTrainer
+from ffcv_ssl.run_data import make_loader, open_dataset, rank_share, set_resolution
+from ffcv_ssl.run_folder import BACKBONE, CHECKPOINT, RunFolder
 from pipelines import Views, build
 
-CHECKPOINT, BACKBONE, CHECKPOINT_FORMAT = "checkpoint.pt", "backbone.safetensors", 1
+AGREE_EVERY = 8
+"""Steps between two moments at which several ranks agree on whether to save or to stop."""
 
 
-say = partial(print, flush=True)
-
-
-class Interrupted(Exception):
-    """SIGTERM or SIGINT arrived, and the checkpoint is on disk."""
-
-
-class NonFiniteLoss(ArithmeticError):
-    """The loss or a weight became NaN or infinite; the last checkpoint is from before."""
-
-
-# ---- Configuration: YAML and dotted overrides fill these records ---------------------------------
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which images, and how they are loaded."""
-
-    train: str = ""
-    """The `.beton` file to train on. Only probes and k-NN use its labels; -1 is unlabelled."""
-    val: str | None = None
-    """The `.beton` file to evaluate on; null: no evaluation."""
-    image_field: str = "image"
-    """Name of the image field."""
-    label_field: str = "label"
-    """Name of the integer field with the class; a file without it trains without probes."""
-    batch_size: PositiveInt = 256
-    """Images a step, over all ranks."""
-    num_workers: int = -1
-    """Loader threads a rank; -1: all cores with a GPU, half of them where torch needs them too."""
-    batches_ahead: PositiveInt = 3
-    """Batches prepared in advance."""
-    order: Literal["random", "quasi_random", "sequential"] = "random"
-    """Order of the training samples; quasi_random is for files larger than memory."""
-    os_cache: bool = True
-    """False for files larger than memory."""
-    on_error: Literal["raise", "replace"] = "raise"
-    """What a corrupt sample does: end the run, or be replaced by another (counted)."""
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    """Subtracted from the pixels, on the 0..255 scale (ImageNet's)."""
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (58.395, 57.12, 57.375)
-    """Pixels are divided by this, on the 0..255 scale (ImageNet's)."""
-
-
-@dataclass(frozen=True)
-class ResolutionConfig:
-    """Side of the training views in pixels: grows from epoch `start_ramp` to epoch `end_ramp`."""
-
-    min: PositiveInt = 224
-    """The first resolution."""
-    max: PositiveInt = 224
-    """The last resolution, also of the evaluation unless that sets its own."""
-    start_ramp: NonNegativeInt = 0
-    """Epoch until which the resolution is `min`; then it grows linearly, rounded to 32 pixels."""
-    end_ramp: NonNegativeInt = 0
-    """Epoch from which the resolution is `max`."""
-
-    def __post_init__(self):
-        if self.min > self.max or self.start_ramp > self.end_ramp:
-            got = f"got {self.min}, {self.max}, {self.start_ramp}, {self.end_ramp}"
-            raise UserError(f"resolution: {got}, expected min <= max and start_ramp <= end_ramp")
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Backbone and projector."""
-
-    backbone: str = "resnet50"
-    """A ResNet of torchvision by name: resnet18, resnet50, resnext50_32x4d, wide_resnet50_2..."""
-    stem: Literal["imagenet", "cifar"] = "imagenet"
-    """cifar: a 3x3 convolution of stride 1 and no pooling, for images of about 32 pixels."""
-    projector: str = "2048-512"
-    """Widths of the projector's layers."""
-    projector_norm: bool = True
-    """Batch-norm between the projector's layers."""
-
-    def __post_init__(self):
-        if not re.fullmatch(r"[1-9]\d*(-[1-9]\d*)*", self.projector):
-            raise UserError(f"model.projector: got {self.projector!r}, expected widths: 2048-512")
-        known = torchvision.models.list_models(torchvision.models, "*resne*t*")
-        if self.backbone not in known:
-            expected = f"expected one of {', '.join(known)}"
-            raise UserError(f"model.backbone: got {self.backbone!r}, {expected}")
-
-
-@dataclass(frozen=True)
-class SimCLRConfig:
-    """SimCLR's settings."""
-
-    temperature: PositiveFloat = 0.15
-    """Temperature of the softmax over similarities."""
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """Optimiser and schedule of backbone and projector."""
-
-    name: Literal["lars", "sgd", "adamw"] = "lars"
-    """The optimiser."""
-    lr: PositiveFloat = 1.0
-    """Base learning rate, before scaling."""
-    lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
-    """linear: lr * batch / 256; sqrt: lr * sqrt(batch); none: lr."""
-    momentum: ClosedUnitInterval = 0.9
-    """Momentum of LARS and SGD."""
-    nesterov: bool = False
-    """Nesterov momentum (SGD)."""
-    betas: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.9, 0.999)
-    """AdamW's decay rates."""
-    weight_decay: NonNegativeFloat = 1e-6
-    """Decay of weights; biases and norm layers have none."""
-    lars_lr: Literal["inside", "outside"] = "inside"
-    """lr scales what enters the momentum buffer (ours), or what leaves it (FFCV-SSL, SSLight)."""
-    lars_norm: Literal["joint", "separate"] = "joint"
-    """The trust ratio divides by |g + wd p| (ours) or by |g| + wd |p| (suncet)."""
-    warmup_epochs: NonNegativeFloat = 10.0
-    """Epochs in which the rate grows linearly from 0, by step."""
-    end_ratio: ClosedUnitInterval = 0.001
-    """The cosine ends at the rate times this."""
-
-
-@dataclass(frozen=True)
-class ProbeConfig:
-    """Linear probes on the backbone and after each projector layer, trained along on view 0."""
-
-    lr: PositiveFloat = 1e-4
-    """AdamW's learning rate."""
-    weight_decay: NonNegativeFloat = 0.0
-    """AdamW's weight decay."""
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """What is measured on clean centre crops of the validation file."""
-
-    every_epochs: PositiveInt = 1
-    """Epochs between evaluations; the untrained and the final model are always evaluated."""
-    resolution: PositiveInt | None = None
-    """Side of the crops in pixels; null: resolution.max."""
-    batch_size: PositiveInt = 256
-    """Images a batch."""
-    knn_k: NonNegativeInt = 20
-    """Neighbours that vote; 0: no k-NN."""
-    knn_temperature: PositiveFloat = 0.1
-    """Votes weigh exp(similarity / temperature)."""
-    knn_bank: PositiveInt = 20000
-    """Training images to search, drawn once with the run's seed; all if there are fewer."""
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """When the run is saved. Each epoch's end is saved in any case."""
-
-    every_minutes: PositiveFloat = 10.0
-    """Minutes between checkpoints within an epoch."""
-    keep_every: NonNegativeInt = 0
-    """Keep a copy every so many epochs, and of epoch 0 (untrained) and the last; 0: none."""
-
-
-@dataclass(frozen=True)
-class LogConfig:
-    """What is reported while training."""
-
-    every_steps: PositiveInt = 50
-    """Steps a log line; each epoch's end has one too."""
-    tensorboard: bool = True
-    """Write TensorBoard events."""
-
-
-@dataclass(frozen=True)
-class SystemConfig:
-    """Where the run computes."""
-
-    device: str = "auto"
-    """auto (the CUDA device if there is one), cpu, cuda or cuda:N."""
-    torch_threads: NonNegativeInt = 0
-    """Threads of torch on the CPU; 0: all cores. Losses are bit-equal for equal numbers only."""
-
-    def __post_init__(self):
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            got = f"got {self.device!r}"
-            raise UserError(f"system.device: {got}, expected auto, cpu, cuda or cuda:N")
+# ---- Configuration: YAML and dotted overrides fill these records; more in ffcv_ssl/settings.py ---
 
 
 @dataclass(frozen=True)
@@ -244,24 +65,44 @@ class Config:
     seed: NonNegativeInt = 0
     """Decides weights, order and views."""
     epochs: PositiveInt = 100
-    """Passes over the training file."""
-    method: Literal["simclr"] = "simclr"
-    """What the loss is."""
+    """Passes over the training file; over the labels where they train alone."""
+    method: Literal["simclr", "vicreg", "barlow", "byol", "supervised", "instance_simclr"] = (
+        "simclr"
+    )
+    """What the loss is; `labelled` adds one on labelled images to it."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """bf16 and fp16 are autocast; fp16 scales its gradients."""
+    """bf16 and fp16 are autocast; fp16 scales its gradients. Losses are float32 in any case."""
     channels_last: bool = True
     """Channels-last memory format, faster for convolutions."""
-    data: DataConfig = field(default_factory=DataConfig)
+    data: settings.DataConfig = field(default_factory=settings.DataConfig)
     views: Views = field(default_factory=Views)
-    resolution: ResolutionConfig = field(default_factory=ResolutionConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    simclr: SimCLRConfig = field(default_factory=SimCLRConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    probes: ProbeConfig = field(default_factory=ProbeConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    log: LogConfig = field(default_factory=LogConfig)
-    system: SystemConfig = field(default_factory=SystemConfig)
+    resolution: settings.ResolutionConfig = field(default_factory=settings.ResolutionConfig)
+    model: settings.ModelConfig = field(default_factory=settings.ModelConfig)
+    simclr: settings.SimCLRConfig = field(default_factory=settings.SimCLRConfig)
+    vicreg: settings.VICRegConfig = field(default_factory=settings.VICRegConfig)
+    barlow: settings.BarlowConfig = field(default_factory=settings.BarlowConfig)
+    byol: settings.BYOLConfig = field(default_factory=settings.BYOLConfig)
+    supervised: settings.SupervisedConfig = field(default_factory=settings.SupervisedConfig)
+    labelled: settings.LabelledConfig = field(default_factory=settings.LabelledConfig)
+    optim: settings.OptimConfig = field(default_factory=settings.OptimConfig)
+    probes: settings.ProbeConfig = field(default_factory=settings.ProbeConfig)
+    evaluation: settings.EvaluationConfig = field(default_factory=settings.EvaluationConfig)
+    checkpoint: settings.CheckpointConfig = field(default_factory=settings.CheckpointConfig)
+    log: settings.LogConfig = field(default_factory=settings.LogConfig)
+    system: settings.SystemConfig = field(default_factory=settings.SystemConfig)
+    slurm: slurm.SlurmConfig = field(default_factory=slurm.SlurmConfig)
+
+    @property
+    def own_batch_size(self):
+        """Images a step of the method's own loss."""
+        other = self.labelled.unsupervised_batch_size
+        return self.data.batch_size if other is None else other
+
+    @property
+    def labelled_batch_size(self):
+        """Images a step of the labelled stream, while there is one."""
+        settings = self.labelled
+        return (settings.loss != "none") * settings.classes_per_batch * settings.images_per_class
 
 
 def check_config(config):
@@ -272,8 +113,15 @@ def check_config(config):
             f"({config.epochs})"
         )
     make_optimizer(config.optim, nn.Linear(1, 1))  # torch has its own limits
-    views = config.views.resolve()
-    METHODS[config.method].check_views(views)
+    views, method = config.views.resolve(), METHODS[config.method]
+    if config.own_batch_size and not method.fewest_views <= len(views) <= method.most_views:
+        expected = f"{method.fewest_views} to {method.most_views}"
+        raise UserError(
+            f"views: got {len(views)} a sample, expected {expected} for {config.method}"
+        )
+    if config.labelled.num_views > len(views):
+        got = f"got {config.labelled.num_views}, expected at most the run's {len(views)} views"
+        raise UserError(f"labelled.num_views: {got}")
     if config.resolution.min < config.resolution.max:
         for name, view in views.items():
             if view.crop != "random":
@@ -282,211 +130,331 @@ def check_config(config):
 
 # A resumed run may differ in these and in nothing else: they do not change what is learnt.
 FREE_KEYS = ("out", "data.train", "data.val", "data.num_workers", "data.batches_ahead")
-FREE_GROUPS = ("checkpoint.", "log.", "system.", "data.os_cache")
+FREE_GROUPS = ("checkpoint.", "log.", "system.", "slurm.", "data.os_cache")
 
 
-class World(NamedTuple):
-    """This process' place among those of the run."""
+class Learner(nn.Module):
+    """All that gradients reach, in one pass: the model and the heads of its losses."""
 
-    rank: int = 0
-    size: int = 1
-    device: torch.device = torch.device("cpu")
-
-
-# ---- Model: a torchvision ResNet and an MLP that hand out the features of every depth ------------
-
-
-def make_backbone(name, stem):
-    """A torchvision ResNet without its classifier, (B, 3, H, W) -> (B, D), and its D."""
-    backbone = torchvision.models.get_model(name, weights=None)
-    width = backbone.fc.in_features
-    backbone.fc = nn.Identity()
-    if stem == "cifar":
-        channels = backbone.conv1.out_channels
-        backbone.conv1 = nn.Conv2d(3, channels, kernel_size=3, stride=1, padding=1, bias=False)
-        nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
-        backbone.maxpool = nn.Identity()
-    return backbone, width
-
-
-def make_projector(widths, in_features, norm):
-    """Blocks of an MLP given as `2048-512`: Linear-BN-ReLU each, the last a Linear without bias."""
-    *hidden, last = (int(width) for width in widths.split("-"))
-    blocks = nn.ModuleList()
-    for width in hidden:
-        layers = [nn.Linear(in_features, width, bias=not norm)]
-        layers += [nn.BatchNorm1d(width)] if norm else []
-        blocks.append(nn.Sequential(*layers, nn.ReLU()))
-        in_features = width
-    blocks.append(nn.Sequential(nn.Linear(in_features, last, bias=False)))
-    return blocks
-
-
-class Model(nn.Module):
-    """Backbone and projector. `widths` maps the name of each depth to its D."""
-
-    def __init__(self, config):
+    def __init__(self, model, method, classifier):
         super().__init__()
-        self.backbone, width = make_backbone(config.backbone, config.stem)
-        self.projector = make_projector(config.projector, width, config.projector_norm)
-        self.widths = {"backbone": width}
-        for depth, block in enumerate(self.projector, start=1):
-            self.widths[f"projector_{depth}"] = block[0].out_features
+        self.model, self.method, self.classifier = model, method, classifier
 
-    def encode(self, images):
-        """(B, 3, H, W) -> {"backbone": (B, D), "projector_1": (B, D), ...}."""
-        features = [self.backbone(images)]
-        for block in self.projector:
-            features.append(block(features[-1]))
-        return dict(zip(self.widths, features))
+    def forward(self, views, num_own):
+        """A list of (B, 3, H, W), the method's own views first -> their dicts of features.
 
-    def forward(self, views):
-        """A list of V (B, 3, H, W) -> a list of V dicts as of `encode`.
-
-        Views of one size share one pass, and so their batch-norm statistics, as in SimCLR.
+        `embedding` is the last depth's; heads add what their losses need.
         """
-        outputs = [None] * len(views)
-        for side in sorted({view.shape[-1] for view in views}, reverse=True):
-            members = [v for v, view in enumerate(views) if view.shape[-1] == side]
-            layers = self.encode(torch.cat([views[v] for v in members]))
-            parts = {name: features.chunk(len(members)) for name, features in layers.items()}
-            for position, v in enumerate(members):
-                outputs[v] = {name: chunks[position] for name, chunks in parts.items()}
+        outputs = self.model(views)
+        for features in outputs:
+            features["embedding"] = features[self.model.last]
+        self.method.add_heads(outputs[:num_own])
+        if self.classifier is not None:
+            for features in outputs[num_own:]:
+                features["logits"] = self.classifier(features["backbone"])
         return outputs
 
 
-# ---- Methods: the model's outputs -> a loss and its named terms ----------------------------------
+# ---- Losses: pure functions of float32 embeddings of the global batch ----------------------------
+
+
+def full_precision(z):
+    """bfloat16 and float16 as float32; losses are never computed in less."""
+    return z if z.dtype == torch.float64 else z.float()
+
+
+def unit_rows(z):
+    """Rows of length 1, of any float type, at least float32; a row of zeros stays, and gets no
+    gradient. Scaled first, so that rows of any size keep their direction."""
+    z = full_precision(z)
+    largest = z.detach().abs().amax(dim=-1, keepdim=True)
+    return F.normalize(z / largest.masked_fill(largest == 0, math.inf), dim=-1)
+
+
+def contrast(embeddings, groups, temperature):
+    """For every row: log sums of exp(sim/t) over the rows of its group, and over all other groups.
+
+    embeddings (N, D); groups (N,) int64, -1: takes no part. Returns (N,) each: positives (-inf
+    where a row is alone in its group), negatives, the mean of sim/t over positives, and whether the
+    row is an anchor: one with a positive.
+    """
+    z = unit_rows(embeddings)
+    logits = z @ z.T / temperature  # (N, N)
+    takes_part = groups >= 0
+    alike = (groups[:, None] == groups) & takes_part
+    others = ~alike & takes_part
+    alike.fill_diagonal_(False)
+    is_anchor = alike.any(dim=1)
+    positives = logits.masked_fill(~alike, -math.inf).logsumexp(dim=1)
+    negatives = logits.masked_fill(~others, -math.inf).logsumexp(dim=1)
+    mean = logits.masked_fill(~alike, 0).sum(dim=1) / alike.sum(dim=1).clamp(min=1)
+    return positives.masked_fill(~is_anchor, 0), negatives, mean, is_anchor
+
+
+def mean_over(values, chosen):
+    """Mean of values (N,) where chosen (N,) bool; 0 where none is."""
+    return values.masked_fill(~chosen, 0).sum() / chosen.sum().clamp(min=1)
+
+
+def suncet(embeddings, labels, temperature):
+    """Supervised noise contrastive estimation (Assran et al. 2021, eq. 2).
+
+    l(i) = -log(sum_{j != i, same class} exp(sim(i, j)/t) / sum_{k != i} exp(sim(i, k)/t)), the mean
+    over the anchors that have a positive. embeddings (N, D); labels (N,), -1: takes no part.
+    Written as softplus(negatives - positives), which is exact for small losses too.
+    """
+    positives, negatives, _, is_anchor = contrast(embeddings, labels, temperature)
+    return mean_over(F.softplus(negatives - positives), is_anchor)
+
+
+def supcon(embeddings, labels, temperature):
+    """Supervised contrastive loss with the sum over positives outside the logarithm (Khosla et al.
+    2020, eq. 2): l(i) = -mean_j log(exp(sim(i, j)/t) / sum_{k != i} exp(sim(i, k)/t)).
+
+    Inputs and mean over anchors as in `suncet`, of which it is the upper bound.
+    """
+    positives, negatives, mean, is_anchor = contrast(embeddings, labels, temperature)
+    return mean_over(F.softplus(negatives - positives) + (positives - mean), is_anchor)
 
 
 def nt_xent(embeddings, temperature):
     """SimCLR's normalised temperature-scaled cross-entropy (Chen et al. 2020, eq. 1).
 
     l(i, j) = -sim(i, j)/t + log sum_{k != i} exp(sim(i, k)/t), the mean over all VB anchors i and
-    the V - 1 other views j of each one's image. embeddings: (V, B, D), any float type, V >= 2.
-    Returns float32 scalars: loss, and its two terms, which add up to it.
+    the V - 1 other views j of each one's image: `supcon` with each image a class of its own.
+    embeddings: (V, B, D), V >= 2. Returns the loss and its two terms, which add up to it.
     """
     num_views, batch, _ = embeddings.shape
-    z = F.normalize(embeddings.float(), dim=-1)  # (V, B, D)
-    same = torch.einsum("vbd,wbd->vw", z, z) / temperature  # summed over images
-    pairs = num_views * (num_views - 1) * batch
-    alignment = -(same.sum() - same.trace()) / pairs
-    z = z.flatten(0, 1)  # (VB, D)
-    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    logits = (z @ z.T / temperature).masked_fill(itself, -math.inf)  # (VB, VB)
-    uniformity = logits.logsumexp(dim=1).mean()
-    return alignment + uniformity, {"alignment": alignment, "uniformity": uniformity}
+    images = torch.arange(batch, device=embeddings.device).repeat(num_views)
+    positives, negatives, mean, _ = contrast(embeddings.flatten(0, 1), images, temperature)
+    loss = (F.softplus(negatives - positives) + (positives - mean)).mean()
+    alignment = -mean.detach().mean()
+    return loss, {"alignment": alignment, "uniformity": loss.detach() - alignment}
 
 
-class SimCLR(nn.Module):
-    """SimCLR: views of one image attract, all other images of the batch repel.
+def instance_nt_xent(anchor, positive, negative, temperature):
+    """Instance-wise SimCLR (Bordes et al. 2023, 3.4): a softmax over one positive and one negative.
 
-    Every method is a module (for those with parameters or buffers of their own) with these parts.
+    l = -log(exp(sim(a, p)/t) / (exp(sim(a, p)/t) + exp(sim(a, n)/t))), mean over images. All
+    (B, D): a crop, the same crop with noise, a small patch of the same image.
+    """
+    a, p, n = unit_rows(anchor), unit_rows(positive), unit_rows(negative)
+    return F.softplus(((a * n).sum(-1) - (a * p).sum(-1)) / temperature).mean()
+
+
+def vicreg(z, z2, invariance=25.0, variance=25.0, covariance=1.0):
+    """Variance-invariance-covariance regularisation (Bardes et al. 2022, eq. 1 to 6). z, z2 (B, D).
+
+    25 mean (z - z2)^2 + 25 mean_d relu(1 - sqrt(var + 1e-4)), averaged over both views, + the sum
+    of squared off-diagonal covariances / D, summed over both. Unbiased variances and covariances.
+    """
+    z, z2 = full_precision(z), full_precision(z2)
+    terms = {"invariance": F.mse_loss(z, z2), "variance": 0.0, "covariance": 0.0}
+    itself = torch.eye(z.shape[1], dtype=torch.bool, device=z.device)
+    for view in (z, z2):
+        centred = view - view.mean(dim=0)
+        spread = (centred.square().sum(dim=0) / (len(z) - 1) + 1e-4).sqrt()  # (D,)
+        terms["variance"] = terms["variance"] + F.relu(1 - spread).mean() / 2
+        products = (centred.T @ centred / (len(z) - 1)).masked_fill(itself, 0)  # (D, D)
+        terms["covariance"] = terms["covariance"] + products.square().sum() / z.shape[1]
+    weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
+    return sum(weights[name] * term for name, term in terms.items()), terms
+
+
+def barlow_twins(z, z2, off_diagonal=0.0025):
+    """Barlow Twins (Zbontar et al. 2021, eq. 1): the cross-correlation becomes the identity.
+
+    c = bn(z)^T bn(z2) / B, loss = sum (c_ii - 1)^2 + lambda sum_{i != j} c_ij^2. z, z2 (B, D);
+    bn without affine parameters, biased variance, eps 1e-5.
+    """
+    z, z2 = full_precision(z), full_precision(z2)
+    normed = [F.batch_norm(view, None, None, training=True) for view in (z, z2)]
+    c = normed[0].T @ normed[1] / len(z)  # (D, D)
+    itself = torch.eye(len(c), dtype=torch.bool, device=c.device)
+    on = (c.diagonal() - 1).square().sum()
+    off = c.masked_fill(itself, 0).square().sum()
+    return on + off_diagonal * off, {"on_diagonal": on, "off_diagonal": off}
+
+
+def byol(predictions, targets):
+    """BYOL's regression (Grill et al. 2020, eq. 2): 2 - 2 cos(prediction of one view, target of the
+    other), the mean over images, the sum over both directions. (V, B, D) each, V >= 2; more views
+    than two average over the pairs. Targets get no gradient.
+    """
+    p, t = unit_rows(predictions), unit_rows(targets.detach())
+    num_views = len(p)
+    pairs = [(v, w) for v in range(num_views) for w in range(num_views) if v != w]
+    return 2 * sum((p[v] - t[w]).square().sum(-1).mean() for v, w in pairs) / len(pairs)
+
+
+def cross_entropy(logits, labels, label_smoothing=0.0):
+    """Mean of -log softmax(logits)[label] over rows with a label; logits (N, K), labels (N,)."""
+    options = {"ignore_index": -1, "reduction": "sum", "label_smoothing": label_smoothing}
+    total = F.cross_entropy(full_precision(logits), labels, **options)
+    return total / (labels >= 0).sum().clamp(min=1)
+
+
+# ---- Methods: what a step does with the model's outputs ------------------------------------------
+
+
+class Method(nn.Module):
+    """A loss with the heads and teachers it needs. Subclasses override what differs.
+
+    `loss` sees the outputs of this rank's views and returns the loss of the global batch, gathered
+    by `together`, and its named terms. It runs in float32, outside autocast.
     """
 
-    def __init__(self, config, world):
+    fewest_views, most_views = 2, 2
+
+    def __init__(self, config, model, num_classes, world):
         super().__init__()
-        self.temperature = config.simclr.temperature
+        self.config, self.world = config, world
 
-    @staticmethod
-    def check_views(views):
-        """Raise UserError unless the method can use these views."""
-        if len(views) < 2:
-            raise UserError(f"views: got {len(views)} a sample, expected 2 or more for simclr")
+    def add_heads(self, outputs):
+        """Add to the features of each own view what heads compute; part of the forward pass."""
 
-    def loss(self, outputs):
-        """The model's outputs -> (scalar loss, {term: scalar})."""
-        last = [layers[next(reversed(layers))] for layers in outputs]
-        return nt_xent(torch.stack(last), self.temperature)
+    def targets(self, views):
+        """For each own view a dict of features that get no gradient."""
+        return [{} for _ in views]
 
+    def extra_flops(self, sides_px):
+        """Operations an image beyond those of the learner."""
+        return 0
 
-METHODS = {"simclr": SimCLR}
+    def loss(self, outputs, labels):
+        """Outputs of V own views, labels (B of this rank,) -> (scalar loss, {term: scalar})."""
+        raise NotImplementedError
 
-# ---- Optimisers and schedules --------------------------------------------------------------------
+    def after_update(self, model, progress):
+        """Called after each step; progress in [0, 1] is the share of the run that is done."""
 
-
-def make_optimizer(config, model):
-    """The optimiser of the model; `lr_at` sets its rate before each step."""
-    groups = parameter_groups(model, config.weight_decay)
-    if config.name == "lars":
-        inside, joint = config.lars_lr == "inside", config.lars_norm == "joint"
-        return LARS(groups, config.lr, config.momentum, lr_inside=inside, joint_norm=joint)
-    if config.name == "sgd":
-        return torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.nesterov)
-    return torch.optim.AdamW(groups, config.lr, config.betas)
+    def together(self, outputs, name="embedding"):
+        """(V, B, D): one kind of feature of all views, of the global batch."""
+        return self.world.gather(torch.stack([features[name] for features in outputs]), dim=1)
 
 
-def lr_at(step, config, steps_per_epoch):
-    """Learning rate of update `step` (from 0): linear warm-up, then cosine, both by step."""
-    optim, batch_size = config.optim, config.data.batch_size
-    scale = {"linear": batch_size / 256, "sqrt": math.sqrt(batch_size), "none": 1.0}
-    peak = optim.lr * scale[optim.lr_scaling]
-    warmup = round(optim.warmup_epochs * steps_per_epoch)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(1, config.epochs * steps_per_epoch - warmup)
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return peak * (optim.end_ratio + (1 - optim.end_ratio) * cosine)
+class SimCLR(Method):
+    """Views of one image attract, all other images of the batch repel."""
+
+    most_views = 12
+
+    def loss(self, outputs, labels):
+        return nt_xent(self.together(outputs), self.config.simclr.temperature)
 
 
-def resolution_at(epoch, config):
-    """Side of the views in pixels in `epoch` (from 0): min, a linear ramp by 32 pixels, max."""
-    if epoch < config.start_ramp:
-        return config.min
-    if epoch >= config.end_ramp or config.min == config.max:
-        return config.max
-    share = (epoch - config.start_ramp) / (config.end_ramp - config.start_ramp)
-    px = 32 * round((config.min + share * (config.max - config.min)) / 32)
-    return min(max(px, config.min), config.max)
+class InstanceSimCLR(Method):
+    """A crop attracts itself with noise and repels a small patch of its own image."""
+
+    fewest_views = most_views = 3
+
+    def loss(self, outputs, labels):
+        z = self.together(outputs)
+        return instance_nt_xent(*z, self.config.simclr.temperature), {}
 
 
-# ---- Data ----------------------------------------------------------------------------------------
+class VICReg(Method):
+    """Embeddings of an image agree, spread, and do not repeat one another's features."""
+
+    def loss(self, outputs, labels):
+        weigh = self.config.vicreg
+        weights = (weigh.invariance, weigh.variance, weigh.covariance)
+        return vicreg(*self.together(outputs), *weights)
 
 
-def make_loader(dataset, config, views, px, world, **options):
-    """A loader of `views` (dict of View) as normalised float32 (B, 3, H, W), and of the labels."""
-    data, device = config.data, world.device
-    finish = [ToTensor(), ToDevice(device), ToTorchImage(channels_last=config.channels_last)]
-    finish += [NormalizeImage(np.array(data.mean), np.array(data.std), np.float32)]
-    pipelines = dict.fromkeys(dataset.field_names)  # None: what nobody asks for is not read
-    del pipelines[data.image_field]
-    for name, view in views.items():
-        pipelines[name] = (data.image_field, build(view, px) + finish)
-    if dataset.labels is not None:
-        pipelines[data.label_field] = [IntDecoder(), ToTensor(), Squeeze(), ToDevice(device)]
-    workers = data.num_workers
-    if workers == -1 and device.type == "cpu":
-        workers = max(1, len(os.sched_getaffinity(0)) // 2)
-    return Loader(
-        dataset.path, num_workers=workers, os_cache=data.os_cache, on_error=data.on_error,
-        seed=config.seed, batches_ahead=data.batches_ahead, pipelines=pipelines,
-        rank=world.rank, world_size=world.size, **options,
-    )  # fmt: skip
+class BarlowTwins(Method):
+    """Features correlate with themselves across views, and with no others."""
+
+    def loss(self, outputs, labels):
+        return barlow_twins(*self.together(outputs), self.config.barlow.off_diagonal)
 
 
-def make_train_loader(dataset, config, views, world):
-    """The loader of the training views; `data.batch_size` is global, a loader's is its rank's."""
-    loader = make_loader(
-        dataset, config, views, config.resolution.max, world, drop_last=True,
-        batch_size=config.data.batch_size // world.size,
-        order=OrderOption[config.data.order.upper()],
-    )  # fmt: skip
-    if len(loader) == 0:
-        got = f"{dataset.num_samples} samples make no batch of {config.data.batch_size}"
-        raise UserError(f"{dataset.path}: {got}; lower data.batch_size")
-    return loader
+class BYOL(Method):
+    """A predictor on one view finds the embedding that a slow teacher gives the other.
+
+    The teacher averages weights only; its batch-norm uses the statistics of its own batches.
+    """
+
+    most_views = 12
+
+    def __init__(self, config, model, num_classes, world):
+        super().__init__(config, model, num_classes, world)
+        self.teacher = copy.deepcopy(model).requires_grad_(False)
+        width = model.widths[model.last]
+        widths = config.model.projector or str(width)
+        self.predictor = nn.Sequential(*make_mlp(widths, width, config.model.projector_norm))
+
+    def add_heads(self, outputs):
+        rows = [len(features["embedding"]) for features in outputs]
+        if rows:
+            joined = self.predictor(torch.cat([features["embedding"] for features in outputs]))
+            for features, prediction in zip(outputs, joined.split(rows)):
+                features["prediction"] = prediction
+
+    @torch.no_grad()
+    def targets(self, views):
+        return [{"target": features[self.teacher.last]} for features in self.teacher(views)]
+
+    def extra_flops(self, sides_px):
+        return flops_per_image(self.teacher, sides_px, backward=False)
+
+    def loss(self, outputs, labels):
+        return byol(self.together(outputs, "prediction"), self.together(outputs, "target")), {}
+
+    def after_update(self, model, progress):
+        start = self.config.byol.momentum
+        momentum = 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2
+        move_average_(self.teacher, model, momentum)
 
 
-def make_clean_loader(dataset, config, world, indices=None):
-    """Centre crops in the file's order, every sample once; `indices` for a part of the file."""
-    views = Views(recipe="evaluation", small_images=config.views.small_images).resolve()
-    px = config.evaluation.resolution or config.resolution.max
-    return make_loader(
-        dataset, config, views, px, world, indices=indices, drop_last=False,
-        batch_size=config.evaluation.batch_size, order=OrderOption.SEQUENTIAL,
-    )  # fmt: skip
+class Supervised(Method):
+    """The baseline: a linear classifier on the last depth, trained on the file's labels."""
+
+    fewest_views, most_views = 1, 12
+
+    def __init__(self, config, model, num_classes, world):
+        super().__init__(config, model, num_classes, world)
+        self.classifier = nn.Linear(model.widths[model.last], num_classes)
+
+    def add_heads(self, outputs):
+        for features in outputs:
+            features["class"] = self.classifier(features["embedding"])
+
+    def loss(self, outputs, labels):
+        logits = self.together(outputs, "class")  # (V, B, K)
+        labels = self.world.gather(labels).repeat(len(logits))
+        smoothing = self.config.supervised.label_smoothing
+        return cross_entropy(logits.flatten(0, 1), labels, smoothing), {}
+
+
+METHODS = {
+    "simclr": SimCLR, "vicreg": VICReg, "barlow": BarlowTwins, "byol": BYOL,
+    "supervised": Supervised, "instance_simclr": InstanceSimCLR,
+}  # fmt: skip
+
+
+def labelled_loss(outputs, labels, config, world):
+    """The labelled stream's loss over all ranks; outputs of its views, labels (B of this rank,)."""
+    kind, temperature = config.labelled.loss, config.labelled.temperature
+    name = "logits" if kind == "cross_entropy" else "embedding"
+    rows = world.gather(torch.cat([features[name] for features in outputs]))
+    labels = world.gather(labels.repeat(len(outputs)))
+    if kind == "cross_entropy":
+        return cross_entropy(rows, labels)
+    return {"suncet": suncet, "supcon": supcon}[kind](rows, labels, temperature)
 
 
 # ---- The run -------------------------------------------------------------------------------------
+
+
+def make_views(views, px):
+    """The ops of each view at a resolution of `px`, by name."""
+    return {name: build(view, px) for name, view in views.items()}
+
+
+def clean_view(config):
+    """The ops of the only view of an evaluation, by name: a centre crop."""
+    views = Views(recipe="evaluation", small_images=config.views.small_images).resolve()
+    return make_views(views, config.evaluation.resolution or config.resolution.max)
 
 
 class Trainer:
@@ -497,55 +465,104 @@ class Trainer:
     """
 
     def __init__(self, config, world, stop):
-        self.config, self.world, self.stop, self.out = config, world, stop, Path(config.out)
+        self.config, self.world, self.stop = config, world, stop
         data, names = config.data, (config.data.image_field, config.data.label_field)
         self.train_set = open_dataset(data.train, *names)
         self.val_set = open_dataset(data.val, *names) if data.val else None
-        saved = self._read_checkpoint()
-        self._build_model()
+        sets = {"train": self.train_set, "val": self.val_set}
+        free = (FREE_KEYS, FREE_GROUPS)
+        self.folder = RunFolder(config.out, config_dict(config), sets, *free, world.is_first)
+        saved = self.folder.read_checkpoint()
+        world.barrier()  # the first rank may write one as soon as all have read
+        self.views = config.views.resolve()
         self._build_loaders()
-        self.step = self.updates = self.images = self.flops = 0
-        self.seconds_before, self.started = 0.0, time.perf_counter()
-        self.averages, self.interval, self.flops_by_px = Averages(), Interval(), {}
-        self.one = torch.ones((), device=world.device)
-        self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)
+        self._build_model()
+        self._build_evaluation()
+        self.done, self.averages, self.interval = (
+            Counters(self.steps_per_epoch),
+            Averages(),
+            Interval(),
+        )
+        # a loss is the same on all ranks: the first one's counts
+        self.one = torch.full((), float(world.is_first), device=world.device)
+        self.watch, self.saved_step = FiniteWatch(world.device), 0
         self._start() if saved is None else self._restore(saved)
         self.saved_at = time.perf_counter()
 
-    def _build_model(self):
-        config, device = self.config, self.world.device
-        torch.manual_seed(config.seed)
-        self.views = config.views.resolve()
-        self.method = METHODS[config.method](config, self.world).to(device)
-        layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.model = Model(config.model).to(device, memory_format=layout)
-        self.learner = nn.ModuleList([self.model, self.method])
-        self.optimizer = make_optimizer(config.optim, self.learner)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-        self.probes = self.probe_optimizer = None
-        if self.train_set.labels is not None:
-            self.probes = Probes(self.model.widths, self.train_set.num_classes).to(device)
-            options = {"lr": config.probes.lr, "weight_decay": config.probes.weight_decay}
-            self.probe_optimizer = torch.optim.AdamW(self.probes.parameters(), **options)
+    @property
+    def step(self):
+        """Batches trained on so far."""
+        return self.done.step
 
     def _build_loaders(self):
-        config, train, val = self.config, self.train_set, self.val_set
-        self.loader = make_train_loader(train, config, self.views, self.world)
-        self.steps_per_epoch = len(self.loader)
+        config, train, world = self.config, self.train_set, self.world
+        has_labels = train.labels is not None
+        if (config.method == "supervised" or config.labelled.loss != "none") and not has_labels:
+            wanted = "labels, as method supervised and the labelled stream need"
+            raise UserError(f"{train.path}: no {wanted}, in field '{config.data.label_field}'")
+        ops = make_views(self.views, config.resolution.max)
+        self.loader = self.labelled = None
+        if config.own_batch_size:
+            self.loader = make_loader(
+                train, config.data, ops, world, config.channels_last, drop_last=True,
+                seed=config.seed, order=OrderOption[config.data.order.upper()],
+                batch_size=rank_share("data.batch_size", config.own_batch_size, world),
+            )  # fmt: skip
+        if config.labelled.loss != "none":
+            some = dict(list(ops.items())[: config.labelled.num_views])
+            self.labelled = LabelledStream(
+                config.labelled, train, config.data, some, config.seed, world, config.channels_last
+            )
+            self.world.say(f"labelled stream: {self.labelled.description}")
+        self.steps_per_epoch = len(self.loader if self.loader is not None else self.labelled)
+        if self.steps_per_epoch == 0:
+            got = f"{train.num_samples} samples make no batch of {config.own_batch_size}"
+            raise UserError(f"{train.path}: {got}; lower data.batch_size")
         self.total_steps = config.epochs * self.steps_per_epoch
-        self.val_loader = self.bank_loader = None
-        for dataset in (train, val):
-            if dataset is not None and dataset.labels is None:
-                say(f"{dataset.path}: no labels in field '{config.data.label_field}': no probes")
-            if dataset is None or dataset.labels is None:
-                return
-        if val.num_classes > train.num_classes:
-            expected = f"expected those of {train.path} ({train.num_classes})"
-            raise UserError(f"{val.path}: got {val.num_classes} classes, {expected}")
-        self.val_loader = make_clean_loader(val, config, self.world)
-        if config.evaluation.knn_k > 0:
-            bank = train.draw_labelled(config.evaluation.knn_bank, config.seed)
-            self.bank_loader = make_clean_loader(train, config, self.world, bank)
+        self.labelled_until = 0
+        if self.labelled is not None:
+            self.labelled_until = self.labelled.end_step(self.steps_per_epoch)
+
+    def _build_model(self):
+        config, device, num_classes = self.config, self.world.device, self.train_set.num_classes
+        torch.manual_seed(config.seed)
+        self.model, classifier = Model(config.model), None
+        self.method = METHODS[config.method](config, self.model, num_classes, self.world)
+        if config.labelled.loss == "cross_entropy":
+            classifier = nn.Linear(self.model.widths["backbone"], num_classes)
+        learner = Learner(self.model, self.method, classifier)
+        self.flops_by_px = {
+            px: self._count_flops(learner, [view.size_px(px) for view in self.views.values()])
+            for px in {resolution_at(epoch, config.resolution) for epoch in range(config.epochs)}
+        }
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.learner = learner.to(device, memory_format=layout)
+        self.optimizer = make_optimizer(config.optim, self.learner)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.probes = None
+        if self.train_set.labels is not None:
+            probes = Probes(self.model.widths, num_classes).to(device)
+            self.probes = ProbeTrainer(probes, config.probes, self.world)
+        # not every loss reaches every head: the classifier after its stream has ended, and the
+        # method's heads where labels train alone
+        unreached = classifier is not None or self.loader is None
+        self.network = share_learning(self.learner, self.world, unreached, config.system.compile)
+
+    def _count_flops(self, learner, sides):
+        """Operations of a training step, an own image and a labelled image with all their views."""
+        twice = self.config.data.chunk_size > 0  # one more forward pass
+        own = labelled = 0
+        if self.loader is not None:
+            own = step_flops(learner, sides, len(sides), twice) + self.method.extra_flops(sides)
+        if self.labelled is not None:
+            some = sides[: self.config.labelled.num_views]
+            labelled = step_flops(learner, some, 0, twice)
+        return own, labelled
+
+    def _build_evaluation(self):
+        config, sets = self.config, (self.train_set, self.val_set)
+        options = (clean_view(config), config.seed, self.world, config.channels_last)
+        self.evaluation = open_evaluation(*sets, config.data, config.evaluation, *options)
 
     # -- training
 
@@ -558,7 +575,9 @@ class Trainer:
         while True:
             epoch, rest = divmod(self.step, self.steps_per_epoch)
             if rest == 0:
-                self._keep_copy(epoch)
+                every = self.config.checkpoint.keep_every
+                if every and (epoch % every == 0 or epoch == self.config.epochs):
+                    self.folder.keep_copy(epoch)
                 self._evaluate_if_due(epoch)
                 if epoch == self.config.epochs:
                     return self._finish()
@@ -566,16 +585,11 @@ class Trainer:
 
     def _train_epoch(self, epoch):
         px = resolution_at(epoch, self.config.resolution)
-        for name, view in self.views.items():
-            if view.crop == "random":
-                self.loader.set_resolution(view.size_px(px), name)
-        if self.step % self.steps_per_epoch == 0:
-            self.loader.set_epoch(epoch)
-        self.model.train()
+        self.learner.train()
         self.interval.start()
         end = (epoch + 1) * self.steps_per_epoch
-        for batch in self.interval.timed(self.loader):
-            self._train_step(batch, px)
+        for own, labelled in self.interval.timed(self._batches(epoch, px)):
+            self._train_step(own, labelled, px)
             if self.step % self.config.log.every_steps == 0 or self.step == end:
                 self._log(px)
             if self.step < end:  # the end is saved below, when the loader too has ended the epoch
@@ -584,45 +598,111 @@ class Trainer:
         self._save()
         self._exit_if_asked()
 
-    def _train_step(self, batch, px):
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr_at(self.step, self.config, self.steps_per_epoch)
-        views = [getattr(batch, name) for name in self.views]
-        with self._autocast():
-            outputs = self.model(views)
-        loss, terms = self.method.loss(outputs)  # float32, outside autocast
-        self._update(loss)
-        self.averages.add("train/loss", loss, self.one)
-        for name, value in terms.items():
-            self.averages.add(f"train/loss/{name}", value, self.one)
-        if self.probes is not None:
-            self._train_probes(outputs[0], self._labels(batch))
-        self.step += 1
-        is_bad = ~torch.isfinite(loss.detach()) & (self.first_bad_step < 0)
-        self.first_bad_step = torch.where(is_bad, self.step, self.first_bad_step)
-        num_images = len(views[0]) * self.world.size
-        self.images += num_images
-        self.interval.images += num_images
-        self.flops += num_images * self._flops_per_image(px)
+    def _batches(self, epoch, px):
+        """The rest of the epoch: (own batch or None, labelled batch or None) for each step."""
+        sides = {n: v.size_px(px) for n, v in self.views.items() if v.crop == "random"}
+        own = repeat(None, self.steps_per_epoch - self.step % self.steps_per_epoch)
+        if self.loader is not None:
+            set_resolution(self.loader, sides)
+            if self.step % self.steps_per_epoch == 0:
+                self.loader.set_epoch(epoch)
+            own = self.loader
+        if self.step < self.labelled_until:
+            some = list(self.views)[: self.config.labelled.num_views]
+            self.labelled.start({name: side for name, side in sides.items() if name in some})
+        for batch in own:
+            if self.step < self.labelled_until:
+                yield batch, self.labelled.next()
+            else:
+                if self.labelled is not None:
+                    self.labelled.close()  # from here on it costs nothing
+                yield batch, None
 
-    def _update(self, loss):
-        """Backward and a step of the optimiser; fp16 skips it where a gradient overflows."""
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+    def _train_step(self, own, labelled, px):
+        config, names = self.config, list(self.views)
+        batch_size = config.own_batch_size or config.labelled_batch_size
+        for group in self.optimizer.param_groups:
+            length = (config.epochs, self.steps_per_epoch)
+            group["lr"] = lr_at(self.step, config.optim, batch_size, *length)
+        views, labels = [], {}
+        if own is not None:
+            views += [getattr(own, name) for name in names]
+            labels["own"] = labels_of(own, config.data.label_field)
+        num_own = len(views)
+        if labelled is not None:
+            views += [getattr(labelled, name) for name in names[: config.labelled.num_views]]
+            labels["labelled"] = labels_of(labelled, config.data.label_field)
+
+        def loss_of(outputs):  # float32, outside autocast
+            loss, terms = 0.0, {}
+            if own is not None:
+                loss, terms = self.method.loss(outputs[:num_own], labels["own"])
+            if labelled is not None:
+                rest = (outputs[num_own:], labels["labelled"], config, self.world)
+                terms = {**terms, config.labelled.loss: labelled_loss(*rest)}
+                loss = loss + config.labelled.weight * terms[config.labelled.loss]
+            return loss, terms
+
+        outputs, loss, terms = self._backward(views, num_own, loss_of)
+        self._update()
+        self.method.after_update(self.model, (self.step + 1) / self.total_steps)
+        self.averages.add_losses(loss, terms, self.one)
+        if self.probes is not None:
+            known = labels["own" if own is not None else "labelled"]
+            self.probes.train_step(outputs[0], known, self.averages)
+        self.watch.see(loss, self.step + 1)
+        self._count(*(0 if batch is None else len(batch.indices) for batch in (own, labelled)), px)
+
+    def _backward(self, views, num_own, loss_of):
+        """Gradients of the loss; returns (outputs, loss, terms). Large batches go in parts."""
+        parts = split_views(views, self.config.data.chunk_size)
+        if len(parts) == 1:
+            outputs = self._forward(self.network, views, num_own)
+            loss, terms = loss_of(outputs)
+            self.scaler.scale(loss).backward()
+            return outputs, loss, terms
+
+        def forward(part):
+            with frozen_statistics(self.model):
+                return self._forward(self.learner, part, num_own)
+
+        def again(part):
+            with self._autocast():
+                return self.network(part, num_own)
+
+        no_sync = getattr(self.network, "no_sync", contextlib.nullcontext)
+        return backward_in_parts(forward, again, parts, loss_of, self.scaler.scale, no_sync)
+
+    def _forward(self, network, views, num_own):
+        """Outputs with the method's targets, by way of `network`: with or without other ranks."""
+        with self._autocast():
+            outputs = network(views, num_own)
+            for features, targets in zip(outputs, self.method.targets(views[:num_own])):
+                features.update(targets)
+        return outputs
+
+    def _update(self):
+        """A step of the optimiser; fp16 skips it where a gradient overflows."""
+        clip = self.config.optim.clip_norm
+        if clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.learner.parameters(), clip, foreach=True)
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.updates += int(self.scaler.get_scale() >= scale)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.done.updates += int(self.scaler.get_scale() >= scale)
 
-    def _train_probes(self, features, labels):
-        """A step of the probes on the features that the model's own forward pass gave."""
-        logits = self.probes(features)
-        self.probe_optimizer.zero_grad(set_to_none=True)
-        probe_loss(logits, labels).backward()
-        self.probe_optimizer.step()
-        num_labelled = (labels >= 0).sum()
-        for name, scores in logits.items():
-            self.averages.add(f"train/{name}/top1", hits(scores.detach(), labels, 1), num_labelled)
+    def _count(self, num_own, num_labelled, px):
+        """Account for a step over so many images of each rank."""
+        own_flops, labelled_flops = self.flops_by_px[px]
+        num_own, num_labelled = num_own * self.world.size, num_labelled * self.world.size
+        num_views = num_own * len(self.views) + num_labelled * self.config.labelled.num_views
+        self.done.step += 1
+        self.done.images += num_own + num_labelled
+        self.interval.images += num_own + num_labelled
+        self.done.views += num_views
+        self.done.flops += num_own * own_flops + num_labelled * labelled_flops
 
     def _autocast(self):
         if self.config.precision == "fp32":
@@ -630,229 +710,142 @@ class Trainer:
         dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float16
         return torch.autocast(self.world.device.type, dtype)
 
-    def _labels(self, batch):
-        """(B,) int64 on the device; -1 where an image is unlabelled or only pads the batch."""
-        labels = getattr(batch, self.config.data.label_field).view(-1)
-        return labels.masked_fill(~torch.as_tensor(batch.valid, device=labels.device), -1)
-
-    def _flops_per_image(self, px):
-        if px not in self.flops_by_px:
-            sides_px = [view.size_px(px) for view in self.views.values()]
-            self.flops_by_px[px] = flops_per_image(self.model, sides_px)
-        return self.flops_by_px[px]
-
-    # -- evaluation
+    # -- evaluation and records
 
     def _evaluate_if_due(self, epoch):
         is_due = epoch % self.config.evaluation.every_epochs == 0 or epoch == self.config.epochs
-        if self.val_loader is None or not is_due or self.log.has_evaluation(self.step):
+        if self.evaluation is None or not is_due:
             return
-        results = self._evaluate()
-        self.log.write({**self._counters(), **results})
+        if self.world.from_first(self.folder.has_evaluation(self.step)):
+            return
+        self.learner.eval()
+        self.world.broadcast_(self.learner.buffers())  # the ones the checkpoint holds
+        results = self.evaluation.run(self._encode, self.probes.probes, self._exit_if_asked)
+        self.folder.write({**self.done.record(), **results})
         shown = [f"{k[4:-5]} {v:.1%}" for k, v in results.items() if k.endswith("top1")]
-        say(f"epoch {epoch}/{self.config.epochs}  top-1 on val: {'  '.join(shown)}")
+        self.world.say(f"epoch {epoch}/{self.config.epochs}  top-1 on val: {'  '.join(shown)}")
 
-    @torch.no_grad()
-    def _evaluate(self):
-        """Probes and k-NN on the validation file: {"val/<depth or knn>/top<1 or 5>": share}."""
-        self.model.eval()
-        knn, classes = self.config.evaluation, self.train_set.num_classes
-        bank = self._encode_bank() if self.bank_loader is not None else None
-        counts, num_labelled = {}, 0
-        for batch in self.val_loader:
-            self._exit_if_asked()
-            labels, features = self._labels(batch), self._encode(batch)
-            scores = self.probes(features)
-            if bank is not None:
-                queries = F.normalize(features["backbone"].float(), dim=1)
-                settings = (classes, knn.knn_k, knn.knn_temperature)
-                scores["knn"] = knn_scores(queries, *bank, *settings)
-            for name, values in scores.items():
-                for k in (1, 5):
-                    key = f"val/{name}/top{k}"
-                    counts[key] = counts.get(key, 0) + hits(values, labels, k)
-            num_labelled = num_labelled + (labels >= 0).sum()
-        return {key: int(count) / max(1, int(num_labelled)) for key, count in counts.items()}
-
-    def _encode(self, batch):
+    def _encode(self, images):
         with self._autocast():
-            return self.model.encode(batch.view_0)
-
-    def _encode_bank(self):
-        """Unit features (N, D) and labels (N,) of the bank."""
-        features, labels = [], []
-        for batch in self.bank_loader:
-            self._exit_if_asked()
-            known = self._labels(batch) >= 0
-            features.append(F.normalize(self._encode(batch)["backbone"].float(), dim=1)[known])
-            labels.append(self._labels(batch)[known])
-        return torch.cat(features), torch.cat(labels)
-
-    # -- records
-
-    def _counters(self):
-        return {
-            "epoch": round(self.step / self.steps_per_epoch, 6), "step": self.step,
-            "updates": self.updates, "images": self.images, "flops": self.flops,
-            "views": self.images * len(self.views), "seconds": self._seconds(),
-        }  # fmt: skip
-
-    def _seconds(self):
-        return round(self.seconds_before + time.perf_counter() - self.started, 3)
+            return self.model.encode(images)
 
     def _log(self, px):
         self._check_finite()
-        means, (rate, wait) = self.averages.take(), self.interval.take()
+        means, (rate, wait) = self.averages.take(self.world), self.interval.take()
         lr = self.optimizer.param_groups[0]["lr"]
         speed = {"train/images_per_s": rate, "train/data_wait": wait}
-        self.log.write({**self._counters(), "resolution": px, "lr": lr, **means, **speed})
-        say(
+        self.folder.write({**self.done.record(), "resolution": px, "lr": lr, **means, **speed})
+        self.world.say(
             f"step {self.step}/{self.total_steps}  loss {means['train/loss']:.4f}  lr {lr:.4g}  "
             f"{rate:.0f} images/s  data wait {wait:.0%}"
         )
 
     def _check_finite(self):
         """Raise NonFiniteLoss if a loss or a weight is not finite; waits for the device."""
-        step, lr = int(self.first_bad_step), self.optimizer.param_groups[0]["lr"]
-        norms = torch.stack(torch._foreach_norm(list(self.learner.parameters())))
-        if step < 0 and bool(torch.isfinite(norms).all()):
-            return
-        what = f"the loss of step {step}" if step >= 0 else f"a weight, by step {self.step},"
-        raise NonFiniteLoss(
-            f"{self.out}: {what} is not finite (lr {lr:.4g}, {self.config.precision}); {CHECKPOINT}"
-            f" holds step {self.saved_step}, from before; lower optim.lr or raise the precision"
-        )
+        lr = self.optimizer.param_groups[0]["lr"]
+        how = f"lr {lr:.4g}, {self.config.precision}"
+        kept = f"{CHECKPOINT} holds step {self.saved_step}, from before"
+        self.watch.check(self.learner.parameters(), self.step, self.folder.path, how, kept)
 
     def _finish(self):
         """Leave the run's picture and the backbone, and return the summary."""
-        if not (self.out / BACKBONE).exists():
+        if self.world.is_first and not (self.folder.path / BACKBONE).exists():
             from ffcv_ssl.report import draw_report  # matplotlib is slow to import
 
-            draw_report(self.out, self._view_samples())
+            data = self.config.data
+            ops = make_views(self.views, self.config.resolution.max)
+            samples = self.train_set.sample_views(ops, data.image_field, self.config.seed)
+            draw_report(self.folder.path, samples)
             about = {"model": self.config.model.backbone, "stem": self.config.model.stem}
-            checkpoint.save_weights(self.out / BACKBONE, self.model.backbone, about)
+            checkpoint.save_weights(self.folder.path / BACKBONE, self.model.backbone, about)
         return self.summary("finished")
-
-    def _view_samples(self):
-        """uint8 (B, H, W, 3) arrays of each view of the first few images, for the picture."""
-        data, px = self.config.data, self.config.resolution.max
-        ops = {name: [*build(view, px), ToTensor()] for name, view in self.views.items()}
-        return self.train_set.sample_views(ops, data.image_field, self.config.seed)
 
     def summary(self, status):
         """What the last line on stdout says: counters, last losses and last evaluation."""
-        last = {**self.log.latest("train/"), **self.log.latest("val/")}
-        shown = {k: v for k, v in last.items() if k.startswith(("train/", "val/"))}
-        return {"status": status, "out": str(self.out), **self._counters(), **shown}
+        shown = self.folder.latest("train/", "val/")
+        return {
+            "status": status,
+            "out": str(self.folder.path),
+            **self.done.record(),
+            **shown,
+        }
 
     # -- saving and resuming
 
     def _save_if_due(self):
+        if self.world.size > 1 and self.step % AGREE_EVERY:
+            return
         minutes = (time.perf_counter() - self.saved_at) / 60
-        if self.stop.asked or minutes >= self.config.checkpoint.every_minutes:
+        is_due = minutes >= self.config.checkpoint.every_minutes
+        if any(self.world.any(self.stop.asked, is_due)):
             self._save()
         self._exit_if_asked()
 
     def _exit_if_asked(self):
-        if self.stop.asked:
-            raise Interrupted(f"{self.out}: interrupted; {CHECKPOINT} holds step {self.saved_step}")
+        if self.world.any(self.stop.asked)[0]:
+            where = f"{CHECKPOINT} holds step {self.saved_step}"
+            raise Interrupted(f"{self.folder.path}: interrupted; {where}")
 
     def _save(self):
         """Write the checkpoint, if it is worth keeping and once the metrics are on disk."""
         self._check_finite()
-        self.log.sync()
-        checkpoint.save(self.out / CHECKPOINT, self._state())
+        self.folder.save(self._state())
         self.saved_step, self.saved_at = self.step, time.perf_counter()
 
     def _parts(self):
         """Everything with a state_dict of its own, by its name in the checkpoint."""
-        parts = {"model": self.model, "method": self.method, "optimizer": self.optimizer}
-        parts |= {"scaler": self.scaler, "loader": self.loader}
-        if self.probes is not None:
-            parts |= {"probes": self.probes, "probe_optimizer": self.probe_optimizer}
-        return parts
+        parts = {
+            "model": self.model, "method": self.method, "classifier": self.learner.classifier,
+            "optimizer": self.optimizer, "scaler": self.scaler, "probes": self.probes,
+            "loader": self.loader, "labelled": self.labelled and self.labelled.loader,
+        }  # fmt: skip
+        return {name: part for name, part in parts.items() if part is not None}
 
     def _state(self):
         return {
-            "format": CHECKPOINT_FORMAT, "config": config_dict(self.config),
-            "datasets": self._datasets(), "step": self.step, "updates": self.updates,
-            "images": self.images, "flops": self.flops, "seconds": self._seconds(),
-            **{name: part.state_dict() for name, part in self._parts().items()}, "ema": None,
-            "averages": dict(self.averages.sums), "rng": checkpoint.rng_state(),
-            "threads": torch.get_num_threads(), "versions": checkpoint.versions(),
+            **{name: part.state_dict() for name, part in self._parts().items()},
+            **self.done.state_dict(),
+            "averages": self.averages.over_ranks(self.world), "rng": checkpoint.rng_state(),
         }  # fmt: skip
-
-    def _datasets(self):
-        sets = {"train": self.train_set, "val": self.val_set}
-        return {name: dataset and dataset.describe() for name, dataset in sets.items()}
-
-    def _keep_copy(self, epoch):
-        every = self.config.checkpoint.keep_every
-        if every and (epoch % every == 0 or epoch == self.config.epochs):
-            kept = self.out / f"checkpoint_epoch_{epoch:04d}.pt"
-            checkpoint.keep_copy(self.out / CHECKPOINT, kept)
-
-    def _read_checkpoint(self):
-        """The folder's checkpoint, or None; refuses, with both sides named, that of another run."""
-        path = self.out / CHECKPOINT
-        if not path.exists():
-            return None
-        saved = checkpoint.load(path)
-        if saved.get("format") != CHECKPOINT_FORMAT:
-            got = f"got format {saved.get('format')!r}, expected {CHECKPOINT_FORMAT}"
-            raise UserError(f"{path}: {got}; use another --out")
-        sides = (saved["config"], config_dict(self.config))
-        differences = command.config_differences(*sides, FREE_KEYS, FREE_GROUPS)
-        for name, now in self._datasets().items():
-            if saved["datasets"][name] != now:
-                differences.append(f"{name} data {saved['datasets'][name]} there, {now} here")
-        if differences:
-            what = "; ".join(differences)
-            raise UserError(f"{path}: another run's: {what}; restore that or use another --out")
-        return saved
 
     def _start(self):
         """Begin at step 0; what a run without a checkpoint left in the folder is not part of it."""
-        for stale in [*self.out.glob("checkpoint_epoch_*.pt"), self.out / BACKBONE]:
-            stale.unlink(missing_ok=True)
-        self.log = MetricsLog(self.out, None, self.config.log.tensorboard)
+        config = self.config
+        self.folder.open_log(None, config.log.tensorboard)
         self._save()
-        say(f"{self.out}: {self.config.epochs} epochs of {self.steps_per_epoch} steps")
+        streams = [(config.own_batch_size, "images", len(self.views))]
+        streams += [(config.labelled_batch_size, "labelled", config.labelled.num_views)]
+        self.world.say(
+            f"{self.folder.path}: {config.epochs} epochs of {self.steps_per_epoch} steps, "
+            f"{sum(size * views for size, _, views in streams)} views a step: "
+            + ", ".join(f"{size} {what} x {views}" for size, what, views in streams if size)
+        )
 
     def _restore(self, saved):
-        self.step, self.updates, self.images = saved["step"], saved["updates"], saved["images"]
-        self.flops, self.seconds_before = saved["flops"], saved["seconds"]
-        self.saved_step, device = self.step, self.world.device
+        self.done.load_state_dict(saved)
+        self.saved_step = self.step
         for name, part in self._parts().items():
             if name != "loader" or self.step % self.steps_per_epoch:  # between epochs: set_epoch
                 part.load_state_dict(saved[name])
-        self.averages.sums = {k: pair.to(device) for k, pair in saved["averages"].items()}
-        self.log = MetricsLog(self.out, self.step, self.config.log.tensorboard)
+        device, is_first = self.world.device, self.world.is_first  # the sums were of all ranks
+        sums = {name: pair.to(device) * is_first for name, pair in saved["averages"].items()}
+        self.averages.sums = sums
+        self.folder.open_log(self.step, self.config.log.tensorboard)
         checkpoint.restore_rng_state(saved["rng"])
         if self.step < self.total_steps:
-            say(f"{self.out}: resumed at step {self.step} of {self.total_steps}")
-        now = {"threads": torch.get_num_threads(), **checkpoint.versions()}
-        before = {"threads": saved["threads"], **saved["versions"]}
-        if now != before:
-            say(f"{self.out}: losses may differ in their last bits: {before} before, {now} now")
+            self.world.say(f"{self.folder.path}: resumed at step {self.step} of {self.total_steps}")
+        note = self.folder.note_versions(saved)
+        if note:
+            self.world.say(note)
 
     def close(self):
         """End the loaders' threads and the log."""
-        for loader in (self.loader, self.val_loader, self.bank_loader):
-            if loader is not None:
-                loader.close()
-        self.log.close()
+        for part in (self.loader, self.labelled, self.evaluation, self.folder):
+            if part is not None:
+                part.close()
 
 
 # ---- Command line --------------------------------------------------------------------------------
-
-
-def make_world(config):
-    """This process' place in the run: one process so far."""
-    torch.set_num_threads(config.system.torch_threads or len(os.sched_getaffinity(0)))
-    torch.backends.cudnn.benchmark = True
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    return World(device=command.choose_device(config.system.device))
 
 
 def read_config(argv):
@@ -866,22 +859,30 @@ def read_config(argv):
 
 def run(argv):
     """The command: returns (exit code, summary)."""
+    if slurm.is_batch(argv):
+        return 0, slurm.submit_batch(argv, read_config, __file__)
     config = read_config(argv)
-    with command.StopSignal() as stop, command.hold_folder(config.out) as out:
-        trainer = Trainer(config, make_world(config), stop)
-        text = yaml.safe_dump(config_dict(config), sort_keys=False)
-        checkpoint.write_text(out / "config.yaml", text)
+    if slurm.wants_submission(config):
+        return 0, slurm.submit(config, argv, __file__)
+    environment = slurm.task_environment() or os.environ
+    world = World.join(config.system.device, config.system.torch_threads, environment)
+    hold = command.hold_folder(config.out) if world.is_first else contextlib.nullcontext()
+    with command.StopSignal() as stop, hold:
+        trainer = Trainer(config, world, stop)
+        trainer.folder.write_config()
         try:
             return 0, trainer.fit()
         except Interrupted as message:
-            print(message, file=sys.stderr)
+            world.say(message, sys.stderr)
             return command.EXIT_INTERRUPTED, trainer.summary("interrupted")
         finally:
             trainer.close()
+            world.leave()
 
 
 def main(argv=None):
     """Run the command and return its exit code; the last line on stdout is the summary."""
+    is_first = int(os.environ.get("RANK", 0)) == 0
     try:
         code, summary = run(sys.argv[1:] if argv is None else argv)
     except (UserError, BetonError, checkpoint.CheckpointError) as error:
@@ -890,7 +891,8 @@ def main(argv=None):
     except NonFiniteLoss as error:
         print(error, file=sys.stderr)
         return 1
-    print(json.dumps(summary), flush=True)
+    if is_first:
+        print(json.dumps(summary), flush=True)
     return code
 
 

@@ -1,6 +1,9 @@
-"""LARS, and which parameters an optimiser decays and adapts."""
+"""LARS, which parameters an optimiser decays and adapts, and moving averages of weights,
+and the schedules of rate and resolution."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import nn
@@ -16,12 +19,24 @@ def parameter_groups(model, weight_decay):
     weights, rest = [], []
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
             is_rest = isinstance(module, NORM_LAYERS) or parameter.ndim <= 1
             (rest if is_rest else weights).append(parameter)
     return [
         {"params": weights, "weight_decay": weight_decay, "adapt": True},
         {"params": rest, "weight_decay": 0.0, "adapt": False},
     ]
+
+
+@torch.no_grad()
+def move_average_(average, module, momentum):
+    """average <- momentum average + (1 - momentum) module, for all parameters at once.
+
+    Buffers are left alone: a network in training mode keeps batch statistics of its own.
+    """
+    parameters = list(module.parameters())
+    torch._foreach_lerp_(list(average.parameters()), parameters, 1.0 - momentum)
 
 
 class LARS(torch.optim.Optimizer):
@@ -67,3 +82,38 @@ class LARS(torch.optim.Optimizer):
             u_norm = torch.stack(torch._foreach_norm(gradients)) + decay * p_norm
         ratios = self.trust * p_norm / (u_norm + 1e-8)
         return torch.where((p_norm > 0) & (u_norm > 0), ratios, torch.ones_like(ratios))
+
+
+def make_optimizer(config, model):
+    """The optimiser an OptimConfig names, of a model's parameters; `lr_at` sets its rate."""
+    groups = parameter_groups(model, config.weight_decay)
+    if config.name == "lars":
+        inside, joint = config.lars_lr == "inside", config.lars_norm == "joint"
+        return LARS(groups, config.lr, config.momentum, lr_inside=inside, joint_norm=joint)
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.nesterov)
+    return torch.optim.AdamW(groups, config.lr, config.betas)
+
+
+def lr_at(step, config, batch_size, epochs, steps_per_epoch):
+    """Learning rate of update `step` (from 0): linear warm-up, then cosine, both by step."""
+    scale = {"linear": batch_size / 256, "sqrt": math.sqrt(batch_size), "none": 1.0}
+    peak = config.lr * scale[config.lr_scaling]
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        start = config.warmup_start
+        return peak * (start + (1 - start) * (step + 1) / warmup)
+    progress = (step - warmup) / max(1, epochs * steps_per_epoch - warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return peak * (config.end_ratio + (1 - config.end_ratio) * cosine)
+
+
+def resolution_at(epoch, config):
+    """Side of the views in pixels in `epoch` (from 0): min, a linear ramp by 32 pixels, max."""
+    if epoch < config.start_ramp:
+        return config.min
+    if epoch >= config.end_ramp or config.min == config.max:
+        return config.max
+    share = (epoch - config.start_ramp) / (config.end_ramp - config.start_ramp)
+    px = 32 * round((config.min + share * (config.max - config.min)) / 32)
+    return min(max(px, config.min), config.max)

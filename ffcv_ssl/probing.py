@@ -23,14 +23,48 @@ class Probes(nn.Module):
         return {name: layer(features[name].detach().float()) for name, layer in self.layers.items()}
 
 
-def probe_loss(logits, labels):
+def probe_loss(logits, labels, num_labelled=None):
     """Cross-entropy summed over depths, mean over labelled images, of labels (B,), -1: none.
 
-    It is 0 where no image is labelled, so a batch without labels trains nothing.
+    It is 0 where no image is labelled, so a batch without labels trains nothing. `num_labelled`
+    divides the sum instead of this batch's own number, where the batch is a part of a larger one.
     """
-    num_labelled = (labels >= 0).sum().clamp(min=1)
+    num_labelled = (labels >= 0).sum() if num_labelled is None else num_labelled
     losses = [F.cross_entropy(x, labels, ignore_index=-1, reduction="sum") for x in logits.values()]
-    return sum(losses) / num_labelled
+    return sum(losses) / num_labelled.clamp(min=1)
+
+
+class ProbeTrainer:
+    """Probes with an optimiser of their own (AdamW), trained on labels of all ranks' images.
+
+    config: a ProbeConfig. Its state is that of both.
+    """
+
+    def __init__(self, probes, config, world):
+        self.probes, self.world = probes, world
+        options = {"lr": config.lr, "weight_decay": config.weight_decay}
+        self.optimizer = torch.optim.AdamW(probes.parameters(), **options)
+
+    def train_step(self, features, labels, averages):
+        """A step on features by depth, (B, D), and labels (B,) of this rank; notes the hits."""
+        logits = self.probes(features)
+        num_labelled = (labels >= 0).sum()
+        total = self.world.sum_(num_labelled.clone())
+        self.optimizer.zero_grad(set_to_none=True)
+        probe_loss(logits, labels, total).backward()
+        self.world.sum_gradients_(self.probes.parameters())
+        self.optimizer.step()
+        for name, scores in logits.items():
+            averages.add(f"train/{name}/top1", hits(scores.detach(), labels, 1), num_labelled)
+
+    def state_dict(self):
+        """The probes' and the optimiser's state."""
+        return {"probes": self.probes.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state):
+        """Undo to `state_dict`."""
+        self.probes.load_state_dict(state["probes"])
+        self.optimizer.load_state_dict(state["optimizer"])
 
 
 def hits(scores, labels, k):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import numpy as np
 from ffcv_ssl import Loader, OrderOption
 from ffcv_ssl.command import UserError
 from ffcv_ssl.fields import IntField, RGBImageField
+from ffcv_ssl.fields.basics import IntDecoder
 from ffcv_ssl.reader import Reader
+from ffcv_ssl.transforms import NormalizeImage, Squeeze, ToDevice, ToTensor, ToTorchImage
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class RunData:
         size = min(num_images, self.num_samples)
         pipelines = dict.fromkeys(self.field_names)
         del pipelines[image_field]
-        pipelines |= {name: (image_field, list_) for name, list_ in ops.items()}
+        pipelines |= {name: (image_field, [*list_, ToTensor()]) for name, list_ in ops.items()}
         with Loader(
             self.path,
             size,
@@ -62,6 +65,44 @@ class RunData:
         ) as loader:
             batch = next(iter(loader))
             return [getattr(batch, name).numpy().copy() for name in ops]
+
+
+def make_loader(dataset, data, views, world, channels_last, **options):
+    """A loader of normalised float32 views (B, 3, H, W) on the rank's device, and of the labels.
+
+    data: a DataConfig. views: dict of name -> list of ops from the decoded image on. options: those
+    of `Loader`; order, seed, batch_size (a rank's) among them.
+    """
+    finish = [ToTensor(), ToDevice(world.device), ToTorchImage(channels_last=channels_last)]
+    finish += [NormalizeImage(np.array(data.mean), np.array(data.std), np.float32)]
+    pipelines = dict.fromkeys(dataset.field_names)  # None: what nobody asks for is not read
+    del pipelines[data.image_field]
+    for name, ops in views.items():
+        pipelines[name] = (data.image_field, ops + finish)
+    if dataset.labels is not None:
+        pipelines[data.label_field] = [IntDecoder(), ToTensor(), Squeeze(), ToDevice(world.device)]
+    workers = data.num_workers
+    if workers == -1 and world.device.type == "cpu":
+        workers = max(1, len(os.sched_getaffinity(0)) // 2)
+    return Loader(
+        dataset.path, num_workers=workers, os_cache=data.os_cache, on_error=data.on_error,
+        batches_ahead=data.batches_ahead, pipelines=pipelines,
+        rank=world.rank, world_size=world.size, **options,
+    )  # fmt: skip
+
+
+def rank_share(what, size, world):
+    """The part of a batch of `size` that each rank takes. Raises UserError if there is a rest."""
+    share, rest = divmod(size, world.size)
+    if rest:
+        raise UserError(f"{what}: got {size}, expected a multiple of {world.size} ranks")
+    return share
+
+
+def set_resolution(loader, sides_px):
+    """Sides in pixels of a loader's views by name, from its next `iter()` on."""
+    for name, side in sides_px.items():
+        loader.set_resolution(side, name)
 
 
 def open_dataset(path, image_field="image", label_field="label"):

@@ -9,8 +9,11 @@ import torch.nn.functional as F
 import torchvision
 
 import train
+from ffcv_ssl import settings
+from ffcv_ssl.distributed import World
 from ffcv_ssl.meters import Averages, flops_per_image
-from ffcv_ssl.optim import LARS, parameter_groups
+from ffcv_ssl.models import make_backbone
+from ffcv_ssl.optim import LARS, lr_at, parameter_groups, resolution_at
 from ffcv_ssl.probing import Probes, hits, knn_scores, probe_loss
 
 
@@ -96,7 +99,7 @@ def test_lars_follows_its_equation_in_each_variant(lr_inside, joint_norm):
 
 
 def test_norm_layers_and_biases_are_neither_decayed_nor_adapted_wherever_they_are():
-    model = train.Model(train.ModelConfig(backbone="resnet18", projector="32-16"))
+    model = train.Model(settings.ModelConfig(backbone="resnet18", projector="32-16"))
     weights, rest = parameter_groups(model, 0.1)
     convolutions = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
     assert {id(p) for p in weights["params"]} == {id(m.weight) for m in convolutions}
@@ -106,17 +109,12 @@ def test_norm_layers_and_biases_are_neither_decayed_nor_adapted_wherever_they_ar
     assert weights["adapt"] and not rest["adapt"]
 
 
-def make_config(epochs=100, batch_size=512, **optim):
-    return train.Config(
-        epochs=epochs,
-        optim=train.OptimConfig(**optim),
-        data=train.DataConfig(batch_size=batch_size),
-    )
+def rate_at(step, batch_size=512, steps_per_epoch=5, **optim):
+    return lr_at(step, settings.OptimConfig(**optim), batch_size, 100, steps_per_epoch)
 
 
 def test_learning_rate_warms_up_by_step_then_follows_the_cosine_to_its_end():
-    config = make_config(lr=0.4, warmup_epochs=10, end_ratio=0.01)
-    rates = [train.lr_at(step, config, steps_per_epoch=5) for step in range(500)]
+    rates = [rate_at(step, lr=0.4, warmup_epochs=10, end_ratio=0.01) for step in range(500)]
     peak = 0.4 * 512 / 256
     assert rates[0] == pytest.approx(peak / 50)
     assert max(rates) == rates[49] == pytest.approx(peak)
@@ -126,25 +124,30 @@ def test_learning_rate_warms_up_by_step_then_follows_the_cosine_to_its_end():
     assert rates[50:] == sorted(rates[50:], reverse=True)
 
 
+def test_warm_up_can_start_above_zero():
+    first, last = (rate_at(s, lr=0.4, warmup_epochs=10, warmup_start=0.125) for s in (0, 49))
+    assert first == pytest.approx(last * (0.125 + 0.875 / 50))
+
+
 def test_learning_rate_scales_with_the_batch_as_asked():
     rates = {
-        scaling: train.lr_at(0, make_config(lr=0.1, lr_scaling=scaling, warmup_epochs=0.0), 10)
+        scaling: rate_at(0, lr=0.1, lr_scaling=scaling, warmup_epochs=0.0)
         for scaling in ("linear", "sqrt", "none")
     }
     assert rates == pytest.approx({"linear": 0.2, "sqrt": 0.1 * math.sqrt(512), "none": 0.1})
 
 
 def test_resolution_ramps_from_min_to_max_in_steps_of_32():
-    config = train.ResolutionConfig(min=160, max=256, start_ramp=10, end_ramp=20)
-    sizes = [train.resolution_at(epoch, config) for epoch in range(25)]
+    config = settings.ResolutionConfig(min=160, max=256, start_ramp=10, end_ramp=20)
+    sizes = [resolution_at(epoch, config) for epoch in range(25)]
     assert sizes[:11] == [160] * 11 and sizes[20:] == [256] * 5
     assert set(sizes) == {160, 192, 224, 256} and sizes == sorted(sizes)
-    fixed = train.ResolutionConfig(min=40, max=40, start_ramp=0, end_ramp=9)
-    assert {train.resolution_at(epoch, fixed) for epoch in range(10)} == {40}
+    fixed = settings.ResolutionConfig(min=40, max=40, start_ramp=0, end_ramp=9)
+    assert {resolution_at(epoch, fixed) for epoch in range(10)} == {40}
 
 
 def test_views_of_one_size_share_one_forward_pass_and_come_back_in_order():
-    model = train.Model(train.ModelConfig(backbone="resnet18", projector="16-8"))
+    model = train.Model(settings.ModelConfig(backbone="resnet18", projector="16-8"))
     seen = []
     model.backbone.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
     views = [torch.randn(4, 3, side, side) for side in (64, 32, 64, 32)]
@@ -158,7 +161,7 @@ def test_views_of_one_size_share_one_forward_pass_and_come_back_in_order():
 
 
 def test_model_has_torchvisions_weights_and_a_projector_as_written():
-    model = train.Model(train.ModelConfig(backbone="resnet18", projector="40-24"))
+    model = train.Model(settings.ModelConfig(backbone="resnet18", projector="40-24"))
     bare = torchvision.models.resnet18()
     bare.fc = torch.nn.Identity()
     bare.load_state_dict(model.backbone.state_dict())
@@ -172,7 +175,7 @@ def test_cifar_stem_keeps_the_resolution_of_small_images():
     images = torch.zeros(2, 3, 32, 32)
     sides = {}
     for stem in ("imagenet", "cifar"):
-        backbone, _ = train.make_backbone("resnet18", stem)
+        backbone, _ = make_backbone("resnet18", stem)
         hook = backbone.layer4.register_forward_hook(
             lambda module, args, output, stem=stem: sides.update({stem: output.shape[-1]})
         )
@@ -182,7 +185,7 @@ def test_cifar_stem_keeps_the_resolution_of_small_images():
 
 
 def test_counted_flops_of_a_step_are_those_of_the_convolutions_three_times():
-    model = train.Model(train.ModelConfig(backbone="resnet18", projector="8"))
+    model = train.Model(settings.ModelConfig(backbone="resnet18", projector="8"))
     before = torch.get_rng_state()
     counted = flops_per_image(model, [224, 224])
     assert torch.equal(torch.get_rng_state(), before)
@@ -242,5 +245,5 @@ def test_averages_weigh_by_their_weights_and_start_anew():
     averages.add("top1", torch.tensor(3), torch.tensor(4))
     averages.add("top1", torch.tensor(0), torch.tensor(0))
     averages.add("nothing", torch.tensor(0), torch.tensor(0))
-    assert averages.take() == {"loss": 3.0, "top1": 0.75}
-    assert averages.take() == {}
+    assert averages.take(World()) == {"loss": 3.0, "top1": 0.75}
+    assert averages.take(World()) == {}

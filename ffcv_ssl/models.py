@@ -1,0 +1,81 @@
+"""Encoders: a torchvision ResNet and an MLP on top, which hand out the features of every depth.
+
+Shapes: B images a batch, D features, H W pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torchvision
+from torch import nn
+
+
+def make_backbone(name, stem):
+    """A torchvision ResNet without its classifier, (B, 3, H, W) -> (B, D), and its D."""
+    backbone = torchvision.models.get_model(name, weights=None)
+    width = backbone.fc.in_features
+    backbone.fc = nn.Identity()
+    if stem == "cifar":
+        channels = backbone.conv1.out_channels
+        backbone.conv1 = nn.Conv2d(3, channels, kernel_size=3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
+        backbone.maxpool = nn.Identity()
+    return backbone, width
+
+
+def make_mlp(widths, in_features, norm="hidden"):
+    """Blocks of an MLP given as `2048-512`: Linear, batch-norm as `norm` says, and ReLU each, the
+    last a Linear without bias, perhaps batch-norm, and no ReLU."""
+    *hidden, last = (int(width) for width in widths.split("-"))
+    blocks = nn.ModuleList()
+    for width in hidden:
+        layers = [nn.Linear(in_features, width, bias=norm == "none")]
+        layers += [nn.BatchNorm1d(width)] if norm != "none" else []
+        blocks.append(nn.Sequential(*layers, nn.ReLU()))
+        in_features = width
+    blocks.append(nn.Sequential(nn.Linear(in_features, last, bias=False)))
+    if norm == "all":
+        scale_only = nn.BatchNorm1d(last)
+        scale_only.bias.requires_grad_(False)  # stays 0
+        blocks[-1].append(scale_only)
+    return blocks
+
+
+class Model(nn.Module):
+    """Backbone and projector. `widths` maps the name of each depth to its D."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.backbone, width = make_backbone(config.backbone, config.stem)
+        self.projector, self.widths = nn.ModuleList(), {"backbone": width}
+        if config.projector:
+            self.projector = make_mlp(config.projector, width, config.projector_norm)
+        for depth, block in enumerate(self.projector, start=1):
+            self.widths[f"projector_{depth}"] = block[0].out_features
+
+    @property
+    def last(self):
+        """Name of the depth that the loss sees."""
+        return next(reversed(self.widths))
+
+    def encode(self, images):
+        """(B, 3, H, W) -> {"backbone": (B, D), "projector_1": (B, D), ...}."""
+        features = [self.backbone(images)]
+        for block in self.projector:
+            features.append(block(features[-1]))
+        return dict(zip(self.widths, features))
+
+    def forward(self, views):
+        """A list of (B, 3, H, W), of any B -> a list of dicts as of `encode`, in the same order.
+
+        Views of one size share one pass, and so their batch-norm statistics, as in SimCLR.
+        """
+        outputs = [None] * len(views)
+        for side in sorted({view.shape[-1] for view in views}, reverse=True):
+            members = [v for v, view in enumerate(views) if view.shape[-1] == side]
+            layers = self.encode(torch.cat([views[v] for v in members]))
+            rows = [len(views[v]) for v in members]
+            parts = {name: features.split(rows) for name, features in layers.items()}
+            for position, v in enumerate(members):
+                outputs[v] = {name: chunks[position] for name, chunks in parts.items()}
+        return outputs
