@@ -153,10 +153,9 @@ GOLDEN = [[[7, 6], [0, 10]], [[8, 4], [1, 0]], [[2, 5], [9, 8]]]
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5, 12, 30])
 def test_ranks_split_a_batch_without_loss_or_overlap(world_size, unique):
     order = ClassStratified(make_labels([20] * 8), 4, 3, unique)
-    sequence = batches(order).reshape(-1)
-    for count in (12, 7, 1, 0):
-        parts = order.split(None, sequence[:count], world_size)
-        assert sorted(np.concatenate(parts)) == list(range(count))
+    for batch in batches(order):
+        parts = order.split(None, batch.reshape(-1), world_size)
+        assert sorted(np.concatenate(parts)) == list(range(12))
         sizes = [len(part) for part in parts]
         assert len(sizes) == world_size and max(sizes) - min(sizes) <= 1
         assert sizes == sorted(sizes, reverse=True)
@@ -174,6 +173,15 @@ def test_ranks_have_classes_of_their_own_where_asked_for(world_size, shared):
         assert sum(count - 1 for count in owners.values()) == shared
         low_class_ranks.append(next(r for r, p in enumerate(parts) if labels.min() in labels[p]))
     assert len(set(low_class_ranks)) > 1  # which classes a rank has changes from batch to batch
+
+
+@pytest.mark.parametrize("size", [11, 13, 24])
+def test_a_batch_of_another_size_is_refused_in_one_line(size):
+    order = ClassStratified(make_labels([20] * 8), 4, 3)
+    message = f"global batch of {size} samples, expected 4 classes x 3 images; .* must be 12"
+    with pytest.raises(ValueError, match=message) as error:
+        order.split(None, batches(order).reshape(-1)[:size], 2)
+    assert "\n" not in str(error.value)
 
 
 def test_ranks_share_all_classes_and_split_their_images_otherwise():

@@ -86,6 +86,12 @@ def test_balanced_takes_the_same_number_of_every_class(size, expected):
     assert counts.tolist() == [expected] * 3
 
 
+def test_classes_are_drawn_from_independently():
+    labels = np.repeat([0, 1], 100)
+    first, second = np.split(chosen("balanced", count=100, labels=labels, num_classes=2), 2)
+    assert not np.array_equal(first, second - 100)
+
+
 @pytest.mark.parametrize("scheme", ["bernoulli", "balanced"])
 @pytest.mark.parametrize(
     ("less", "more"), [({"fraction": 0.1}, {"fraction": 0.4}), ({"count": 60}, {"count": 600})]

@@ -25,8 +25,8 @@ class ClassStratified(TraversalOrder):
 
     classes_per_batch, images_per_class: of a *global* batch, at least 1. unique_classes_per_rank:
     ranks get different classes of the batch (as far as their number allows), instead of different
-    images of all its classes. `batch_size` is that of the global batch; the loader's batch size
-    times its ranks must be just that, or batches are cut elsewhere.
+    images of all its classes. `batch_size` is that of the global batch: the loader's batch size
+    times its ranks must be just that, and is refused at the first batch otherwise.
 
     A pass is as many whole batches as cover the labelled samples once, at least one. A class with
     fewer images than a pass asks of it starts over, so an image may then occur twice, even in one
@@ -115,6 +115,12 @@ class ClassStratified(TraversalOrder):
     def split(self, reader, samples, world_size):
         """Equal parts: of rows of the interleaved batch, or of its classes one after another; each
         rank keeps the order of the batch."""
+        if len(samples) != self.batch_size:
+            raise ValueError(
+                f"ClassStratified: a global batch of {len(samples)} samples, expected "
+                f"{self.classes_per_batch} classes x {self.images_per_class} images; the loader's "
+                f"batch size times its ranks must be {self.batch_size}"
+            )
         if not self.unique_classes_per_rank:
             return super().split(reader, samples, world_size)
         # classes by their first place in the batch, not by number: no rank has always the same ones
