@@ -157,8 +157,8 @@ def interrupt_at(monkeypatch, step):
     """Let SIGTERM arrive during the given step."""
     train_step = train.Trainer._train_step
 
-    def interrupted(self, batch, px):
-        train_step(self, batch, px)
+    def interrupted(self, own, labelled, px):
+        train_step(self, own, labelled, px)
         if self.step == step:
             signal.raise_signal(signal.SIGTERM)
 
@@ -314,7 +314,7 @@ BAD_COMMANDS = {
     "unknown backbone": (["--model.backbone=vit"], "model.backbone: got 'vit'"),
     "unknown recipe": (["--views.recipe=nope"], "views.recipe"),
     "view setting out of range": (["--views.view_0.blur_prob=2"], "blur_prob"),
-    "one view": (["--views.recipe=supervised"], "expected 2 or more"),
+    "one view": (["--views.recipe=supervised"], "expected 2 to 12"),
     "warm-up as long as the run": (["--epochs=5"], "optim.warmup_epochs: got 10.0"),
     "ramp the wrong way": (["--resolution.min=300"], "resolution: got 300, 224"),
     "nesterov without momentum": (
