@@ -20,6 +20,7 @@ from benchmarks.photographs import write_small_raw
 from ffcv_ssl import Loader, OrderOption, Reader
 from ffcv_ssl import transforms as t
 from ffcv_ssl.kernels.io import read_samples
+from ffcv_ssl.loader.workers import Scratch
 from ffcv_ssl.pipeline.plan import ViewPlan
 
 _FULL = "+ jitter"
@@ -212,7 +213,8 @@ def _render_us(ops, pixels, heights, widths):
     (segment,) = plan.segments
     raw, nothing = np.zeros((count, plan.num_columns)), np.zeros(count, np.int64)
     segment.draw(0, np.arange(count), nothing, heights, widths, raw)
-    scratch = np.empty(segment.scratch_floats((heights.max(), widths.max())), np.float32)
+    num_floats = segment.scratch_floats((heights.max(), widths.max()))
+    scratch = Scratch().take("floats", num_floats, np.float32)
     out, factors = np.empty((count, *segment.shape, 3), np.uint8), np.ones(count, np.int64)
 
     def render():
