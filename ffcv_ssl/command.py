@@ -43,6 +43,8 @@ def parse_config(config_class, argv, prog, description, sort_out=None):
     naming the file where a file is at fault; exits as argparse does for --help and --print_config.
     """
     files = _config_files(argv)
+    if "" in files:
+        raise UserError("--config: got nothing, expected a YAML file")
     try:
         layers = {path: read_layers(path) for path in files}
     except ValueError as error:

@@ -224,3 +224,8 @@ def test_a_file_of_other_bytes_than_text_and_a_folder_are_refused(write, tmp_pat
     (tmp_path / "a.yaml").write_bytes(b"time: \xff\n")
     assert refusal("--config=a.yaml") == "a.yaml: got other bytes than UTF-8, expected YAML"
     assert re.match(r"\S+: no such configuration file", refusal(f"--config={tmp_path}"))
+
+
+@pytest.mark.parametrize("argv", [["--config"], ["--config="]], ids=str)
+def test_config_without_a_file_is_refused(argv):
+    assert refusal("--epochs=3", *argv) == "--config: got nothing, expected a YAML file"

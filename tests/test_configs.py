@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 import train
+from ffcv_ssl import slurm
 from ffcv_ssl.command import config_dict
 from ffcv_ssl.config_files import merge, read_layers
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+LISTS = sorted((ROOT / "configs/batches").glob("*.yaml"))
+CONFIGS = sorted(set((ROOT / "configs").rglob("*.yaml")) - set(LISTS))
 # Parts of others, not runs of their own.
 RUNS = [
     path for path in CONFIGS if path.parent.name != "parts" and not path.stem.startswith("base")
@@ -90,6 +92,13 @@ def test_every_run_is_listed_in_the_results_or_the_readme(path):
     name = str(path.relative_to(ROOT))
     short = name.removeprefix("configs/").removesuffix(".yaml")
     assert any(name in text or f"`{short}`" in text for text in texts)
+
+
+@pytest.mark.parametrize("path", LISTS, ids=lambda path: path.stem)
+def test_every_list_of_runs_can_be_submitted(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    configs = [train.read_config(line) for line in slurm.read_batch(path)]
+    assert len({config.out for config in configs}) == len(configs)
 
 
 def test_labelled_streams_fit_the_papers_worlds():
