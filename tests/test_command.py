@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from ffcv_ssl.command import UserError, config_dict, parse_config
+from ffcv_ssl.config_files import read_layers
 
 
 class Extras(TypedDict, total=False):
@@ -96,6 +97,8 @@ def test_dotted_keys_are_those_of_their_groups(write):
     write("more.yaml", "optim: {lr: 0.2, name: lars}\n")
     path = write("a.yaml", "base: [base.yaml, more.yaml]\noptim.lr: 0.3\n")
     assert parse("--config", path).optim == Optim(0.3, "lars")
+    path = write("deep.yaml", "base: a.yaml\ndeep: {er.level: 3}\n")
+    assert read_layers(path)[-1] == (path, {"deep": {"er": {"level": 3}}})
 
 
 def test_bases_are_found_beside_the_file_that_names_them_and_later_ones_win(write):
@@ -179,7 +182,10 @@ def test_a_bad_value_that_a_later_file_or_override_replaces_is_no_error(write):
 
 def test_a_bad_override_names_no_file(write):
     path = write("a.yaml", "epochs: 20\n")
-    assert refusal("--config", path, "--optim.lr=-1") == "optim.lr: got -1.0, expected more than 0"
+    expected = "optim.lr: got -1.0, expected more than 0"
+    assert refusal("--config", path, "--optim.lr=-1") == expected
+    path = write("alone.yaml", "epochs: 3\noptim: {name: lars}\n")  # refused for another reason
+    assert refusal("--config", path, "--epochs=5", "--optim.lr=-1") == expected
 
 
 BAD_FILES = {
