@@ -246,7 +246,8 @@ def _submit_job(config, argv, script):
         if path and not Path(path).exists():
             print(f"note: {path} is not here; the job's nodes must have it", file=sys.stderr)
     folder = Path(config.out).resolve() / "slurm"
-    task = Task(str(script), without_slurm_keys(argv), config.slurm.max_requeues)
+    run, limit = str(folder.parent), config.slurm.max_requeues
+    task = Task(str(script), without_slurm_keys(argv), run, limit)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         before = set(folder.iterdir())

@@ -15,6 +15,7 @@ job's pickle by deleting it first, and it would bring a cancelled job back to li
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import runpy
@@ -22,9 +23,10 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from typing import NamedTuple
 
-from ffcv_ssl.command import EXIT_INTERRUPTED, StopSignal, one_line
+from ffcv_ssl.command import EXIT_INTERRUPTED, StopSignal, UserError, hold_folder, one_line
 
 # The interpreter of a job, for a shell. Python and submitit take seconds to start, and by default
 # either signal would end them: they stay blocked until `Task` listens.
@@ -34,12 +36,20 @@ _BLOCK = (
 )
 PYTHON = shlex.join([sys.executable, "-S", "-c", _BLOCK])
 
+LOCK_PATIENCE_S = 300
+"""How long a requeued job waits for the run's folder: on a network's file system the lock of a node
+that failed is freed late."""
+
 
 class Task(NamedTuple):
-    """What each task of a job calls: the command of a script, and then, in rank 0, the requeue."""
+    """What each task of a job calls: the command of a script, and then, in rank 0, the requeue.
+
+    folder: that of the run, absolute, str.
+    """
 
     script: str
     argv: list
+    folder: str
     max_requeues: int
 
     def __call__(self):
@@ -54,9 +64,15 @@ class Task(NamedTuple):
             if code == EXIT_INTERRUPTED:
                 code = self._after_stop(stop.received)
         if code:
+            if not _is_first():
+                time.sleep(5)  # srun ends all tasks when one fails: rank 0 shall say why it does
             raise SystemExit(code)  # no Exception: submitit would add a traceback
 
     def _run(self):
+        if num_requeues() and _is_first():
+            with contextlib.suppress(UserError):  # then the script says so itself
+                with hold_folder(self.folder, LOCK_PATIENCE_S):
+                    pass
         sys.argv = [self.script, *self.argv]
         try:
             runpy.run_path(self.script, run_name="__main__")
@@ -65,7 +81,7 @@ class Task(NamedTuple):
         return 0
 
     def _after_stop(self, received):
-        if os.environ["SLURM_PROCID"] != "0":
+        if not _is_first():
             return 0
         _say(requeue(os.environ["SLURM_JOB_ID"], received, self.max_requeues))
         return EXIT_INTERRUPTED
@@ -113,6 +129,10 @@ def _scontrol(*words):
         return subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess(command, 1, "", one_line(error))
+
+
+def _is_first():
+    return os.environ["SLURM_PROCID"] == "0"
 
 
 def _too_often(max_requeues):
