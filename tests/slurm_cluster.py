@@ -7,6 +7,7 @@ signal that they asked for and then a minute's grace.
 
 import contextlib
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -22,8 +23,8 @@ PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
-SlurmUser=root
-SlurmdUser=root
+SlurmUser={user}
+SlurmdUser={user}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 SlurmctldPort={controller_port}
@@ -55,9 +56,8 @@ PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF
 def missing():
     """Why no cluster can be started here, or None."""
     absent = [name for name in DAEMONS if shutil.which(name, path=PATH) is None]
-    if absent:
-        return f"no Slurm here: no {', no '.join(absent)}; .ci/install_slurm installs them"
-    return None if os.getuid() == 0 else "no Slurm here: a cluster of its own needs root"
+    names = ", no ".join(absent)
+    return f"no {names} here; .ci/install_slurm installs Slurm" if absent else None
 
 
 class Cluster:
@@ -113,7 +113,7 @@ class Cluster:
         return self.job(job_id)
 
     def _configure(self):
-        self.folder.chmod(0o755)  # munge is another user
+        self.folder.chmod(0o755)  # munge wants its socket within everyone's reach
         for name in ("state", "spool"):
             (self.folder / name).mkdir()
         with socket.socket() as one, socket.socket() as two:
@@ -122,6 +122,7 @@ class Cluster:
             ports = one.getsockname()[1], two.getsockname()[1]
         text = CONFIGURATION.format(
             folder=self.folder,
+            user=pwd.getpwuid(os.getuid()).pw_name,
             host=socket.gethostname().split(".")[0],
             controller_port=ports[0],
             node_port=ports[1],
@@ -129,27 +130,19 @@ class Cluster:
         (self.folder / "slurm.conf").write_text(text)
 
     def _start_munge(self):
-        home, key = self.folder / "munge", self.folder / "munge" / "key"
-        home.mkdir(mode=0o755)
+        key = self.folder / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
-        for path in (home, key):
-            shutil.chown(path, "munge", "munge")
-        socket_path = self.folder / "munge.socket"
-        # munged makes its socket beside the key, where it may write, and Slurm looks in the folder
-        socket_path.symlink_to(home / "socket")
-        files = {"key-file": key, "socket": home / "socket", "log-file": home / "log"}
-        files |= {"pid-file": home / "pid", "seed-file": home / "seed"}
-        options = [f"--{name}={path}" for name, path in files.items()]
-        self._start("munged", "--foreground", *options, user="munge", group="munge")
-        self._wait("munge listens", socket_path.exists)
+        files = {"key-file": key, "socket": self.folder / "munge.socket"}
+        files |= {f"{name}-file": self.folder / f"munge.{name}" for name in ("log", "pid", "seed")}
+        self._start("munged", "--foreground", *(f"--{name}={path}" for name, path in files.items()))
+        self._wait("munge listens", files["socket"].exists)
 
-    def _start(self, name, *options, **identity):
+    def _start(self, name, *options):
+        # so that it ends with this process, however that ends
+        command = ["setpriv", "--pdeathsig=TERM", shutil.which(name, path=PATH), *options]
         with (self.folder / f"{name}.log").open("w") as log:
-            process = subprocess.Popen(
-                [shutil.which(name, path=PATH), *options],
-                env=self.environment, stdout=log, stderr=log, **identity,
-            )  # fmt: skip
+            process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
         self.daemons.append(process)
 
     def _end(self, process):
@@ -177,7 +170,7 @@ class Cluster:
         while not is_so():
             if time.monotonic() > end:
                 raise AssertionError(f"not within {timeout_s} s: {what}{self._logs()}")
-            dead = [process.args[0] for process in self.daemons if process.poll() is not None]
+            dead = [process.args[2] for process in self.daemons if process.poll() is not None]
             if dead:
                 raise AssertionError(f"{dead[0]} has ended{self._logs()}")
             time.sleep(0.1)
