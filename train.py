@@ -108,17 +108,13 @@ class Config:
 def check_config(config):
     """Raise ValueError for settings that do not go together, as the parser cannot see them."""
     if config.optim.warmup_epochs >= config.epochs:
-        raise UserError(
-            f"optim.warmup_epochs: got {config.optim.warmup_epochs}, expected less than epochs "
-            f"({config.epochs})"
-        )
+        got = f"got {config.optim.warmup_epochs}"
+        raise UserError(f"optim.warmup_epochs: {got}, expected less than epochs ({config.epochs})")
     make_optimizer(config.optim, nn.Linear(1, 1))  # torch has its own limits
     views, method = config.views.resolve(), METHODS[config.method]
     if config.own_batch_size and not method.fewest_views <= len(views) <= method.most_views:
         expected = f"{method.fewest_views} to {method.most_views}"
-        raise UserError(
-            f"views: got {len(views)} a sample, expected {expected} for {config.method}"
-        )
+        raise UserError(f"views: got {len(views)}, expected {expected} for {config.method}")
     if config.labelled.num_views > len(views):
         got = f"got {config.labelled.num_views}, expected at most the run's {len(views)} views"
         raise UserError(f"labelled.num_views: {got}")
@@ -172,11 +168,11 @@ def unit_rows(z):
 
 
 def contrast(embeddings, groups, temperature):
-    """For every row: log sums of exp(sim/t) over the rows of its group, and over all other groups.
+    """For every row the terms of a contrastive loss: rows of its group against all others.
 
-    embeddings (N, D); groups (N,) int64, -1: takes no part. Returns (N,) each: positives (-inf
-    where a row is alone in its group), negatives, the mean of sim/t over positives, and whether the
-    row is an anchor: one with a positive.
+    embeddings (N, D); groups (N,) int64, -1: takes no part. Returns (N,) each: the loss with the
+    sum over positives inside the logarithm, how much larger it is with their mean outside, that
+    mean of sim/t, and whether the row is an anchor: one with a positive.
     """
     z = unit_rows(embeddings)
     logits = z @ z.T / temperature  # (N, N)
@@ -184,11 +180,13 @@ def contrast(embeddings, groups, temperature):
     alike = (groups[:, None] == groups) & takes_part
     others = ~alike & takes_part
     alike.fill_diagonal_(False)
-    is_anchor = alike.any(dim=1)
-    positives = logits.masked_fill(~alike, -math.inf).logsumexp(dim=1)
+    number = alike.sum(dim=1)
+    positives = logits.masked_fill(~alike, -math.inf).logsumexp(dim=1).masked_fill(number == 0, 0)
     negatives = logits.masked_fill(~others, -math.inf).logsumexp(dim=1)
-    mean = logits.masked_fill(~alike, 0).sum(dim=1) / alike.sum(dim=1).clamp(min=1)
-    return positives.masked_fill(~is_anchor, 0), negatives, mean, is_anchor
+    mean = logits.masked_fill(~alike, 0).sum(dim=1) / number.clamp(min=1)
+    inside = F.softplus(negatives - positives)  # exact where it is small, too
+    outside = (positives - mean).masked_fill(number < 2, 0)  # of one: 0, and its gradient
+    return inside, outside, mean, number > 0
 
 
 def mean_over(values, chosen):
@@ -201,10 +199,9 @@ def suncet(embeddings, labels, temperature):
 
     l(i) = -log(sum_{j != i, same class} exp(sim(i, j)/t) / sum_{k != i} exp(sim(i, k)/t)), the mean
     over the anchors that have a positive. embeddings (N, D); labels (N,), -1: takes no part.
-    Written as softplus(negatives - positives), which is exact for small losses too.
     """
-    positives, negatives, _, is_anchor = contrast(embeddings, labels, temperature)
-    return mean_over(F.softplus(negatives - positives), is_anchor)
+    inside, _, _, is_anchor = contrast(embeddings, labels, temperature)
+    return mean_over(inside, is_anchor)
 
 
 def supcon(embeddings, labels, temperature):
@@ -213,8 +210,8 @@ def supcon(embeddings, labels, temperature):
 
     Inputs and mean over anchors as in `suncet`, of which it is the upper bound.
     """
-    positives, negatives, mean, is_anchor = contrast(embeddings, labels, temperature)
-    return mean_over(F.softplus(negatives - positives) + (positives - mean), is_anchor)
+    inside, outside, _, is_anchor = contrast(embeddings, labels, temperature)
+    return mean_over(inside + outside, is_anchor)
 
 
 def nt_xent(embeddings, temperature):
@@ -226,8 +223,8 @@ def nt_xent(embeddings, temperature):
     """
     num_views, batch, _ = embeddings.shape
     images = torch.arange(batch, device=embeddings.device).repeat(num_views)
-    positives, negatives, mean, _ = contrast(embeddings.flatten(0, 1), images, temperature)
-    loss = (F.softplus(negatives - positives) + (positives - mean)).mean()
+    inside, outside, mean, _ = contrast(embeddings.flatten(0, 1), images, temperature)
+    loss = (inside + outside).mean()
     alignment = -mean.detach().mean()
     return loss, {"alignment": alignment, "uniformity": loss.detach() - alignment}
 
@@ -242,6 +239,13 @@ def instance_nt_xent(anchor, positive, negative, temperature):
     return F.softplus(((a * n).sum(-1) - (a * p).sum(-1)) / temperature).mean()
 
 
+def centre(z):
+    """Features minus their means, in full precision; first minus a row, which changes no result:
+    the differences of nearly equal rows stay exact."""
+    z = full_precision(z) - z[0].detach()
+    return z - z.mean(dim=0)
+
+
 def vicreg(z, z2, invariance=25.0, variance=25.0, covariance=1.0):
     """Variance-invariance-covariance regularisation (Bardes et al. 2022, eq. 1 to 6). z, z2 (B, D).
 
@@ -251,11 +255,11 @@ def vicreg(z, z2, invariance=25.0, variance=25.0, covariance=1.0):
     z, z2 = full_precision(z), full_precision(z2)
     terms = {"invariance": F.mse_loss(z, z2), "variance": 0.0, "covariance": 0.0}
     itself = torch.eye(z.shape[1], dtype=torch.bool, device=z.device)
-    for view in (z, z2):
-        centred = view - view.mean(dim=0)
-        spread = (centred.square().sum(dim=0) / (len(z) - 1) + 1e-4).sqrt()  # (D,)
+    for view in (centre(z), centre(z2)):
+        products = view.T @ view / max(1, len(z) - 1)  # (D, D)
+        spread = (products.diagonal() + 1e-4).sqrt()  # (D,)
         terms["variance"] = terms["variance"] + F.relu(1 - spread).mean() / 2
-        products = (centred.T @ centred / (len(z) - 1)).masked_fill(itself, 0)  # (D, D)
+        products = products.masked_fill(itself, 0)
         terms["covariance"] = terms["covariance"] + products.square().sum() / z.shape[1]
     weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
     return sum(weights[name] * term for name, term in terms.items()), terms
@@ -267,12 +271,10 @@ def barlow_twins(z, z2, off_diagonal=0.0025):
     c = bn(z)^T bn(z2) / B, loss = sum (c_ii - 1)^2 + lambda sum_{i != j} c_ij^2. z, z2 (B, D);
     bn without affine parameters, biased variance, eps 1e-5.
     """
-    z, z2 = full_precision(z), full_precision(z2)
-    normed = [F.batch_norm(view, None, None, training=True) for view in (z, z2)]
+    normed = [v / (v.square().mean(dim=0) + 1e-5).sqrt() for v in (centre(z), centre(z2))]
     c = normed[0].T @ normed[1] / len(z)  # (D, D)
-    itself = torch.eye(len(c), dtype=torch.bool, device=c.device)
     on = (c.diagonal() - 1).square().sum()
-    off = c.masked_fill(itself, 0).square().sum()
+    off = c.masked_fill(torch.eye(len(c), dtype=torch.bool, device=c.device), 0).square().sum()
     return on + off_diagonal * off, {"on_diagonal": on, "off_diagonal": off}
 
 
@@ -288,10 +290,14 @@ def byol(predictions, targets):
 
 
 def cross_entropy(logits, labels, label_smoothing=0.0):
-    """Mean of -log softmax(logits)[label] over rows with a label; logits (N, K), labels (N,)."""
-    options = {"ignore_index": -1, "reduction": "sum", "label_smoothing": label_smoothing}
-    total = F.cross_entropy(full_precision(logits), labels, **options)
-    return total / (labels >= 0).sum().clamp(min=1)
+    """Mean of -log softmax(logits)[label] over rows with a label; logits (N, K), labels (N,).
+    Smoothing s: the target is 1 - s at the label, plus s / K everywhere."""
+    logits, index = full_precision(logits), labels.clamp(min=0)[:, None]
+    logits = logits - logits.detach().amax(dim=1, keepdim=True)
+    own = logits.gather(1, index)[:, 0]
+    others = logits.scatter(1, index, -math.inf).logsumexp(dim=1)
+    losses = F.softplus(others - own)  # exact where it is small, too
+    return mean_over(losses + label_smoothing * (own - logits.mean(dim=1)), labels >= 0)
 
 
 # ---- Methods: what a step does with the model's outputs ------------------------------------------
@@ -478,11 +484,8 @@ class Trainer:
         self._build_loaders()
         self._build_model()
         self._build_evaluation()
-        self.done, self.averages, self.interval = (
-            Counters(self.steps_per_epoch),
-            Averages(),
-            Interval(),
-        )
+        self.done, self.averages = Counters(self.steps_per_epoch), Averages()
+        self.interval = Interval()
         # a loss is the same on all ranks: the first one's counts
         self.one = torch.full((), float(world.is_first), device=world.device)
         self.watch, self.saved_step = FiniteWatch(world.device), 0
@@ -763,12 +766,8 @@ class Trainer:
     def summary(self, status):
         """What the last line on stdout says: counters, last losses and last evaluation."""
         shown = self.folder.latest("train/", "val/")
-        return {
-            "status": status,
-            "out": str(self.folder.path),
-            **self.done.record(),
-            **shown,
-        }
+        out = str(self.folder.path)
+        return {"status": status, "out": out, **self.done.record(), **shown}
 
     # -- saving and resuming
 
@@ -834,8 +833,7 @@ class Trainer:
         checkpoint.restore_rng_state(saved["rng"])
         if self.step < self.total_steps:
             self.world.say(f"{self.folder.path}: resumed at step {self.step} of {self.total_steps}")
-        note = self.folder.note_versions(saved)
-        if note:
+        if note := self.folder.note_versions(saved):
             self.world.say(note)
 
     def close(self):
@@ -864,8 +862,8 @@ def run(argv):
     config = read_config(argv)
     if slurm.wants_submission(config):
         return 0, slurm.submit(config, argv, __file__)
-    environment = slurm.task_environment() or os.environ
-    world = World.join(config.system.device, config.system.torch_threads, environment)
+    system = config.system
+    world = World.join(system.device, system.torch_threads, slurm.task_environment())
     hold = command.hold_folder(config.out) if world.is_first else contextlib.nullcontext()
     with command.StopSignal() as stop, hold:
         trainer = Trainer(config, world, stop)
@@ -882,16 +880,15 @@ def run(argv):
 
 def main(argv=None):
     """Run the command and return its exit code; the last line on stdout is the summary."""
-    is_first = int(os.environ.get("RANK", 0)) == 0
     try:
         code, summary = run(sys.argv[1:] if argv is None else argv)
-    except (UserError, BetonError, checkpoint.CheckpointError) as error:
-        print(command.one_line(error), file=sys.stderr)
-        return command.EXIT_USER_ERROR
-    except NonFiniteLoss as error:
-        print(error, file=sys.stderr)
-        return 1
-    if is_first:
+    except (UserError, NonFiniteLoss, BetonError, checkpoint.CheckpointError) as error:
+        # all ranks of a node make these mistakes alike: one says it
+        is_common = isinstance(error, UserError | NonFiniteLoss)
+        if not is_common or os.environ.get("LOCAL_RANK", "0") == "0":
+            print(command.one_line(error), file=sys.stderr)
+        return 1 if isinstance(error, NonFiniteLoss) else command.EXIT_USER_ERROR
+    if os.environ.get("RANK", "0") == "0":
         print(json.dumps(summary), flush=True)
     return code
 
