@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import re
 import signal
 import sys
@@ -237,7 +238,8 @@ class StopSignal:
 
     def _remember(self, number, frame):
         if not self.received:
-            print("stopping after this step; the run can be resumed", file=sys.stderr, flush=True)
+            # not print: the signal may have come in the middle of one
+            os.write(2, b"stopping after this step; the run can be resumed\n")
         self.received.append(signal.Signals(number))
         if number == signal.SIGINT:
             signal.signal(number, self.former[number])
