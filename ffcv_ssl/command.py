@@ -11,7 +11,6 @@ import json
 import os
 import re
 import signal
-import sys
 import time
 from dataclasses import asdict
 from functools import partial
