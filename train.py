@@ -665,9 +665,12 @@ class Trainer:
             self.scaler.scale(loss).backward()
             return outputs, loss, terms
 
+        def features_of(part, num_own):
+            with frozen_statistics(self.learner):
+                return self.learner(part, num_own)
+
         def forward(part):
-            with frozen_statistics(self.model):
-                return self._forward(self.learner, part, num_own)
+            return self._forward(features_of, part, num_own)
 
         def again(part):
             with self._autocast():
@@ -745,8 +748,7 @@ class Trainer:
 
     def _check_finite(self):
         """Raise NonFiniteLoss if a loss or a weight is not finite; waits for the device."""
-        lr = self.optimizer.param_groups[0]["lr"]
-        how = f"lr {lr:.4g}, {self.config.precision}"
+        how = f"lr {self.optimizer.param_groups[0]['lr']:.4g}, {self.config.precision}"
         kept = f"{CHECKPOINT} holds step {self.saved_step}, from before"
         self.watch.check(self.learner.parameters(), self.step, self.folder.path, how, kept)
 
