@@ -28,13 +28,16 @@ class World:
         self.device = torch.device(device)
 
     @classmethod
-    def join(cls, device_name="auto", num_threads=0, environment=os.environ):
-        """Meet the other ranks, as torchrun's variables in `environment` say, if there are any.
+    def join(cls, device_name="auto", num_threads=0, launcher=None):
+        """Meet the other ranks, if there are any, as torchrun's environment variables say, or as
+        `launcher` (dict with the same names) does, which is put into the environment.
 
         device_name: auto, cpu, cuda or cuda:N; several ranks take the CUDA device of their local
         rank. num_threads: of torch on the CPU; 0: the cores, shared with the node's other ranks.
         Raises UserError for a device that is not there.
         """
+        environment = os.environ
+        environment.update(launcher or {})
         cores = len(os.sched_getaffinity(0)) // int(environment.get("LOCAL_WORLD_SIZE", 1))
         torch.set_num_threads(num_threads or max(1, cores))
         torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = True
@@ -48,14 +51,9 @@ class World:
         if device.type == "cuda":
             device = choose_device(f"cuda:{local_rank}")
             torch.cuda.set_device(device)
-        # a launcher of our own names the address; torchrun's agent has its own way to meet
-        meet = {"init_method": "env://"}
-        if environment is not os.environ:
-            address = f"tcp://{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
-            meet = {"init_method": address, "rank": rank, "world_size": size}
         # numbers on the host go by gloo, so that to agree on something never waits for a device
         backends = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backends, timeout=PATIENCE, **meet)
+        dist.init_process_group(backends, timeout=PATIENCE)
         return cls(rank, size, local_rank, device)
 
     @property

@@ -25,10 +25,9 @@ class LabelledStream:
 
     def __init__(self, settings, dataset, data, ops, seed, world, channels_last):
         self.settings, chosen = settings, settings.labels
-        names = dataset.names() if chosen.scheme == "file" else None
         labels = choose_labels(
             dataset.labels, dataset.num_classes, chosen.scheme, fraction=chosen.fraction,
-            count=chosen.count, file=chosen.file, seed=chosen.seed, names=names,
+            count=chosen.count, file=chosen.file, seed=chosen.seed, names=dataset.names,
         )  # fmt: skip
         self.description = class_counts(labels, dataset.num_classes)
         size = settings.classes_per_batch * settings.images_per_class
