@@ -57,7 +57,7 @@ class SlurmConfig:
     time: str | None = None
     """Time limit: minutes, hours:minutes:seconds or days-hours; in YAML in quotes."""
     signal_delay_s: PositiveInt = 120
-    """Seconds before the time limit at which the run is told to save: longer than a step and a
+    """Seconds before the time limit at which the run is told to save: longer than ten steps and a
     checkpoint. Slurm may be up to 60 s early."""
     max_requeues: NonNegativeInt = 100
     """A job that was requeued so many times is not requeued again."""

@@ -46,7 +46,7 @@ SlurmdParameters=config_overrides
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=2
-KillWait=15
+KillWait=60
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
 PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
 PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF
@@ -103,12 +103,11 @@ class Cluster:
         text = self.run("scontrol", "show", "job", str(job_id))
         return dict(re.findall(r"(\S+?)=(\S+)", text))
 
-    def wait_for(self, job_id, *states, timeout_s=300):
-        """Wait until a job is in one of these states; returns what Slurm knows about it."""
+    def wait_for_end(self, job_id, timeout_s=300):
+        """Wait until a job has ended for good; returns what Slurm knows about it."""
+        alive = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING")
         self._wait(
-            f"job {job_id} is {' or '.join(states)}",
-            lambda: self.job(job_id)["JobState"] in states,
-            timeout_s,
+            f"job {job_id} has ended", lambda: self.job(job_id)["JobState"] not in alive, timeout_s
         )
         return self.job(job_id)
 
