@@ -5,12 +5,11 @@
     config = read_config(argv)
     if slurm.wants_submission(config):                          # --slurm.partition P
         return 0, slurm.submit(config, argv, __file__)
-    environment = slurm.task_environment() or os.environ        # torchrun's variables
+    environment = slurm.task_environment()                      # torchrun's variables, or None
 
 A job runs the same command without the keys of `slurm`, in the same directory and with the same
 python, one task a GPU; code and configuration files are read when it starts, not copied. Every task
-is a rank, and it is requeued until it is finished: see `slurm_job`. Only rank 0 of a stopped run
-ends with 75, so the trainer must let no rank go before rank 0 has saved.
+is a rank, and it is requeued until it is finished: see `slurm_job`.
 """
 
 from __future__ import annotations
@@ -106,6 +105,7 @@ def submit(config, argv, script):
     config: that command line, parsed, with its folder in `out`. Raises UserError where Slurm
     refuses, or is not there.
     """
+    _check(config)
     job = _submit_job(config, argv, Path(script).resolve())
     print(f"job {job['job_id']}: {job['out']}, log {job['stdout']}", flush=True)
     return {"status": "submitted", **job}
@@ -120,12 +120,14 @@ def submit_batch(argv, read_config, script):
     """
     path = _batch_file(argv)
     runs = [(line, _read_entry(line, read_config, path)) for line in read_batch(path, argv)]
-    seen = {}
+    folders = set()
     for _, config in runs:
         folder = Path(config.out).resolve()
-        if folder in seen:
+        if folder in folders:
             raise UserError(f"{path}: two runs in {config.out}; give one a name of its own")
-        seen[folder] = config
+        folders.add(folder)
+    for _, config in runs:
+        _check(config)
     jobs = []
     for line, config in runs:
         try:
@@ -236,15 +238,21 @@ def sbatch_parameters(config, name, script):
     }
 
 
-def _submit_job(config, argv, script):
-    """Returns {job_id, out, stdout, stderr}."""
-    import submitit
-
+def _check(config):
+    """Refuse what no job could do; raises UserError."""
     if shutil.which("sbatch") is None:
         raise UserError("slurm.partition: there is no sbatch here; submit from a login node")
+    if not config.data.train:
+        raise UserError("data.train: got no file to train on; write one with write_dataset.py")
     for path in (config.data.train, config.data.val):
-        if path and not Path(path).exists():
+        if path and not Path(path).exists():  # a file on the nodes' own disks, perhaps
             print(f"note: {path} is not here; the job's nodes must have it", file=sys.stderr)
+
+
+def _submit_job(config, argv, script):
+    """Returns {job_id, out, stdout, stderr}. Raises UserError where Slurm refuses."""
+    import submitit
+
     folder = Path(config.out).resolve() / "slurm"
     run, limit = str(folder.parent), config.slurm.max_requeues
     task = Task(str(script), without_slurm_keys(argv), run, limit)
@@ -259,7 +267,7 @@ def _submit_job(config, argv, script):
         raise UserError(f"{folder}: {error.strerror or one_line(error)}") from None
     except submitit.core.utils.FailedJobError as error:
         _remove_rest(folder, before)
-        raise UserError(f"slurm: {_reason(error)}; nothing was submitted") from None
+        raise UserError(f"slurm: {_reason(error)}") from None
     paths = {"stdout": str(job.paths.stdout), "stderr": str(job.paths.stderr)}
     return {"job_id": job.job_id, "out": config.out, **paths}
 

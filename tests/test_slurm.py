@@ -391,6 +391,7 @@ def test_a_users_mistake_in_a_job_is_one_line_in_its_log(cluster, submit, tmp_pa
     [
         (["--slurm.partition=none"], "Invalid partition name"),
         (["--slurm.partition=low", "--optim.lr=-1"], "optim.lr"),
+        (["--slurm.partition=low", "--data.train="], "data.train"),
         (["--slurm.partition=low", "--slurm.nodes=0"], "slurm.nodes"),
         (["--slurm.partition=low", "--slurm.tme=3"], "unknown key"),
     ],
@@ -424,7 +425,7 @@ def test_a_batch_submits_a_job_for_each_run(cluster, tmp_path, settings):
 
 def test_without_slurm_a_submission_is_refused_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    data = SimpleNamespace(train=None, val=None)
+    data = SimpleNamespace(train="a.beton", val=None)
     config = SimpleNamespace(out=f"{tmp_path}/run", slurm=SlurmConfig(partition="p"), data=data)
     with pytest.raises(UserError, match="no sbatch here; submit from a login node"):
         slurm.submit(config, [], "train.py")
