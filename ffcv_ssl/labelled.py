@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from ffcv_ssl.command import UserError
 from ffcv_ssl.labels import choose_labels, class_counts
 from ffcv_ssl.run_data import make_loader, rank_share, set_resolution
 from ffcv_ssl.seeds import derive_seed
@@ -31,6 +32,10 @@ class LabelledStream:
         )  # fmt: skip
         self.description = class_counts(labels, dataset.num_classes)
         size = settings.classes_per_batch * settings.images_per_class
+        num_classes = len(np.unique(labels[labels >= 0]))
+        if settings.classes_per_batch > num_classes:
+            got = f"got {settings.classes_per_batch}, but {num_classes} classes have labels"
+            raise UserError(f"labelled.classes_per_batch: {got}; at most so many fit in a batch")
         order = ClassStratified(
             labels, settings.classes_per_batch, settings.images_per_class,
             settings.unique_classes_per_rank,
