@@ -3,6 +3,7 @@ real cluster of one node."""
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -210,6 +211,19 @@ def test_signals_that_came_early_or_while_saving_are_remembered():
             signal.raise_signal(signal.SIGUSR2)
         assert outer.received == [signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR2]
     assert [signal.getsignal(number) for number in StopSignal.SIGNALS] == before
+
+
+def test_signals_while_python_starts_wait_until_somebody_listens():
+    code = "import signal as s; print('up', flush=True); input(); "
+    code += "s.signal(s.SIGUSR2, lambda *_: print('heard', flush=True)); "
+    code += "s.pthread_sigmask(s.SIG_UNBLOCK, [s.SIGUSR2])"
+    command = f"exec {slurm_job.PYTHON} -c {shlex.quote(code)}"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, shell=True, **pipes) as process:
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(signal.SIGUSR2)
+        assert process.communicate("\n", timeout=60)[0] == "heard\n"
+    assert process.returncode == 0
 
 
 def test_a_second_ctrl_c_acts_as_if_nobody_listened():
