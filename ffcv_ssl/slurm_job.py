@@ -64,8 +64,10 @@ class Task(NamedTuple):
             if code == EXIT_INTERRUPTED:
                 code = self._after_stop(stop.received)
         if code:
+            # srun ends all tasks when one fails: rank 0 is to say why, and `code` to stay the job's
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             if not _is_first():
-                time.sleep(5)  # srun ends all tasks when one fails: rank 0 shall say why it does
+                time.sleep(5)
             raise SystemExit(code)  # no Exception: submitit would add a traceback
 
     def _run(self):

@@ -394,7 +394,7 @@ def test_a_job_that_was_requeued_often_enough_stops_and_says_so(cluster, submit,
 def test_a_users_mistake_in_a_job_is_one_line_in_its_log(cluster, submit, tmp_path):
     summary = submit(f"--data.val={tmp_path}/none.beton")
     job = cluster.wait_for_end(summary["job_id"])
-    assert (job["JobState"], job["Restarts"], job["ExitCode"]) == ("FAILED", "0", "2:0")
+    assert (job["JobState"], job["Restarts"]) == ("FAILED", "0") and job["ExitCode"] != "0:0"
     log = Path(summary["stderr"]).read_text()
     assert log.count("none.beton") == 1 and "Traceback" not in log
 
