@@ -1,9 +1,9 @@
-# make setup | demo | test | lint | bench: all work on a fresh Linux machine with Python >= 3.10.
+# make setup | demo | test | lint | bench | bench-train: all work on a fresh Linux machine with Python >= 3.10.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint bench
+.PHONY: setup demo test lint bench bench-train
 
 setup: $(VENV)/.installed
 
@@ -29,3 +29,7 @@ bench: setup
 	$(BIN)/pip install --quiet --editable '.[dev,bench]' || echo "not all peers can be installed here"
 	$(BIN)/python -m benchmarks.loader --root "$(ROOT)" --results benchmarks/results/loader.json
 	$(BIN)/python -m benchmarks.readme
+
+# a training step of every method beside its bare model, on the GPU if there is one; ROOT: as above, or generated images
+bench-train: setup
+	$(BIN)/python -m benchmarks.train_step $(if $(ROOT),--root "$(ROOT)") --results benchmarks/results/train_step.json

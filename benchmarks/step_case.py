@@ -1,0 +1,287 @@
+"""A trainer whose step is timed whole and in parts; what runs is the code of `train.Trainer`.
+
+A part costs milliseconds, and two runs of the same step differ by more than that. So parts are not
+taken off one at a time: within the step the moments before and after each are noted on the device's
+own time line (CUDA events; the clock on a CPU) without waiting for the device. As a check, the step
+without all that is not learning is timed as a whole, too.
+"""
+# Shapes: B images a batch, V views, D features.
+
+import gc
+import time
+from collections import defaultdict
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import torch
+from torch import nn
+
+import train
+from ffcv_ssl.meters import Interval
+from ffcv_ssl.optim import make_optimizer
+
+MODEL, LOSS, REST = "model, forward and backward", "loss, forward and backward", "the rest"
+TEACHER, AVERAGE, OPTIMIZER = "teacher's forward", "teacher's average", "optimiser"
+PROBES, CLIPPING = "probes", "clipping"
+AVERAGES, WATCH = "averages of losses", "watch for not finite losses"
+WHOLE = "whole"
+
+# Of bfloat16 through 50 layers; other work, or other weights, would be off by about 1.
+_SAME_WORK = 0.05
+
+
+class Clock:
+    """Moments on a device's time line, in seconds."""
+
+    def __init__(self, device):
+        self.device, self.is_cuda = device, device.type == "cuda"
+
+    def now(self):
+        """This moment, as the device will see it; does not wait for the device."""
+        if not self.is_cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, start, end):
+        """From one moment to another; `wait` comes first."""
+        return start.elapsed_time(end) / 1e3 if self.is_cuda else end - start
+
+    def wait(self):
+        """Until the device has done all that it was asked to."""
+        if self.is_cuda:
+            torch.cuda.synchronize(self.device)
+
+
+class Spans:
+    """Time spent in functions by name."""
+
+    def __init__(self, clock):
+        self.clock, self.marks = clock, defaultdict(list)
+
+    def timed(self, name, function):
+        """The function, and the time it takes counted under `name`."""
+
+        def run(*arguments, **options):
+            start = self.clock.now()
+            result = function(*arguments, **options)
+            self.marks[name].append((start, self.clock.now()))
+            return result
+
+        return run
+
+    def timed_loss(self, name, function):
+        """A method's loss, counted with its backward pass: from the loss' own gradient to those of
+        the features that it reads."""
+
+        def run(outputs, labels):
+            start = self.clock.now()
+            loss, terms = function(outputs, labels)
+            self.marks[name].append((start, self.clock.now()))
+            backward = []
+            self.marks[name].append(backward)
+            for tensor in (loss, *read_by_loss(outputs)):
+                tensor.register_hook(lambda _: backward.append(self.clock.now()))
+            return loss, terms
+
+        return run
+
+    def seconds(self, name):
+        """The sum so far; `clock.wait()` comes first."""
+        return sum(self.clock.seconds(moments[0], moments[-1]) for moments in self.marks[name])
+
+
+def read_by_loss(outputs):
+    """Of each view's features those that its method's loss reads."""
+    kinds = ("prediction", "class", "embedding")
+    return [next(features[kind] for kind in kinds if kind in features) for features in outputs]
+
+
+class StepCase:
+    """A run's trainer and, after `prepare`, a batch of noise on its device.
+
+    config: a train.Config; its folder is made. world: a World of one rank. All times are seconds a
+    step, between two moments at which the device is idle.
+    """
+
+    def __init__(self, config, world):
+        Path(config.out).mkdir(parents=True, exist_ok=True)
+        self.trainer = train.Trainer(config, world, SimpleNamespace(asked=False))
+        self.config, self.px = config, config.resolution.max
+        self.clock = Clock(world.device)
+
+    def prepare(self):
+        """Make the batch, and the optimisers to compare. RuntimeError unless the bare pass and the
+        step compute the same embeddings."""
+        trainer, name = self.trainer, self.config.optim.name
+        self.batch = noise_batch(trainer, self.px)
+        views = [getattr(self.batch, view) for view in trainer.views]
+        sides = sorted({view.shape[-1] for view in views}, reverse=True)
+        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
+        groups = [[view for view in views if view.shape[-1] == side] for side in sides]
+        self.joined = [torch.cat(group).contiguous(memory_format=layout) for group in groups]
+        self.encode = trainer.model.encode
+        if self.config.system.compile:
+            self.encode = torch.compile(self.encode)
+        self.optimizers = {
+            other: make_optimizer(replace(self.config.optim, name=other), trainer.learner)
+            for other in ("lars", "sgd")
+        }
+        self.optimizers[name] = trainer.optimizer
+        self._check_same_work(sorted(views, key=lambda view: -view.shape[-1]))
+
+    @torch.no_grad()
+    def _check_same_work(self, views):
+        outputs = self.trainer._forward(self.trainer.network, views, len(views))
+        own = torch.cat([features["embedding"] for features in outputs]).float()
+        with self.trainer._autocast():
+            bare = [self.encode(images)[self.trainer.model.last] for images in self.joined]
+        difference = (torch.cat(bare).float() - own).norm() / own.norm()
+        if not difference < _SAME_WORK:
+            expected = f"expected less than {_SAME_WORK}"
+            raise RuntimeError(f"bare pass and step differ by {difference:.3f}, {expected}")
+
+    def bare(self, num_steps):
+        """The floor: forward and backward of backbone and projector alone, on views that were
+        joined before, from a gradient of ones; no loss, no update."""
+        last = self.trainer.model.last
+
+        def forward_backward():
+            for images in self.joined:
+                with self.trainer._autocast():
+                    embedding = self.encode(images)[last]
+                embedding.backward(torch.ones_like(embedding))
+            self.trainer.optimizer.zero_grad(set_to_none=True)
+
+        return self._time(num_steps, forward_backward)
+
+    def step(self, num_steps):
+        """The trainer's whole step on the batch of noise."""
+        return self._time(num_steps, self._train_step)
+
+    def step_without_extras(self, num_steps):
+        """The same without probes, averages, watch and a teacher's average, and with SGD."""
+        trainer = self.trainer
+        off = [(trainer.averages, "add_losses"), (trainer.watch, "see")]
+        off.append((trainer.method, "after_update"))
+        with ExitStack() as stack:
+            for owner, name in off:
+                stack.enter_context(patch.object(owner, name, lambda *_: None))
+            stack.enter_context(patch.object(trainer, "probes", None))
+            stack.enter_context(patch.object(trainer, "optimizer", self.optimizers["sgd"]))
+            return self.step(num_steps)
+
+    def parts(self, num_steps, optimizer=None):
+        """The step in parts, by name: all of WHOLE, and what adds up to it.
+
+        optimizer: `lars` or `sgd` in place of the configured one, with gradients clipped to 1.
+        """
+        trainer, spans = self.trainer, Spans(self.clock)
+        with ExitStack() as stack:
+            if optimizer is not None:
+                clipping = replace(self.config, optim=replace(self.config.optim, clip_norm=1.0))
+                stack.enter_context(patch.object(trainer, "config", clipping))
+                chosen = self.optimizers[optimizer]
+                stack.enter_context(patch.object(trainer, "optimizer", chosen))
+            functions = self._functions()
+            for name, (owner, function) in functions.items():
+                wrap = spans.timed_loss if name == LOSS else spans.timed
+                timed = wrap(name, getattr(owner, function))
+                stack.enter_context(patch.object(owner, function, timed))
+            self._time(num_steps, spans.timed(WHOLE, self._train_step))
+        names = (WHOLE, *functions)
+        found = {name: spans.seconds(name) / num_steps for name in names}
+        found[MODEL] -= found[LOSS] + found.get(TEACHER, 0)
+        found[REST] = found[WHOLE] - sum(found[name] for name in found if name != WHOLE)
+        return found
+
+    def _functions(self):
+        """What is timed within a step, by name: (object, its function)."""
+        trainer = self.trainer
+        functions = {MODEL: (trainer, "_backward"), LOSS: (trainer.method, "loss")}
+        if hasattr(trainer.method, "teacher"):
+            functions[TEACHER] = (trainer.method, "targets")
+            functions[AVERAGE] = (trainer.method, "after_update")
+        functions[OPTIMIZER] = (trainer.optimizer, "step")
+        if trainer.config.optim.clip_norm:
+            functions[CLIPPING] = (nn.utils, "clip_grad_norm_")
+        if trainer.probes is not None:
+            functions[PROBES] = (trainer.probes, "train_step")
+        functions[AVERAGES] = (trainer.averages, "add_losses")
+        functions[WATCH] = (trainer.watch, "see")
+        return functions
+
+    def log_line(self):
+        """Seconds of a log line: reading the averages, the check of all weights, and writing."""
+        self._train_step()
+        self.clock.wait()
+        start = time.perf_counter()
+        self.trainer._log(self.px)
+        return time.perf_counter() - start
+
+    def loop(self, num_warm, num_steps):
+        """So many steps of the trainer's loop with its loader and its log lines, once the first
+        ones have used up what was loaded in advance: {"images_per_s", "data_wait" (share)}."""
+        trainer, interval = self.trainer, Interval()
+        with closing(trainer._batches(0, self.px)) as batches:
+            for number, (own, labelled) in enumerate(interval.timed(batches), 1):
+                trainer._train_step(own, labelled, self.px)
+                if trainer.step % self.config.log.every_steps == 0:
+                    trainer._log(self.px)
+                if number in (num_warm, num_warm + num_steps):
+                    self.clock.wait()
+                    seconds, waited = time.perf_counter() - interval.since, interval.wait_s
+                    interval.start()
+                if number == num_warm + num_steps:
+                    break
+        rate = num_steps * self.config.own_batch_size / seconds
+        return {"images_per_s": rate, "data_wait": waited / seconds}
+
+    def peak_memory_mib(self, num_warm, num_steps):
+        """Of the loop once it runs: what torch allocates on the GPU, or the process has resident on
+        a CPU."""
+        self.loop(num_warm, num_steps)  # cuDNN tries algorithms, some of which take far more
+        gc.collect()
+        if self.clock.is_cuda:
+            torch.cuda.reset_peak_memory_stats(self.clock.device)
+            self.loop(num_warm, num_steps)
+            return torch.cuda.max_memory_allocated(self.clock.device) / 2**20
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # the peak starts anew
+        self.loop(num_warm, num_steps)
+        with open("/proc/self/status") as status:
+            return next(int(s.split()[1]) for s in status if s.startswith("VmHWM")) / 1024
+
+    def close(self):
+        """End the loader's threads."""
+        self.trainer.close()
+
+    def _train_step(self):
+        self.trainer._train_step(self.batch, None, self.px)
+
+    def _time(self, num_steps, action):
+        self.clock.wait()
+        start = time.perf_counter()
+        for _ in range(num_steps):
+            action()
+        self.clock.wait()
+        return (time.perf_counter() - start) / num_steps
+
+
+def noise_batch(trainer, px):
+    """A batch as the trainer's loader gives it, of normal noise, on the device."""
+    config, device = trainer.config, trainer.world.device
+    size, classes = config.own_batch_size, trainer.train_set.num_classes
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    batch = SimpleNamespace(indices=torch.arange(size), valid=torch.ones(size, dtype=torch.bool))
+    for name, view in trainer.views.items():
+        images = torch.randn(size, 3, *[view.size_px(px)] * 2, device=device)
+        setattr(batch, name, images.contiguous(memory_format=layout))
+    if trainer.train_set.labels is not None:
+        labels = torch.randint(classes, (size,), device=device)
+        setattr(batch, config.data.label_field, labels)
+    return batch
