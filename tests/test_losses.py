@@ -376,7 +376,7 @@ def test_losses_of_statistics_of_two_images_are_their_equations(name):
     check(loss, equation, randn(2, WIDTH), randn(2, WIDTH, seed=1), slope=1.0)
 
 
-@pytest.mark.parametrize("offset", [0.7, 1e4])
+@pytest.mark.parametrize("offset", [0.7, 12345.67])
 @pytest.mark.parametrize("name", STATISTICAL)
 def test_collapsed_embeddings_have_their_equations_loss_whatever_they_collapsed_to(name, offset):
     loss, equation = STATISTICAL[name]
