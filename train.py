@@ -49,8 +49,7 @@ from ffcv_ssl.run_data import make_loader, open_dataset, rank_share, set_resolut
 from ffcv_ssl.run_folder import BACKBONE, CHECKPOINT, RunFolder
 from pipelines import Views, build
 
-AGREE_EVERY = 8
-"""Steps between two moments at which several ranks agree on whether to save or to stop."""
+AGREE_EVERY = 8  # steps between two moments when several ranks agree on whether to save or stop
 
 
 # ---- Configuration: YAML and dotted overrides fill these records; more in ffcv_ssl/settings.py ---
@@ -776,14 +775,15 @@ class Trainer:
     def _save_if_due(self):
         if self.world.size > 1 and self.step % AGREE_EVERY:
             return
-        minutes = (time.perf_counter() - self.saved_at) / 60
-        is_due = minutes >= self.config.checkpoint.every_minutes
-        if any(self.world.any(self.stop.asked, is_due)):
+        is_due = time.perf_counter() - self.saved_at >= 60 * self.config.checkpoint.every_minutes
+        asked, is_due = self.world.any(self.stop.asked, is_due)
+        if asked or is_due:
             self._save()
-        self._exit_if_asked()
+        self._exit_if_asked(asked)
 
-    def _exit_if_asked(self):
-        if self.world.any(self.stop.asked)[0]:
+    def _exit_if_asked(self, asked=None):
+        """Raise Interrupted where a rank was told to stop; `asked`: what was agreed just before."""
+        if asked or (asked is None and self.world.any(self.stop.asked)[0]):
             where = f"{CHECKPOINT} holds step {self.saved_step}"
             raise Interrupted(f"{self.folder.path}: interrupted; {where}")
 
