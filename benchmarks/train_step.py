@@ -178,7 +178,8 @@ def read_config(method, px, options, rest, folder):
         "data.batch_size": options.batch, "model.backbone": options.backbone,
         "resolution.min": px, "resolution.max": px,
         "resolution.start_ramp": 0, "resolution.end_ramp": 0,
-        "optim.lr": 1e-6,  # noise teaches nothing: weights should stay as they are
+        # noise teaches nothing: small steps, so that the loss stays finite
+        "optim.lr": 1e-3, "optim.lr_scaling": "none", "optim.warmup_epochs": 0,
         "system.device": options.device, "system.torch_threads": options.threads,
         "out": Path(folder) / f"{method}_{px}",
     }  # fmt: skip

@@ -21,19 +21,23 @@ def same_number_of_threads():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def case(tmp_path_factory, raw_beton):
+def open_case(out, path, **others):
     """BYOL, which has every part that a step can have."""
-    out = tmp_path_factory.mktemp("case") / "run"
     settings = {
-        "data.train": raw_beton, "data.batch_size": 4, "out": out, "method": "byol",
+        "data.train": path, "data.batch_size": 4, "out": out, "method": "byol",
         "model.backbone": "resnet18", "model.projector": "32-16", "resolution.min": 32,
         "resolution.max": 32, "optim.name": "sgd", "optim.lr_scaling": "none",
         "optim.warmup_epochs": 0, "log.tensorboard": "false", "log.every_steps": 2,
-        "data.num_workers": 1, "byol.momentum": 0.5,
+        "data.num_workers": 1, "byol.momentum": 0.5, **others,
     }  # fmt: skip
     config = train.read_config([f"--{name}={value}" for name, value in settings.items()])
-    found = step_case.StepCase(config, World())
+    device = others.get("system.device", "cpu")
+    return step_case.StepCase(config, World(device=device))
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory, raw_beton):
+    found = open_case(tmp_path_factory.mktemp("case") / "run", raw_beton)
     found.prepare()
     yield found
     found.close()
@@ -176,6 +180,20 @@ def test_the_loop_takes_the_warm_steps_and_the_others_and_writes_its_log_lines(c
     found = case.loop(2, 4)
     assert trainer.step == step + 6 and len(trainer.folder.log.records) == lines + 3
     assert found["images_per_s"] > 0 and 0 <= found["data_wait"] <= 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_events_on_a_gpu_tell_the_time_that_a_clock_tells(tmp_path, raw_beton):
+    case = open_case(tmp_path / "run", raw_beton, **{"system.device": "cuda"})
+    assert case.peak_memory_mib(1, 1) > 40  # ResNet-18's weights alone
+    case.prepare()
+    case.step(5)
+    clock, rows = min(case.step(20) for _ in range(3)), case.parts(20)
+    case.close()
+    assert rows.pop(step_case.WHOLE) == pytest.approx(clock, rel=0.5)
+    assert all(seconds > 0 for seconds in rows.values())
+    assert rows[step_case.MODEL] == max(rows.values())
 
 
 def test_cases_take_turns_and_the_first_run_does_not_count():
