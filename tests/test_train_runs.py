@@ -314,6 +314,13 @@ BAD_COMMANDS = {
     "unknown backbone": (["--model.backbone=vit"], "model.backbone: got 'vit'"),
     "unknown recipe": (["--views.recipe=nope"], "views.recipe"),
     "view setting out of range": (["--views.view_0.blur_prob=2"], "blur_prob"),
+    "one image a part": (["--data.chunk_size=1"], "data.chunk_size: got 1, expected 0"),
+    "nothing to train on": (["--labelled.unsupervised_batch_size=0"], "choose a labelled.loss"),
+    "two ends": (
+        ["--labelled.supervised_epochs=1", "--labelled.supervised_passes=1"],
+        "expected one of them",
+    ),
+    "more labelled views than views": (["--labelled.num_views=3"], "labelled.num_views: got 3"),
     "one view": (["--views.recipe=supervised"], "expected 2 to 12"),
     "warm-up as long as the run": (["--epochs=5"], "optim.warmup_epochs: got 10.0"),
     "ramp the wrong way": (["--resolution.min=300"], "resolution: got 300, 224"),
