@@ -49,10 +49,6 @@ class DataConfig:
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (58.395, 57.12, 57.375)
     """Pixels are divided by this, on the 0..255 scale (ImageNet's)."""
 
-    def __post_init__(self):
-        if self.chunk_size == 1:
-            raise UserError("data.chunk_size: got 1, expected 0 (all at once) or at least 2 images")
-
 
 @dataclass(frozen=True)
 class ResolutionConfig:

@@ -314,7 +314,6 @@ BAD_COMMANDS = {
     "unknown backbone": (["--model.backbone=vit"], "model.backbone: got 'vit'"),
     "unknown recipe": (["--views.recipe=nope"], "views.recipe"),
     "view setting out of range": (["--views.view_0.blur_prob=2"], "blur_prob"),
-    "one image a part": (["--data.chunk_size=1"], "data.chunk_size: got 1, expected 0"),
     "nothing to train on": (["--labelled.unsupervised_batch_size=0"], "choose a labelled.loss"),
     "two ends": (
         ["--labelled.supervised_epochs=1", "--labelled.supervised_passes=1"],
