@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import datetime
 import os
+import time
+import uuid
 
 import torch
 import torch.distributed as dist
@@ -53,7 +55,8 @@ class World:
             torch.cuda.set_device(device)
         # numbers on the host go by gloo, so that to agree on something never waits for a device
         backends = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backends, timeout=PATIENCE)
+        store = meet(next(dist.rendezvous("env://", timeout=PATIENCE))[0], rank, size)
+        dist.init_process_group(backends, timeout=PATIENCE, store=store, rank=rank, world_size=size)
         return cls(rank, size, local_rank, device)
 
     @property
@@ -117,6 +120,28 @@ class World:
         """Part from the other ranks; a second call does nothing."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def meet(store, rank, size):
+    """A part of `store` (torch.distributed.Store) that only the ranks of this start write to.
+
+    torchrun keeps one store over all its restarts: what killed ranks left there, gloo would take
+    for the addresses of the new ones, and fail, or wait for ever. So the first rank numbers each
+    start, and gives the number to every rank that answers: a dead one's token is never answered.
+    """
+    if rank == 0:
+        start = f"start/{store.add('start', 1)}"
+        for other in range(1, size):
+            while not store.check([f"{start}/here/{other}"]):
+                token = store.get(f"token/{other}").decode()
+                store.set(f"answer/{token}", start)
+                time.sleep(0.01)
+    else:
+        token = uuid.uuid4().hex
+        store.set(f"token/{rank}", token)
+        start = store.get(f"answer/{token}").decode()
+        store.set(f"{start}/here/{rank}", "")
+    return dist.PrefixStore(start, store)
 
 
 def share_learning(learner, world, unreached=False, compiled=False):
