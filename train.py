@@ -25,6 +25,7 @@ import math
 import os
 import sys
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
@@ -302,12 +303,11 @@ def cross_entropy(logits, labels, label_smoothing=0.0):
 # ---- Methods: what a step does with the model's outputs ------------------------------------------
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """A loss with the heads and teachers it needs. Subclasses override what differs.
 
     `loss` sees the outputs of this rank's views and returns the loss of the global batch, gathered
-    by `together`, and its named terms. It runs in float32, outside autocast.
-    """
+    by `together`, and its named terms. It runs in float32, outside autocast."""
 
     fewest_views, most_views = 2, 2
 
@@ -326,9 +326,9 @@ class Method(nn.Module):
         """Operations an image beyond those of the learner."""
         return 0
 
+    @abstractmethod
     def loss(self, outputs, labels):
         """Outputs of V own views, labels (B of this rank,) -> (scalar loss, {term: scalar})."""
-        raise NotImplementedError
 
     def after_update(self, model, progress):
         """Called after each step; progress in [0, 1] is the share of the run that is done."""

@@ -25,6 +25,7 @@ from benchmarks.peers import PEERS
 from benchmarks.peers.ours import Ours
 from benchmarks.photographs import Files, write_photographs
 from benchmarks.recipe import BATCH_SIZE, COLUMNS, SIZE_PX
+from benchmarks.record import write_record
 from benchmarks.server import PeerProcess
 
 # How far a peer's views may be from ours in mean and in standard deviation, in levels of
@@ -180,10 +181,7 @@ def main():
         for column, row in columns.items():
             rate = f"{row['images_per_s']:8.1f} images/s  +-{row['spread']:.1%}"
             print(f"{peer:38} {column:12} {rate}")
-    if options.results:
-        with open(options.results, "w") as file:
-            json.dump(record, file, indent=1)
-            file.write("\n")
+    write_record(record, options.results)
     print(json.dumps(record))
 
 

@@ -16,6 +16,7 @@ import threading
 import time
 
 from benchmarks.peers.ours import our_ops
+from benchmarks.record import write_record
 from ffcv_ssl import Loader, OrderOption
 
 
@@ -66,10 +67,7 @@ def main():
     options = parser.parse_args()
     record = {"benchmark": "long run", "date": time.strftime("%Y-%m-%d"), "epochs": options.epochs}
     record.update(summarize(run(options.beton, options.epochs, options.threads)))
-    if options.results:
-        with open(options.results, "w") as file:
-            json.dump(record, file, indent=1)
-            file.write("\n")
+    write_record(record, options.results)
     print(json.dumps(record))
 
 

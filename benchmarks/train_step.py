@@ -32,6 +32,7 @@ from rich.console import Console
 import train
 from benchmarks import step_record
 from benchmarks.photographs import MAX_SIDE_PX, QUALITY, Photographs
+from benchmarks.record import write_record
 from benchmarks.step_case import StepCase
 from ffcv_ssl import BetonError, DatasetWriter, Reader, command
 from ffcv_ssl.command import UserError
@@ -275,17 +276,9 @@ def run(argv):
                 record["methods"][method] = measure(method, options, rest, world, folder)
             console.print(step_record.step_table(method, record["methods"][method]))
             record = step_record.with_earlier(record, earlier)
-            save(record, options.results)
+            write_record(record, options.results)  # each time, as a run takes long
     console.print(step_record.summary_table(record))
     return record
-
-
-def save(record, path):
-    """Write the record to a file, if there is one: after each method, as a run takes long."""
-    if path is not None:
-        with open(path, "w") as file:
-            json.dump(record, file, indent=1)
-            file.write("\n")
 
 
 def settings_of(options, rest, folder):

@@ -153,7 +153,7 @@ def with_gradients(loss_of, tensors):
     return loss.detach(), [z if leaf.grad is None else leaf.grad for z, leaf in zip(zero, leaves)]
 
 
-def check(loss_of, equation, *tensors, slope=0.0, rel=1e-5, floor=0.0):
+def assert_equation(loss_of, equation, *tensors, slope=0.0, rel=1e-5, floor=0.0):
     """Value and gradients within `rel`; `slope`: a scale of gradients where theirs is nearly 0."""
     loss, gradients = with_gradients(loss_of, tensors)
     expected, exact = with_gradients(equation, [tensor.double() for tensor in tensors])
@@ -209,7 +209,7 @@ def slope_of(z, temperature):
 @pytest.mark.parametrize("name", PAIRED)
 def test_losses_of_labels_are_their_equations(name, kind, labelling, temperature):
     z, labels, (loss, equation) = ANY_SIZE[kind], LABELLINGS[labelling], PAIRED[name]
-    check(
+    assert_equation(
         lambda x: loss(x, labels, temperature), lambda x: equation(x, labels, temperature), z
     )  # fmt: skip
 
@@ -220,7 +220,9 @@ def test_losses_of_labels_are_their_equations(name, kind, labelling, temperature
 def test_losses_of_labels_are_their_equations_when_all_collapses(name, kind, labelling):
     z, labels, (loss, equation) = COLLAPSED[kind], LABELLINGS[labelling], PAIRED[name]
     slope = slope_of(z, 0.1)
-    check(lambda x: loss(x, labels, 0.1), lambda x: equation(x, labels, 0.1), z, slope=slope)
+    assert_equation(
+        lambda x: loss(x, labels, 0.1), lambda x: equation(x, labels, 0.1), z, slope=slope
+    )
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -228,7 +230,7 @@ def test_losses_of_labels_are_their_equations_when_all_collapses(name, kind, lab
 @pytest.mark.parametrize("kind", ANY_SIZE)
 def test_nt_xent_is_its_equation_and_its_terms_add_up(kind, num_views, temperature):
     z = views_of(ANY_SIZE[kind], num_views)
-    loss = check(
+    loss = assert_equation(
         lambda x: train.nt_xent(x, temperature), lambda x: nt_xent_equation(x, temperature), z
     )  # fmt: skip
     torch.testing.assert_close(sum(train.nt_xent(z, temperature)[1].values()), loss)
@@ -239,14 +241,16 @@ def test_nt_xent_is_its_equation_and_its_terms_add_up(kind, num_views, temperatu
 def test_nt_xent_is_its_equation_when_all_collapses(kind, num_views):
     z = COLLAPSED[kind].expand(num_views, -1, -1).contiguous()
     slope = slope_of(z, 0.1)
-    check(lambda x: train.nt_xent(x, 0.1), lambda x: nt_xent_equation(x, 0.1), z, slope=slope)
+    assert_equation(
+        lambda x: train.nt_xent(x, 0.1), lambda x: nt_xent_equation(x, 0.1), z, slope=slope
+    )
 
 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("num_views", [2, 3])
 def test_nt_xent_of_one_or_two_images_is_its_equation(num_views, batch):
     z = randn(num_views, batch, WIDTH)
-    check(lambda x: train.nt_xent(x, 0.2), lambda x: nt_xent_equation(x, 0.2), z)
+    assert_equation(lambda x: train.nt_xent(x, 0.2), lambda x: nt_xent_equation(x, 0.2), z)
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -254,7 +258,7 @@ def test_nt_xent_of_one_or_two_images_is_its_equation(num_views, batch):
 def test_instance_nt_xent_is_its_equation(kind, temperature):
     anchor, positive, negative = views_of(ANY_SIZE[kind], 3)
     negative = negative.roll(1, dims=1)
-    check(
+    assert_equation(
         lambda *x: train.instance_nt_xent(*x, temperature),
         lambda *x: instance_equation(*x, temperature), anchor, positive, negative,
     )  # fmt: skip
@@ -264,7 +268,7 @@ def test_instance_nt_xent_is_its_equation(kind, temperature):
 def test_instance_nt_xent_is_its_equation_when_all_collapses(kind):
     z = COLLAPSED[kind]
     views = (z, z.roll(1, dims=0), z.roll(2, dims=0))
-    check(
+    assert_equation(
         lambda *x: train.instance_nt_xent(*x, 0.1), lambda *x: instance_equation(*x, 0.1),
         *views, slope=slope_of(z, 0.1),
     )  # fmt: skip
@@ -280,14 +284,20 @@ def separated(num_views=1):
 def test_losses_of_labels_near_zero_keep_their_digits_and_gradients(name):
     labels, (loss, equation) = LABELLINGS["pairs"], PAIRED[name]
     z = separated()[0]
-    assert check(lambda x: loss(x, labels, 0.05), lambda x: equation(x, labels, 0.05), z) < 1e-6
+    assert (
+        assert_equation(lambda x: loss(x, labels, 0.05), lambda x: equation(x, labels, 0.05), z)
+        < 1e-6
+    )
 
 
 def test_losses_of_views_near_zero_keep_their_digits_and_gradients():
     z = separated(2)[:, ::2]
-    assert check(lambda x: train.nt_xent(x, 0.05), lambda x: nt_xent_equation(x, 0.05), z) < 1e-6
+    assert (
+        assert_equation(lambda x: train.nt_xent(x, 0.05), lambda x: nt_xent_equation(x, 0.05), z)
+        < 1e-6
+    )
     views = (*z, z[0].roll(1, dims=0))
-    value = check(
+    value = assert_equation(
         lambda *x: train.instance_nt_xent(*x, 0.05), lambda *x: instance_equation(*x, 0.05), *views
     )  # fmt: skip
     assert value < 1e-6
@@ -296,7 +306,7 @@ def test_losses_of_views_near_zero_keep_their_digits_and_gradients():
 def test_a_cross_entropy_near_zero_keeps_its_digits_and_gradients():
     logits, labels = 20 * torch.eye(WIDTH) + randn(WIDTH, WIDTH), torch.arange(WIDTH)
     loss, equation = train.cross_entropy, cross_entropy_equation
-    assert check(lambda x: loss(x, labels), lambda x: equation(x, labels), logits) < 1e-6
+    assert assert_equation(lambda x: loss(x, labels), lambda x: equation(x, labels), logits) < 1e-6
 
 
 @pytest.mark.parametrize("name", PAIRED)
@@ -305,11 +315,11 @@ def test_low_temperatures_lose_no_more_than_the_rounding_of_a_similarity(name, t
     # a similarity is known to EPS, its logit to EPS / t: so is a small loss, relative to itself
     z, (loss, equation) = randn(ROWS, WIDTH), PAIRED[name]
     bound = max(1e-5, 2 * EPS / temperature)
-    check(
+    assert_equation(
         lambda x: loss(x, LABELS, temperature), lambda x: equation(x, LABELS, temperature), z,
         rel=bound,
     )  # fmt: skip
-    check(
+    assert_equation(
         lambda x: train.nt_xent(x, temperature), lambda x: nt_xent_equation(x, temperature),
         views_of(z, 2), rel=bound,
     )  # fmt: skip
@@ -366,14 +376,14 @@ STATISTICAL = {
 @pytest.mark.parametrize("name", STATISTICAL)
 def test_losses_of_statistics_are_their_equations(name, size):
     loss, equation = STATISTICAL[name]
-    check(loss, equation, size * randn(ROWS, WIDTH), size * randn(ROWS, WIDTH, seed=1))
+    assert_equation(loss, equation, size * randn(ROWS, WIDTH), size * randn(ROWS, WIDTH, seed=1))
 
 
 @pytest.mark.parametrize("name", STATISTICAL)
 def test_losses_of_statistics_of_two_images_are_their_equations(name):
     # two images correlate by 1 or -1, and Barlow Twins' gradient is next to nothing: see below
     loss, equation = STATISTICAL[name]
-    check(loss, equation, randn(2, WIDTH), randn(2, WIDTH, seed=1), slope=1.0)
+    assert_equation(loss, equation, randn(2, WIDTH), randn(2, WIDTH, seed=1), slope=1.0)
 
 
 @pytest.mark.parametrize("offset", [0.7, 12345.67])
@@ -385,18 +395,20 @@ def test_collapsed_embeddings_have_their_equations_loss_whatever_they_collapsed_
     torch.testing.assert_close(value.double(), equation(z.double(), z.double()), rtol=1e-5, atol=0)
     assert not any(gradient.any() for gradient in gradients)
     nearly = [offset * (1 + 1e-3 * randn(ROWS, WIDTH, seed=s)) for s in (1, 2)]
-    check(loss, equation, *nearly)
+    assert_equation(loss, equation, *nearly)
 
 
 def test_barlow_twins_of_1e18_is_its_equation():
-    check(train.barlow_twins, barlow_equation, *(1e18 * randn(2, ROWS, WIDTH)))
+    assert_equation(train.barlow_twins, barlow_equation, *(1e18 * randn(2, ROWS, WIDTH)))
 
 
 def test_barlow_twins_of_agreeing_views_is_its_equation():
     # the gradient is of c_ii - 1, nearly 0: float32 rounds it at EPS of c_ii, so its terms' scale
     # counts: 2 / (B std)
     z = 3 * randn(ROWS, WIDTH)
-    check(train.barlow_twins, barlow_equation, z, z + 0.05 * randn(ROWS, WIDTH, seed=1), slope=0.07)
+    assert_equation(
+        train.barlow_twins, barlow_equation, z, z + 0.05 * randn(ROWS, WIDTH, seed=1), slope=0.07
+    )
 
 
 @pytest.mark.parametrize("name", STATISTICAL)
@@ -407,10 +419,12 @@ def test_one_image_alone_has_no_spread_and_a_finite_loss(name):
 
 def test_weights_of_vicreg_and_barlow_weigh_their_terms():
     z, z2 = randn(2, ROWS, WIDTH)
-    check(
+    assert_equation(
         lambda *x: train.vicreg(*x, 3.0, 5.0, 7.0), lambda *x: vicreg_equation(*x, 3, 5, 7), z, z2
     )
-    check(lambda *x: train.barlow_twins(*x, 0.5), lambda *x: barlow_equation(*x, 0.5), z, z2)
+    assert_equation(
+        lambda *x: train.barlow_twins(*x, 0.5), lambda *x: barlow_equation(*x, 0.5), z, z2
+    )
     loss, terms = train.vicreg(z, z2, 3.0, 5.0, 7.0)
     assert set(terms) == {"invariance", "variance", "covariance"}
     whole = 3 * terms["invariance"] + 5 * terms["variance"] + 7 * terms["covariance"]
@@ -427,7 +441,7 @@ def test_weights_of_vicreg_and_barlow_weigh_their_terms():
 def test_byol_is_its_equation_and_targets_get_no_gradient(kind, num_views):
     z = ANY_SIZE[kind]
     targets = views_of(z.roll(1, dims=1), num_views).requires_grad_()
-    check(
+    assert_equation(
         lambda p: train.byol(p, targets), lambda p: byol_equation(p, targets.detach().double()),
         views_of(z, num_views),
     )  # fmt: skip
@@ -440,7 +454,7 @@ def test_byol_is_its_equation_when_all_collapses(kind):
     p = COLLAPSED[kind].expand(2, -1, -1).contiguous()
     targets = p.roll(1, dims=1)
     scale = 1 / (p.norm(dim=-1).mean().item() * ROWS)
-    check(
+    assert_equation(
         lambda x: train.byol(x, targets), lambda x: byol_equation(x, targets.double()), p,
         slope=scale, rel=1e-5, floor=1e-5 * 1e-4,
     )  # fmt: skip
@@ -457,7 +471,7 @@ def test_byol_of_two_views_is_2_minus_2_cosines_both_ways():
 def test_cross_entropy_is_its_equation(kind, smoothing):
     # with all smoothing, equal logits balance: slope 1 / N is of the terms
     logits, slope = (ANY_SIZE | COLLAPSED)[kind], 0.1 if smoothing == 1 else 0.0
-    check(
+    assert_equation(
         lambda x: train.cross_entropy(x, LABELS, smoothing),
         lambda x: cross_entropy_equation(x, LABELS, smoothing), logits, slope=slope,
     )  # fmt: skip

@@ -121,11 +121,14 @@ def with_gradients(network, size=1.0):
 @pytest.mark.parametrize("norm", ["joint", "separate"])
 def test_lars_never_waits_for_the_device(rate, norm):
     network = with_gradients(small_network())
+    before = copy.deepcopy(network)
     config = settings.OptimConfig(lars_lr=rate, lars_norm=norm, weight_decay=0.1)
     optimizer = make_optimizer(config, network)
     for _ in range(2):
         with NoHostSync():
             optimizer.step()
+    for old, new in zip(before.parameters(), network.parameters()):
+        assert not torch.equal(old, new)
 
 
 @pytest.mark.parametrize(

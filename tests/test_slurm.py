@@ -319,9 +319,16 @@ def wait_for_step(out, step):
     wait_until(lambda: any(line["step"] >= step for line in read_metrics(out)), f"step {step}")
 
 
-def check_finished(cluster, summary, out, undisturbed, restarts):
-    """Check that a job has ended well, was requeued so often, and left an undisturbed run's
-    metrics."""
+@pytest.fixture
+def under_way(submit, tmp_path):
+    """A submitted run that has logged step 3: what train.py printed last, and the run's folder."""
+    summary, out = submit(), tmp_path / "run"
+    wait_for_step(out, 3)
+    return summary, out
+
+
+def assert_finished(cluster, summary, out, undisturbed, restarts):
+    """A job has ended well, was requeued so often, and left an undisturbed run's metrics."""
     job = cluster.wait_for_end(summary["job_id"])
     logs = Path(summary["stderr"]).read_text()
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", str(restarts)), logs
@@ -335,7 +342,7 @@ def test_a_submitted_run_has_the_metrics_of_a_local_one(cluster, submit, tmp_pat
     summary, out = submit(), tmp_path / "run"
     assert set(summary) == {"status", "job_id", "out", "stdout", "stderr"}
     assert summary["status"] == "submitted" and summary["out"] == str(out)
-    check_finished(cluster, summary, out, undisturbed, restarts=0)
+    assert_finished(cluster, summary, out, undisturbed, restarts=0)
 
 
 @pytest.mark.slurm
@@ -349,29 +356,25 @@ def test_a_run_stopped_before_it_began_and_while_it_trains_ends_as_if_undisturbe
     wait_for_step(out, 3)
     for _ in range(2):  # the second arrives while it stops or saves
         cluster.run("scancel", "--signal=USR2", summary["job_id"])
-    check_finished(cluster, summary, out, undisturbed, restarts=2)
+    assert_finished(cluster, summary, out, undisturbed, restarts=2)
 
 
 @pytest.mark.slurm
 def test_a_pre_empted_run_makes_way_and_ends_as_if_undisturbed(
-    cluster, submit, tmp_path, undisturbed
+    cluster, under_way, tmp_path, undisturbed
 ):
-    summary, out = submit(), tmp_path / "run"
-    wait_for_step(out, 3)
+    summary, out = under_way
     script = tmp_path / "urgent.sh"
     script.write_text("#!/bin/sh\nsleep 1\n")
     options = ("--parsable", "--partition=high", "--ntasks=2", "--output=/dev/null")
     urgent = cluster.run("sbatch", *options, str(script)).strip()
     cluster.wait_for_end(urgent)
-    check_finished(cluster, summary, out, undisturbed, restarts=1)
+    assert_finished(cluster, summary, out, undisturbed, restarts=1)
 
 
 @pytest.mark.slurm
-def test_a_cancelled_run_stays_cancelled_and_keeps_its_checkpoint(
-    cluster, submit, tmp_path, undisturbed
-):
-    summary, out = submit(), tmp_path / "run"
-    wait_for_step(out, 3)
+def test_a_cancelled_run_stays_cancelled_and_keeps_its_checkpoint(cluster, under_way, undisturbed):
+    summary, out = under_way
     cluster.run("scancel", "--signal=USR2", summary["job_id"])
     cluster.run("scancel", summary["job_id"])
     job = cluster.wait_for_end(summary["job_id"])
