@@ -1,0 +1,245 @@
+"""Pretrained encoders from files: runs and weights of ours, state dicts of torchvision and timm.
+
+Guarantees: every weight of the encoder comes from the file, nothing in the file is executed, and a
+file of another architecture is refused with the first key that does not fit.
+"""
+
+# B images a batch, D features, H W pixels
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import yaml
+
+from ffcv_ssl import checkpoint
+from ffcv_ssl.command import UserError
+from ffcv_ssl.metrics_log import X_AXES, read_metrics
+from ffcv_ssl.models import Model
+from ffcv_ssl.run_folder import BACKBONE, CHECKPOINT
+from ffcv_ssl.settings import ModelConfig
+
+PREFIXES = ("module.", "backbone.")  # of torch's data parallelism, and of toolkits
+HEADS = ("fc.", "classifier.")  # not part of an encoder
+KEPT_COPY = re.compile(r"checkpoint_epoch_(\d+)\.pt")
+
+
+@dataclass
+class Encoder:
+    """A pretrained model in evaluation mode, and where it comes from.
+
+    `widths` maps the name of each depth to its D.
+    """
+
+    path: str
+    """The file, as it was asked for."""
+    name: str
+    """A short name for tables: that of the run's folder, with the epoch of a kept copy."""
+    model: Model
+    """Backbone and, where the file has them, the projector's blocks."""
+    architecture: ModelConfig
+    """What the model was made from; the file may have fewer of its projector's blocks."""
+    config: dict | None = None
+    """The run's configuration as nested dicts; None for a file that is not from a run of ours."""
+    about: dict = field(default_factory=dict)
+    """epoch, step, updates, images, views, flops, seconds of the run so far, where known."""
+    precision: str = "fp32"
+    """Of `encode`: fp32, or bf16 (autocast). Features are float32 in any case."""
+
+    @property
+    def widths(self):
+        """D of each depth by name, `backbone` first."""
+        return self.model.widths
+
+    @property
+    def device(self):
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @torch.no_grad()
+    def encode(self, images):
+        """(B, 3, H, W) -> {depth: (B, D) float32}, without gradients, in evaluation mode."""
+        self.model.eval()
+        bf16 = torch.autocast(images.device.type, torch.bfloat16)
+        with bf16 if self.precision == "bf16" else contextlib.nullcontext():
+            features = self.model.encode(images)
+        return {depth: values.float() for depth, values in features.items()}
+
+    def check_depths(self, depths, where="depths"):
+        """Raise UserError for a depth (a name) that this encoder does not have."""
+        for depth in depths:
+            if depth not in self.widths:
+                expected = f"expected one of {', '.join(self.widths)}"
+                raise UserError(
+                    f"{where}: got {depth!r}, but {self.path} has no such depth; {expected}"
+                )
+
+    @cached_property
+    def fingerprint(self):
+        """32 hex digits of the weights as they are at the first use: equal for equal weights,
+        whatever file they came from."""
+        digest = hashlib.blake2b(digest_size=16)
+        for key, value in self.model.state_dict().items():
+            digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+            values = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
+            digest.update(values.numpy().data)
+        return digest.hexdigest()
+
+
+def load_encoder(path, model=None, device="cpu"):
+    """The encoder in a file, on `device`.
+
+    path: a run's folder, its checkpoint.pt, a kept copy of that, a backbone.safetensors or
+    finetuned.safetensors of ours, or a state dict of a torchvision or timm ResNet (.pth, .pt,
+    .safetensors), whose prefixes `module.` and `backbone.` and whose classifier are left out.
+    model: a ModelConfig for files that do not say their architecture. Of BYOL it is the student.
+    Raises UserError for a file of something else or of another architecture, CheckpointError for
+    one that cannot be read.
+    """
+    file = _find_file(path)
+    state, about = _read(file)
+    if "model" in state and isinstance(state.get("config"), dict):
+        config, weights = state["config"], state["model"]
+        architecture = _model_config(config["model"])
+        known = {axis: state[axis] for axis in X_AXES if axis in state}
+        known |= _epoch(file, state)
+    else:
+        weights = _bare_weights(file, state)
+        architecture = _model_config(about) if "model" in about else model
+        if architecture is None:
+            raise UserError(f"{file}: does not say what it is; give --model.backbone (resnet50...)")
+        config, known = _origin(file, about)
+    encoder = _build(file, architecture, weights).to(device).eval()
+    encoder.requires_grad_(False)
+    return Encoder(str(path), _name(file), encoder, architecture, config, known)
+
+
+def save_encoder(path, module, encoder, about):
+    """Write a network that was made from `encoder` (fine-tuned...) so that `load_encoder` reads it.
+
+    module: has `encoder.model` as its parts `backbone` and `projector`, and perhaps a `classifier`,
+    which is kept in the file. about: dict like that of an Encoder. Atomic, as safetensors.
+    """
+    model = encoder.architecture
+    metadata = {
+        "model": model.backbone, "stem": model.stem, "projector": model.projector,
+        "projector_norm": model.projector_norm, "about": json.dumps(about),
+        "config": json.dumps(encoder.config),
+    }  # fmt: skip
+    checkpoint.save_weights(path, module, metadata)
+
+
+def keep_blocks(model, count):
+    """Take all projector blocks of a Model after the first `count` away, in place."""
+    model.projector = model.projector[:count]
+    model.widths = dict(list(model.widths.items())[: count + 1])
+
+
+def _find_file(path):
+    path = Path(path)
+    if not path.is_dir():
+        if not path.is_file():
+            raise UserError(f"checkpoint: no file or folder '{path}'; give a run's folder or file")
+        return path
+    for name in (CHECKPOINT, BACKBONE):
+        if (path / name).is_file():
+            return path / name
+    raise UserError(f"{path}: not a run's folder, it has neither {CHECKPOINT} nor {BACKBONE}")
+
+
+def _read(file):
+    """A file's dict of state, and its metadata."""
+    if file.suffix != ".safetensors":
+        return checkpoint.load(file), {}
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as opened:
+            keys = opened.keys()  # it cannot be iterated over
+            return {key: opened.get_tensor(key) for key in keys}, opened.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: not a readable safetensors file ({error})") from None
+
+
+def _model_config(settings):
+    """The architecture that a run's configuration or a file's metadata names."""
+    backbone = settings.get("backbone", settings.get("model"))
+    projector, norm = settings.get("projector", ""), settings.get("projector_norm", "hidden")
+    return ModelConfig(backbone, settings["stem"], projector, norm)
+
+
+def _bare_weights(file, state):
+    """Weights under the names of `Model`, of a state dict with any of the known prefixes."""
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{file}: got no state dict of tensors, expected a ResNet's weights")
+    weights = {}
+    for key, value in state.items():
+        for prefix in PREFIXES:
+            key = key.removeprefix(prefix)
+        if not key.startswith(HEADS):
+            weights[key if key.startswith("projector.") else f"backbone.{key}"] = value
+    return weights
+
+
+def _build(file, config, weights):
+    """The model that `config` describes, with as many projector blocks as there are weights of."""
+    blocks = {int(key.split(".")[1]) for key in weights if re.match(r"projector\.\d+\.", key)}
+    model = Model(config)
+    keep_blocks(model, max(blocks, default=-1) + 1)
+    wanted = model.state_dict()
+    architecture = f"{config.backbone} with the {config.stem} stem"
+    for key, value in wanted.items():
+        if key not in weights:
+            if key.endswith("num_batches_tracked"):  # older files lack it, and nothing here uses it
+                weights[key] = value
+                continue
+            raise UserError(f"{file}: not a {architecture}: it lacks {key} {list(value.shape)}")
+        if weights[key].shape != value.shape:
+            sides = f"{key} is {list(weights[key].shape)}, expected {list(value.shape)}"
+            raise UserError(f"{file}: not a {architecture}: {sides}")
+    for key in weights:
+        if key not in wanted:
+            raise UserError(f"{file}: not a {architecture}: it has {key}, which that has not")
+    model.load_state_dict(weights)
+    return model
+
+
+def _origin(file, metadata):
+    """The run's configuration and what it had done, of weights of ours; (None, {}) of others'."""
+    if "config" in metadata:
+        return json.loads(metadata["config"]), json.loads(metadata["about"])
+    settings = file.with_name("config.yaml")
+    if "model" not in metadata or not settings.is_file():
+        return None, {}
+    last = read_metrics(file.parent)[-1:]
+    known = {axis: record[axis] for record in last for axis in X_AXES if axis in record}
+    return yaml.safe_load(settings.read_text(encoding="utf-8")), known
+
+
+def _epoch(file, state):
+    """{"epoch": that of a run's checkpoint}, as its name or the run's metrics say; perhaps {}."""
+    kept = KEPT_COPY.fullmatch(file.name)
+    if kept or state["step"] == 0:
+        return {"epoch": int(kept[1]) if kept else 0}
+    for record in reversed(read_metrics(file.parent)):
+        if record["step"] and "epoch" in record:
+            return {"epoch": round(state["step"] * record["epoch"] / record["step"], 6)}
+    return {}
+
+
+def _name(file):
+    """A file's short name."""
+    kept = KEPT_COPY.fullmatch(file.name)
+    if kept or file.name == CHECKPOINT or file.suffix == ".safetensors":
+        return file.resolve().parent.name + (f" epoch {int(kept[1])}" if kept else "")
+    return file.stem

@@ -1,0 +1,10 @@
+"""The protocols of evaluate.py: what a frozen or fine-tuned encoder is worth, each in one module.
+
+`PROTOCOLS` maps a protocol's name to (dataclass of its settings, function, one-line summary). The
+function is `run(config, world, stop) -> record`; the command calls it once for each checkpoint, or
+once for all of them where the dataclass' `checkpoint` is a list.
+"""
+
+from __future__ import annotations
+
+PROTOCOLS = {}

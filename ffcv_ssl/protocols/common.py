@@ -1,0 +1,293 @@
+"""What all protocols share: their common settings, the pair of datasets, and loaders of both.
+
+Settings that are left open are the pretraining run's, so that images look here as they did there.
+"""
+
+# N samples, V views
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+
+from ffcv_ssl import OrderOption, settings
+from ffcv_ssl.command import Interrupted, UserError
+from ffcv_ssl.labels import choose_labels, class_counts
+from ffcv_ssl.pretrained import load_encoder
+from ffcv_ssl.reader import Reader
+from ffcv_ssl.run_data import RunData, make_loader, open_dataset
+from ffcv_ssl.transforms import CenterCrop, RandomHorizontalFlip, RandomResizedCrop
+
+
+@dataclass(frozen=True)
+class EvalData:
+    """Which images, and how they are loaded; null: as in the checkpoint's run."""
+
+    train: str | None = None
+    """The `.beton` file to learn from."""
+    val: str | None = None
+    """The `.beton` file to measure on."""
+    image_field: str = "image"
+    """Name of the image field in both."""
+    label_field: str = "label"
+    """Name of the field with the class in both."""
+    batch_size: PositiveInt = 256
+    """Images a batch, over all ranks."""
+    resolution_px: PositiveInt | None = None
+    """Side of the crops; null: that of the run's evaluation, or 224."""
+    center_ratio: PositiveFloat | None = None
+    """Side of the centre crop as a share of the image's short side; null: 224/256, or 1 where the
+    run's images were small."""
+    mean: tuple[float, float, float] | None = None
+    """Subtracted from the pixels, on the 0..255 scale; null: the run's, or ImageNet's."""
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    """Pixels are divided by this, on the 0..255 scale; null: the run's, or ImageNet's."""
+    num_workers: int = -1
+    """Loader threads a rank; -1: all cores with a GPU, half of them where torch needs them too."""
+    os_cache: bool = True
+    """False for files larger than memory."""
+    on_error: Literal["raise", "replace"] = "raise"
+    """What a corrupt sample does: end the command, or be replaced by another (counted)."""
+
+    def __post_init__(self):
+        if self.center_ratio is not None and self.center_ratio > 1:
+            raise UserError(f"data.center_ratio: got {self.center_ratio:g}, expected at most 1")
+
+
+@dataclass(frozen=True)
+class EvalLabels(settings.LabelsConfig):
+    """Which labels of the training file may be used; all of them if nothing is given."""
+
+    @property
+    def is_all(self):
+        """Whether nothing was left out."""
+        return self.fraction is None and self.count is None and self.file is None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a file of weights holds that does not say so itself."""
+
+    backbone: str | None = None
+    """A ResNet of torchvision by name; null: the file says it."""
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    """cifar: a 3x3 convolution of stride 1 and no pooling, for images of about 32 pixels."""
+
+    def resolve(self):
+        """A ModelConfig without projector, or None. Raises UserError for an unknown name."""
+        if self.backbone is None:
+            return None
+        return settings.ModelConfig(self.backbone, self.stem, projector="")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Settings of every protocol; a protocol's own dataclass adds to them."""
+
+    checkpoint: str = ""
+    """A run's folder, a checkpoint, or a file of weights; the command takes several."""
+    out: str | None = None
+    """Folder of the results; null: the checkpoint's."""
+    seed: NonNegativeInt = 0
+    """Decides everything that is drawn, but for the choice of labels."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the network's forward pass; bf16 is autocast."""
+    model: Architecture = field(default_factory=Architecture)
+    data: EvalData = field(default_factory=EvalData)
+    labels: EvalLabels = field(default_factory=EvalLabels)
+    system: settings.SystemConfig = field(default_factory=settings.SystemConfig)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The datasets of an evaluation, and how their images become views."""
+
+    train: RunData
+    val: RunData
+    labels: np.ndarray
+    """(N,) int64: the training file's labels that may be used, -1 elsewhere."""
+    num_classes: int
+    class_names: tuple | None
+    """The classes' names, where the training file has them."""
+    loading: settings.DataConfig
+    resolution_px: int
+    center_ratio: float
+
+    @property
+    def chosen(self):
+        """Indices of the training samples whose labels may be used, sorted."""
+        return np.flatnonzero(self.labels >= 0)
+
+    def describe(self):
+        """The datasets for a record: paths, contents, and which labels were used."""
+        return {
+            "train": self.train.path,
+            "val": self.val.path,
+            "train_content": self.train.describe(),
+            "val_content": self.val.describe(),
+            "label_field": self.loading.label_field,
+            "labels": class_counts(self.labels, self.num_classes),
+            "num_labels": len(self.chosen),
+            "num_classes": self.num_classes,
+            "resolution_px": self.resolution_px,
+        }
+
+
+def open_encoder(config, world):
+    """The checkpoint of an Evaluation on the rank's device. Raises as `load_encoder`."""
+    if not config.checkpoint:
+        raise UserError("checkpoint: got none, expected --checkpoint RUN or FILE")
+    encoder = load_encoder(config.checkpoint, config.model.resolve(), world.device)
+    encoder.precision = config.precision
+    return encoder
+
+
+def results_folder(config):
+    """Where an Evaluation's results go: `out`, or the checkpoint's folder; made if need be."""
+    path = Path(config.checkpoint)
+    folder = Path(config.out) if config.out else path if path.is_dir() else path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot hold results ({error.strerror}); use --out") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder}: results cannot be written there; use --out")
+    return folder
+
+
+def open_pair(data, labels, encoder):
+    """The datasets of an EvalData, with the labels that EvalLabels choose.
+
+    Raises UserError where a file or its labels are missing, or the classes of the two files differ.
+    """
+    loading, resolution_px, center_ratio = resolve_data(data, encoder)
+    train, val = (
+        open_dataset(_given(path, name, encoder), data.image_field, data.label_field)
+        for path, name in ((data.train, "train"), (data.val, "val"))
+    )
+    for dataset in (train, val):
+        if dataset.labels is None:
+            raise UserError(f"{dataset.path}: no labels in field '{data.label_field}'")
+    names = check_classes(train, val, data.label_field)
+    return Pair(
+        train, val, allowed_labels(train, labels), train.num_classes, names, loading,
+        resolution_px, center_ratio,
+    )  # fmt: skip
+
+
+def resolve_data(data, encoder):
+    """(DataConfig, side of the crops in pixels, ratio of the centre crop): an EvalData with what it
+    leaves open taken from the encoder's run, or ImageNet's where there is none."""
+    run = encoder.config or {}
+    its, usual = run.get("data", {}), settings.DataConfig()
+    small = run.get("views", {}).get("small_images", False)
+    side = run.get("evaluation", {}).get("resolution") or run.get("resolution", {}).get("max", 224)
+    loading = settings.DataConfig(
+        image_field=data.image_field, label_field=data.label_field, batch_size=data.batch_size,
+        num_workers=data.num_workers, os_cache=data.os_cache, on_error=data.on_error,
+        mean=tuple(data.mean or its.get("mean", usual.mean)),
+        std=tuple(data.std or its.get("std", usual.std)),
+    )  # fmt: skip
+    return loading, data.resolution_px or side, data.center_ratio or (1.0 if small else 224 / 256)
+
+
+def allowed_labels(dataset, labels):
+    """(N,) int64 labels of a RunData that EvalLabels choose, -1 elsewhere. Raises UserError."""
+    if labels.is_all:
+        return dataset.labels.copy()
+    try:
+        return choose_labels(
+            dataset.labels, dataset.num_classes, labels.scheme, fraction=labels.fraction,
+            count=labels.count, file=labels.file, seed=labels.seed, names=dataset.names,
+        )  # fmt: skip
+    except UserError as error:  # the setting has another place in a training run
+        raise UserError(str(error).removeprefix("labelled.")) from None
+
+
+def check_classes(train, val, label_field):
+    """The training file's class names (a tuple, or None). Raises UserError where the two RunData
+    differ in the number of classes or in a name."""
+    names = []
+    for dataset in (train, val):
+        with Reader(dataset.path) as reader:
+            names.append(tuple(reader.class_names.get(label_field) or ()))
+    if all(names) and len(names[0]) == len(names[1]) and names[0] != names[1]:
+        label = next(i for i, pair in enumerate(zip(*names)) if pair[0] != pair[1])
+        sides = f"class {label} is {names[1][label]!r}, expected {names[0][label]!r}"
+        raise UserError(f"{val.path}: {sides} as in {train.path}; write both from one source")
+    if val.num_classes > train.num_classes or (all(names) and len(names[0]) != len(names[1])):
+        got = f"got {val.num_classes} classes in field '{label_field}'"
+        raise UserError(f"{val.path}: {got}, expected those of {train.path} ({train.num_classes})")
+    return names[0] or None
+
+
+def clean_ops(pair):
+    """The ops of a centre crop: what recipe `evaluation` makes."""
+    return [CenterCrop(pair.resolution_px, pair.center_ratio)]
+
+
+def augmented_ops(pair):
+    """The ops of crop and flip: what recipe `supervised` makes."""
+    return [RandomResizedCrop(pair.resolution_px), RandomHorizontalFlip()]
+
+
+def clean_loader(dataset, pair, world, indices=None):
+    """Centre crops of a RunData in the order of `indices` (default: all), none left out.
+
+    Batches have `view_0`, float32 (B, 3, H, W), the label field, `indices` and `valid` (False where
+    a rank's last batch is padded).
+    """
+    batch_size = max(1, pair.loading.batch_size // world.size)
+    return make_loader(
+        dataset, pair.loading, {"view_0": clean_ops(pair)}, world, True, indices=indices,
+        batch_size=batch_size, order=OrderOption.SEQUENTIAL, drop_last=False, seed=0,
+    )  # fmt: skip
+
+
+def augmented_loader(dataset, pair, world, seed, num_views=1, **options):
+    """Random crops and flips of a RunData, `view_0` to `view_V-1`, in random order.
+
+    options: of `Loader`, over the defaults: batch_size (a rank's), indices, order, drop_last...
+    """
+    views = {f"view_{index}": augmented_ops(pair) for index in range(num_views)}
+    batch_size = max(1, pair.loading.batch_size // world.size)
+    options = {
+        "batch_size": batch_size, "order": OrderOption.RANDOM, "drop_last": True, "seed": seed,
+        **options,
+    }  # fmt: skip
+    return make_loader(dataset, pair.loading, views, world, True, **options)
+
+
+def split_holdout(labels, fraction, seed):
+    """Indices (rest, held out), both sorted, of the samples with a label.
+
+    labels: (N,) int64, -1: none. Of each class a share `fraction` is held out, rounded, at least
+    one sample where the class has two. A pure function of labels, fraction and seed.
+    """
+    generator = np.random.Generator(np.random.Philox(seed))
+    held = []
+    for label in np.unique(labels[labels >= 0]):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        size = max(1, round(fraction * len(members))) if fraction > 0 else 0
+        held.append(members[: min(size, len(members) - 1)])
+    held = np.sort(np.concatenate(held)) if held else np.empty(0, np.int64)
+    return np.setdiff1d(np.flatnonzero(labels >= 0), held), held
+
+
+def stop_if_asked(stop):
+    """Raise Interrupted where a signal asked a command to stop that has nothing to save."""
+    if stop is not None and stop.asked:
+        raise Interrupted("evaluation: interrupted; start it again")
+
+
+def _given(path, name, encoder):
+    path = path or ((encoder.config or {}).get("data") or {}).get(name)
+    if not path:
+        expected = f"expected --data.{name} FILE.beton"
+        raise UserError(f"data.{name}: got none, and {encoder.path} does not name one; {expected}")
+    return path

@@ -1,0 +1,119 @@
+"""Results of evaluations: `results.jsonl`, one record a line, and `results.csv`, one row each.
+
+Both files only grow, and several processes may report into one folder at the same time.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import json
+import math
+import os
+from pathlib import Path
+
+from ffcv_ssl.checkpoint import to_plain, write_text
+from ffcv_ssl.command import UserError, config_dict, hold_folder
+
+JSON_FILE, CSV_FILE = "results.jsonl", "results.csv"
+LOCK_FOLDER = ".results"
+PATIENCE_S = 60  # that another process may take to write its row
+
+
+def make_record(protocol, encoder, data, config, metrics):
+    """What one evaluation says of itself, as nested dicts of plain types.
+
+    protocol: its name; encoder: an Encoder; data: dict with the datasets' paths and contents;
+    config: the protocol's frozen dataclass; metrics: dict, accuracies as shares in [0, 1].
+    """
+    settings = config_dict(config)
+    settings.pop("checkpoint", None)
+    return {
+        "protocol": protocol,
+        "checkpoint": encoder.path,
+        "name": encoder.name,
+        "about": dict(encoder.about),
+        "data": data,
+        "settings": settings,
+        "metrics": metrics,
+    }
+
+
+def report(record, folder):
+    """Append a record (nested dicts of plain types) to the results in `folder`; returns it as it
+    was written: with the time, and numbers that are not finite as None.
+
+    Keys of the table are the record's, joined by dots. Raises UserError where it cannot be written.
+    """
+    time = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    record = _finite(to_plain({"time": time, **record}, "record"))
+    folder = Path(folder)
+    with hold_folder(folder / LOCK_FOLDER, PATIENCE_S):
+        try:
+            with open(folder / JSON_FILE, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record, allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            _append_row(folder / CSV_FILE, flatten(record))
+        except OSError as error:
+            raise UserError(f"{folder}: results cannot be written ({error.strerror})") from None
+    return record
+
+
+def read_results(folder):
+    """All records in a folder, in order; an empty list where there are none.
+
+    Lines that are not a JSON object (a killed writer's last one) are left out.
+    """
+    path = Path(folder) / JSON_FILE
+    records = []
+    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def flatten(record, prefix=""):
+    """Nested dicts as one with keys `a.b`; lists become JSON text."""
+    flat = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = json.dumps(value) if isinstance(value, list | tuple) else value
+    return flat
+
+
+def _append_row(path, row):
+    """Add a row; where it has new columns, the table is written anew with them at the end."""
+    columns = []
+    if path.exists():
+        with open(path, encoding="utf-8", newline="") as file:
+            columns = next(csv.reader(file), [])
+    new = [key for key in row if key not in columns]
+    if not new:
+        with open(path, "a", encoding="utf-8", newline="") as file:
+            csv.DictWriter(file, columns, lineterminator="\n").writerow(row)
+        return
+    rows = []
+    if columns:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns + new, lineterminator="\n")
+    table.writeheader()
+    table.writerows([*rows, row])
+    write_text(path, text.getvalue())
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
