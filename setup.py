@@ -13,7 +13,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["ffcv_ssl", "ffcv_ssl.*", "pipelines", "pipelines.*"]),
-    py_modules=["train", "write_dataset"],
+    py_modules=["train", "evaluate", "write_dataset"],
     install_requires=[
         "numpy>=1.24",
         "numba>=0.60",
@@ -34,6 +34,7 @@ setup(
             "pytest>=8.0",
             "pytest-timeout>=2.2",
             "ruff>=0.6",
+            "scikit-learn>=1.4",
             "scipy>=1.11",
             "xxhash>=3.4",
         ],
