@@ -7,4 +7,8 @@ once for all of them where the dataclass' `checkpoint` is a list.
 
 from __future__ import annotations
 
-PROTOCOLS = {}
+from ffcv_ssl.protocols import export
+
+PROTOCOLS = {
+    "export": (export.ExportConfig, export.run, "weights for torchvision and timm, model card"),
+}
