@@ -36,6 +36,7 @@ setup(
             "ruff>=0.6",
             "scikit-learn>=1.4",
             "scipy>=1.11",
+            "timm>=1.0",
             "xxhash>=3.4",
         ],
         "bench": ["nvidia-dali-cuda130>=2.0"],
