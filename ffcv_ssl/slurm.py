@@ -74,6 +74,8 @@ class SlurmConfig:
     """Reservation to use."""
     comment: str | None = None
     """Comment on the job."""
+    dependency: str | None = None
+    """Jobs to wait for: afterok:4711. A job that waits in vain is cancelled."""
     setup: list[str] = field(default_factory=list)
     """Shell lines to run before the job's command: ["module load cuda"]."""
 
@@ -227,6 +229,8 @@ def sbatch_parameters(config, name, script):
     more = {"requeue": True}  # also where the cluster's default is not to
     if config.reservation:
         more["reservation"] = config.reservation
+    if config.dependency:
+        more |= {"dependency": config.dependency, "kill_on_invalid_dep": "yes"}
     return {
         **{key: getattr(config, key) for key in same},
         "job_name": name,
@@ -240,8 +244,7 @@ def sbatch_parameters(config, name, script):
 
 def _check(config):
     """Refuse what no job could do; raises UserError."""
-    if shutil.which("sbatch") is None:
-        raise UserError("slurm.partition: there is no sbatch here; submit from a login node")
+    check_sbatch()
     if not config.data.train:
         raise UserError("data.train: got no file to train on; write one with write_dataset.py")
     for path in (config.data.train, config.data.val):
@@ -249,18 +252,34 @@ def _check(config):
             print(f"note: {path} is not here; the job's nodes must have it", file=sys.stderr)
 
 
+def check_sbatch():
+    """Raise UserError where jobs cannot be submitted."""
+    if shutil.which("sbatch") is None:
+        raise UserError("slurm.partition: there is no sbatch here; submit from a login node")
+
+
 def _submit_job(config, argv, script):
     """Returns {job_id, out, stdout, stderr}. Raises UserError where Slurm refuses."""
+    folder = str(Path(config.out).resolve())
+    task = Task(str(script), without_slurm_keys(argv), folder, config.slurm.max_requeues)
+    return {"out": config.out, **submit_task(config.slurm, task, script, folder)}
+
+
+def submit_task(config, task, script, run):
+    """Submit a call of `task` by every task of a job, named after the folder `run`, with its logs
+    there; a SlurmConfig says which job. Returns {job_id, stdout, stderr}.
+
+    script: the Path of the command, beside which this package lies. Raises UserError where Slurm
+    refuses.
+    """
     import submitit
 
-    folder = Path(config.out).resolve() / "slurm"
-    run, limit = str(folder.parent), config.slurm.max_requeues
-    task = Task(str(script), without_slurm_keys(argv), run, limit)
+    folder = Path(run) / "slurm"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         before = set(folder.iterdir())
         executor = submitit.SlurmExecutor(folder, python=PYTHON)
-        executor.update_parameters(**sbatch_parameters(config.slurm, folder.parent.name, script))
+        executor.update_parameters(**sbatch_parameters(config, folder.parent.name, script))
         with _no_jobs_environment(), contextlib.redirect_stderr(io.StringIO()):
             job = executor.submit(task)
     except OSError as error:
@@ -269,7 +288,7 @@ def _submit_job(config, argv, script):
         _remove_rest(folder, before)
         raise UserError(f"slurm: {_reason(error)}") from None
     paths = {"stdout": str(job.paths.stdout), "stderr": str(job.paths.stderr)}
-    return {"job_id": job.job_id, "out": config.out, **paths}
+    return {"job_id": job.job_id, **paths}
 
 
 @contextlib.contextmanager
