@@ -18,7 +18,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import fields, replace
+from dataclasses import is_dataclass, replace
+from typing import get_origin, get_type_hints
 
 from ffcv_ssl import BetonError, checkpoint, command, slurm
 from ffcv_ssl.command import Interrupted, NonFiniteLoss, UserError
@@ -26,39 +27,51 @@ from ffcv_ssl.distributed import World
 from ffcv_ssl.protocols import PROTOCOLS
 
 
-def split_checkpoints(argv):
-    """(values of `--checkpoint A B ...`, the other words). Raises UserError for a key without."""
-    found, others, is_value = [], [], False
-    for word in argv:
+def grouped(words):
+    """[(key, its values)] of `--key A B --other=C`. Raises UserError for a word without a key."""
+    groups = []
+    for word in words:
+        key, equals, value = word.partition("=")
         if word.startswith("--"):
-            is_value = word == "--checkpoint"
-            if word.startswith("--checkpoint="):
-                found.append(word.partition("=")[2])
-            elif not is_value:
-                others.append(word)
+            groups.append((key, [value] if equals else []))
+        elif groups:
+            groups[-1][1].append(word)
         else:
-            (found if is_value else others).append(word)
-    if not all(found) or ("--checkpoint" in argv and not found):
-        raise UserError("checkpoint: got none, expected --checkpoint RUN or FILE")
-    return found, others
+            raise UserError(f"{word}: got no key before it, expected --key {word}")
+    return groups
+
+
+def takes_list(config_class, key):
+    """Whether a dotted setting of a dataclass is a list."""
+    kind = config_class
+    for name in key.removeprefix("--").split("."):
+        kind = get_type_hints(kind).get(name) if is_dataclass(kind) else None
+    return get_origin(kind) is list
 
 
 def read_configs(argv):
-    """The command line -> (protocol's name, its configurations, one a call). Raises UserError."""
+    """The command line -> (protocol's name, its configurations, one a call). Raises UserError.
+
+    Several words after a key are a list: `--k 1 20` is `--k [1,20]`.
+    """
     name, *words = argv or [""]
     if name not in PROTOCOLS:
         raise UserError(f"protocol: got {name!r}, expected one of {', '.join(PROTOCOLS)}")
     config_class, _, summary = PROTOCOLS[name]
-    paths, words = split_checkpoints(words)
-    kind = {field.name: str(field.type) for field in fields(config_class)}.get("checkpoint")
-    if kind is None and paths:
-        raise UserError(f"checkpoint: unknown key, {name} takes none")
-    takes_all = kind is not None and "list" in kind
-    given = [f"--checkpoint={json.dumps(paths) if takes_all else paths[0]}"] if paths else []
-    config, _ = command.parse_config(config_class, [*words, *given], f"evaluate.py {name}", summary)
-    if takes_all or not paths:
-        return name, [config]
-    return name, [replace(config, checkpoint=path) for path in paths]
+    arguments, paths = [], [""]
+    for key, values in grouped(words):
+        is_list = takes_list(config_class, key) and not (values and values[0].startswith("["))
+        if key == "--checkpoint" and not all(values or [""]):
+            raise UserError("checkpoint: got none, expected --checkpoint RUN or FILE")
+        if key == "--checkpoint" and not is_list:
+            paths = values
+            arguments.append(f"{key}={values[0]}")
+        elif is_list:
+            arguments.append(f"{key}=[{', '.join(values)}]")
+        else:
+            arguments += [key, *values]
+    config, _ = command.parse_config(config_class, arguments, f"evaluate.py {name}", summary)
+    return name, [replace(config, checkpoint=path) for path in paths if path] or [config]
 
 
 def run(argv):

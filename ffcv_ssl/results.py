@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import hashlib
 import io
 import json
 import math
@@ -18,6 +19,7 @@ from ffcv_ssl.command import UserError, config_dict, hold_folder
 
 JSON_FILE, CSV_FILE = "results.jsonl", "results.csv"
 LOCK_FOLDER = ".results"
+MAX_CELL = 500  # characters of a table's cell
 PATIENCE_S = 60  # that another process may take to write its row
 
 
@@ -61,6 +63,13 @@ def report(record, folder):
     return record
 
 
+def settings_key(record):
+    """Eight hex digits of what was asked: equal for the same checkpoint, data and settings."""
+    asked = [record[key] for key in ("checkpoint", "about", "data", "settings")]
+    text = json.dumps(to_plain(asked), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
 def read_results(folder):
     """All records in a folder, in order; an empty list where there are none.
 
@@ -90,7 +99,9 @@ def flatten(record, prefix=""):
 
 
 def _append_row(path, row):
-    """Add a row; where it has new columns, the table is written anew with them at the end."""
+    """Add a row; where it has new columns, the table is written anew with them at the end. Long
+    lists (accuracies of a thousand classes) are left to the other file."""
+    row = {key: value for key, value in row.items() if len(str(value)) <= MAX_CELL}
     columns = []
     if path.exists():
         with open(path, encoding="utf-8", newline="") as file:

@@ -7,8 +7,10 @@ once for all of them where the dataclass' `checkpoint` is a list.
 
 from __future__ import annotations
 
-from ffcv_ssl.protocols import export
+from ffcv_ssl.protocols import export, linear
 
 PROTOCOLS = {
+    "linear": (linear.LinearConfig, linear.run_linear, "linear probes on frozen features"),
+    "mlp": (linear.MLPConfig, linear.run_mlp, "probes with hidden layers: 2048-2048-classes"),
     "export": (export.ExportConfig, export.run, "weights for torchvision and timm, model card"),
 }

@@ -279,6 +279,14 @@ def split_holdout(labels, fraction, seed):
     return np.setdiff1d(np.flatnonzero(labels >= 0), held), held
 
 
+def refuse_ranks(protocol, world):
+    """Raise UserError where a protocol that runs on one device was started on several."""
+    if world.size > 1:
+        raise UserError(
+            f"{protocol}: got {world.size} ranks, expected one; start it without torchrun"
+        )
+
+
 def stop_if_asked(stop):
     """Raise Interrupted where a signal asked a command to stop that has nothing to save."""
     if stop is not None and stop.asked:

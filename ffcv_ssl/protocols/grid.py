@@ -1,0 +1,175 @@
+"""Probes of one shape and many settings, trained at once: one batched network, one pass for all.
+
+Guarantees: a member computes what it would alone, up to the order of sums; one that diverges leaves
+the others as they are, and is never chosen.
+"""
+
+# G members of the grid, B images a batch, D features, H hidden units, K classes
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+BN_EPS, BN_MOMENTUM = 1e-5, 0.1
+
+
+class GridProbe(nn.Module):
+    """G classifiers (B, D) -> (G, B, K), linear or with hidden layers of batch-norm and ReLU.
+
+    hidden: widths of the hidden layers. All members start alike: at zero if linear, else as
+    torch's Linear does, drawn from `generator`.
+    """
+
+    def __init__(self, in_features, hidden, num_classes, num_members, generator=None):
+        super().__init__()
+        self.hidden, self.num_classes, self.num_members = tuple(hidden), num_classes, num_members
+        widths = [in_features, *hidden, num_classes]
+        self.weights, self.scales, self.shifts = (nn.ParameterList() for _ in range(3))
+        for fan_in, fan_out in itertools.pairwise(widths):
+            weight = torch.zeros(fan_in, fan_out)
+            if hidden:
+                bound = 1 / math.sqrt(fan_in)
+                weight.uniform_(-bound, bound, generator=generator)
+            self.weights.append(weight.expand(num_members, -1, -1).clone())
+        for layer, width in enumerate(hidden):
+            self.scales.append(torch.ones(num_members, 1, width))
+            self.shifts.append(torch.zeros(num_members, 1, width))
+            self.register_buffer(f"mean_{layer}", torch.zeros(num_members, 1, width))
+            self.register_buffer(f"var_{layer}", torch.ones(num_members, 1, width))
+        self.bias = nn.Parameter(torch.zeros(num_members, 1, num_classes))
+
+    def forward(self, x):
+        """(B, D) -> logits (G, B, K)."""
+        for layer in range(len(self.hidden)):
+            x = torch.matmul(x, self.weights[layer])  # (G, B, H)
+            x = F.relu(self._norm(x, layer) * self.scales[layer] + self.shifts[layer])
+        return torch.matmul(x, self.weights[-1]) + self.bias
+
+    def _norm(self, x, layer):
+        mean, var = getattr(self, f"mean_{layer}"), getattr(self, f"var_{layer}")
+        if self.training:
+            var_now, mean_now = torch.var_mean(x, dim=1, correction=0, keepdim=True)
+            with torch.no_grad():
+                unbiased = var_now * (x.shape[1] / max(1, x.shape[1] - 1))
+                mean.lerp_(mean_now, BN_MOMENTUM)
+                var.lerp_(unbiased, BN_MOMENTUM)
+            mean, var = mean_now, var_now
+        return (x - mean) * torch.rsqrt(var + BN_EPS)
+
+    def member(self, index):
+        """A copy of one member, as a grid of one."""
+        alone = GridProbe(self.weights[0].shape[1], self.hidden, self.num_classes, 1)
+        state = {key: value[index : index + 1] for key, value in self.state_dict().items()}
+        alone.load_state_dict(state)
+        return alone.to(self.bias.device)
+
+
+class GridSGD:
+    """SGD with momentum, a learning rate and a weight decay of its own for each member.
+
+    v <- m v + g + wd p, p <- p - lr v, as torch's; only weight matrices decay. lrs, weight_decays:
+    one number a member.
+    """
+
+    def __init__(self, probe, lrs, weight_decays, momentum):
+        self.momentum = momentum
+        like = {"dtype": torch.float32, "device": probe.bias.device}
+        self.lrs = torch.tensor(lrs, **like).view(-1, 1, 1)
+        self.weight_decays = torch.tensor(weight_decays, **like).view(-1, 1, 1)
+        self.parameters = list(probe.parameters())
+        self.decaying = {id(weight) for weight in probe.weights}
+        self.velocities = [torch.zeros_like(p) for p in self.parameters]
+
+    @torch.no_grad()
+    def step(self, share):
+        """Update with the learning rates times `share` (the schedule's), and forget gradients."""
+        for p, velocity in zip(self.parameters, self.velocities):
+            velocity.mul_(self.momentum).add_(p.grad)
+            if id(p) in self.decaying:
+                velocity.add_(self.weight_decays * p)
+            p.sub_(self.lrs * share * velocity)
+            p.grad = None
+
+
+def train_step(probe, optimizer, x, labels, share):
+    """One step on features (B, D) and labels (B,) in [0, K); the learning rates times `share`."""
+    probe.train()
+    logits = probe(x)
+    each = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none").view(
+        len(logits), -1
+    )
+    each.mean(dim=1).sum().backward()  # members share nothing, so each gets its own gradient
+    optimizer.step(share)
+
+
+def cosine(step, num_steps):
+    """Share of the learning rate at a step: from 1 down to 0 along half a cosine."""
+    return (1 + math.cos(math.pi * step / num_steps)) / 2
+
+
+class Totals:
+    """Hits and losses of all members over labelled batches."""
+
+    def __init__(self):
+        self.hits = self.losses = 0
+        self.num_rows = 0
+
+    @torch.no_grad()
+    def add(self, logits, labels):
+        """Logits (G, B, K) and labels (B,)."""
+        self.hits = self.hits + (logits.argmax(dim=2) == labels).sum(dim=1)
+        losses = F.cross_entropy(
+            logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none"
+        ).view(len(logits), -1)
+        self.losses = self.losses + losses.double().sum(dim=1)
+        self.num_rows += len(labels)
+
+    def means(self):
+        """(top-1, loss) of each member, (G,) float64; (-1, inf) of one that is not finite."""
+        top1, loss = self.hits.double() / self.num_rows, self.losses / self.num_rows
+        finite = loss.isfinite()
+        return top1.masked_fill(~finite, -1), loss.masked_fill(~finite, math.inf)
+
+
+class Selection:
+    """The members' scores at their last and at their best epoch, and their weights at the best.
+
+    A higher top-1 is better, of equal ones a lower loss, of equal ones the earlier.
+    """
+
+    def __init__(self, probe):
+        self.probe = probe
+        self.best = {key: value.clone() for key, value in probe.state_dict().items()}
+        self.last_scores = self.best_scores = None
+        self.best_epochs = torch.zeros(probe.num_members, dtype=torch.int64)
+
+    def see(self, totals, epoch):
+        """Take note of the scores after `epoch` epochs."""
+        self.last_scores = top1, loss = totals.means()
+        if self.best_scores is None:
+            self.best_scores = (torch.full_like(top1, -2), torch.full_like(loss, math.inf))
+        best_top1, best_loss = self.best_scores
+        better = (top1 > best_top1) | ((top1 == best_top1) & (loss < best_loss))
+        self.best_scores = (
+            torch.where(better, top1, best_top1), torch.where(better, loss, best_loss)
+        )  # fmt: skip
+        self.best_epochs[better.cpu()] = epoch
+        for key, value in self.probe.state_dict().items():
+            self.best[key][better] = value[better]
+
+    def winner(self, at):
+        """(member, epoch, its top-1) that is best `at` "last" or at "best" epochs."""
+        top1, loss = (scores.tolist() for scores in getattr(self, f"{at}_scores"))
+        member = min(range(len(top1)), key=lambda index: (-top1[index], loss[index]))
+        return member, int(self.best_epochs[member]), top1[member]
+
+    def probe_at_best(self, member):
+        """A copy of one member as it was at its best epoch."""
+        alone = self.probe.member(member)
+        alone.load_state_dict({k: v[member : member + 1] for k, v in self.best.items()})
+        return alone
