@@ -44,7 +44,11 @@ def parse(argv):
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--source", required=True, help="imagefolder, shapes, or a torchvision dataset: cifar10...")
+    add(
+        "--source",
+        required=True,
+        help="imagefolder, shapes, clevr, or torchvision's: cifar10...",
+    )
     add("--out", required=True, metavar="FILE.beton", help="the file to make or to replace")
     add("--root", metavar="DIR", help="folder of the images or of torchvision's files")
     add("--split", help="train (the default), val, test... as the source calls it")

@@ -6,7 +6,7 @@ import torch
 
 from ffcv_ssl.sources import Shapes
 from ffcv_ssl.sources.outlines import AREA, OUTLINES, REACH
-from ffcv_ssl.sources.shapes import CLASS_NAMES, MAX_OBJECTS, Draws
+from ffcv_ssl.sources.shapes import CLASS_NAMES, MAX_OBJECTS, Draws, WithDistanceBin
 
 CHANCE = 1 / len(OUTLINES)
 # What seed 0 gave when the generator was published.
@@ -99,6 +99,12 @@ def test_number_and_distance_are_varied_and_independent_of_the_class():
         by_class = np.array([values[labels == label].mean() for label in range(10)])
         error = values.std() / np.sqrt(200)
         assert np.abs(by_class - values.mean()).max() < 4 * error
+
+
+def test_classes_of_distance_are_ordered_and_about_equal_in_number():
+    *_, distances, bins = stack(WithDistanceBin(Shapes("train", 2000, 8)))
+    assert np.bincount(bins).min() > 0.6 * 2000 / 6 and len(set(bins)) == 6
+    assert (np.diff(bins[distances.argsort()]) >= 0).all()
 
 
 def test_more_objects_are_further_away():

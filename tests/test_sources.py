@@ -1,6 +1,7 @@
 """Sources number samples and classes the same everywhere, and say what they miss."""
 
 import io
+import json
 import os
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ffcv_ssl.fields import EncodedImage
-from ffcv_ssl.sources import SourceError, open_source, select
+from ffcv_ssl.sources import Source, SourceError, open_source, select
 
 
 def make_folder(root, names, size_px=8):
@@ -105,7 +106,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path, names, split, message):
         (
             "hf:imagenet",
             {},
-            "unknown source 'hf:imagenet', expected imagefolder, shapes or .*cifar10",
+            "unknown source 'hf:imagenet', expected imagefolder, clevr, shapes or .*cifar10",
         ),
         ("webdataset", {}, "unknown source"),
         ("visiondataset", {}, "unknown source"),
@@ -160,7 +161,9 @@ def test_torchvision_datasets_of_files_hand_on_the_bytes(tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets, "Pets", Pets, raising=False)
     make_folder(tmp_path, ["train/cat/1.jpg", "train/dog/2.jpg"])
-    image, label = open_source("pets", tmp_path).dataset[1]
+    source = open_source("pets", tmp_path)
+    assert source.names == ["cat/1.jpg", "dog/2.jpg"]  # lists of names choose among them
+    image, label = source.dataset[1]
     assert image.data == (tmp_path / "train/dog/2.jpg").read_bytes() and label == 1
 
 
@@ -180,6 +183,54 @@ def test_a_dataset_that_is_not_of_pairs_is_refused(monkeypatch):
     monkeypatch.setattr(datasets, "Boxes", Boxes, raising=False)
     with pytest.raises(SourceError, match="not a dataset of \\(image, class label\\)"):
         open_source("boxes", "/any")
+
+
+def make_clevr(root, depths):
+    """CLEVR's folders under `root`, with a scene for each list of its objects' depths."""
+    names = [f"CLEVR_val_{number:06}.png" for number in range(len(depths))]
+    make_folder(root, [f"CLEVR_v1.0/images/val/{name}" for name in names])
+    scenes = [
+        {"image_filename": name, "objects": [{"pixel_coords": [9, 8, depth]} for depth in of_one]}
+        for name, of_one in zip(names, depths)
+    ]
+    path = root / "CLEVR_v1.0/scenes/CLEVR_val_scenes.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"info": {}, "scenes": scenes}))
+    return root
+
+
+def vtab_distance(depths):
+    """VTAB's label: the last of its thresholds that is less than the nearest object's depth."""
+    thresholds = np.array([0.0, 8.0, 8.5, 9.0, 9.5, 10.0, 100.0])
+    return int(np.max(np.where(thresholds - min(depths) < 0)))
+
+
+def test_clevr_has_the_labels_of_vtab(tmp_path):
+    depths = [[near, 12.0, 20.5] for near in (3.1, 8.0, 8.01, 8.5, 8.75, 9.2, 9.5, 9.9, 10.0, 11)]
+    depths.append([9.0] * 10)
+    source = open_source("clevr", make_clevr(tmp_path, depths), "val")
+    samples = [source.dataset[index] for index in range(len(depths))]
+    assert [count for _, count, _ in samples] == [0] * 10 + [7]
+    assert [near for _, _, near in samples] == [vtab_distance(of_one) for of_one in depths]
+    assert source.class_names["count"][7] == "10 objects"
+    image = tmp_path / "CLEVR_v1.0/images/val" / source.names[4]
+    assert samples[4][0].data == image.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("depths", "split", "message"),
+    [
+        ([[1.0] * 3], "test", "--split: got 'test', clevr has labels for train and val"),
+        ([[1.0] * 3], "train", "CLEVR_train_scenes.json: No such file"),
+        ([[1.0] * 2], "val", "got 2 objects in CLEVR_val_000000.png, expected 3 to 10"),
+        (["abc"], "val", "not the scenes of CLEVR"),
+    ],
+)
+def test_scenes_that_are_not_clevrs_are_said_on_one_line(tmp_path, depths, split, message):
+    root = make_clevr(tmp_path, depths)
+    with pytest.raises(SourceError, match=message) as error:
+        open_source("clevr", root, split)
+    assert "\n" not in str(error.value)
 
 
 @pytest.fixture
@@ -207,6 +258,28 @@ def test_a_subset_is_chosen_by_index_file_name_or_path(folder):
 def test_a_subset_line_that_names_no_sample_is_an_error(folder, lines, message):
     with pytest.raises(SourceError, match=message):
         select(folder, lines, where="some.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("imagenet_1percent.txt", 12_811), ("imagenet_10percent.txt", 128_116)]
+)
+def test_published_lists_of_imagenet_names_choose_their_images(data_folder, name, size):
+    path = data_folder / "splits" / name
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    lines = path.read_text().splitlines()
+    names = sorted(f"{line.split('_')[0]}/{line}" for line in [*lines, "n01440764_none.JPEG"])
+    chosen = select(Source(dict.fromkeys(range(len(names))), {}, names=names), lines)
+    assert len(chosen) == size
+    assert {names[index].split("/")[1] for index in chosen} == set(lines)
+
+
+def test_a_published_list_of_cifar_indices_chooses_its_images(data_folder):
+    path = data_folder / "splits" / "cifar10_4000labels_split152.txt"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    chosen = select(Source(range(50_000), {}), path.read_text().splitlines())
+    assert chosen == sorted(int(line) for line in path.read_text().split()) and len(chosen) == 4000
 
 
 def test_names_are_refused_where_samples_have_none():

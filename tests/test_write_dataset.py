@@ -136,6 +136,8 @@ def test_shapes_are_written_with_all_their_fields(tmp_path, capsys):
             assert reader.decode(index, "label") == label
             assert reader.decode(index, "count") == count
             assert reader.decode(index, "distance") == pytest.approx(distance)
+            nearer = [edge for edge in (0.33, 0.39, 0.45, 0.5, 0.55) if edge <= distance]
+            assert reader.decode(index, "distance_bin") == len(nearer)
 
 
 def test_subset_and_limit_choose_samples(tmp_path, photographs, capsys):

@@ -1,5 +1,5 @@
-"""Where images come from: folders, torchvision's datasets, or generated shapes, all as indexed
-datasets.
+"""Where images come from: folders, torchvision's datasets, CLEVR's scenes, or generated shapes, all
+as indexed datasets.
 
 `open_source(name, ...)` returns a `Source`; a new kind is one module with an `open_...` function
 and one branch here.
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from ffcv_ssl.fields import FloatField, IntField
 from ffcv_ssl.sources.base import Source, SourceError, select
+from ffcv_ssl.sources.clevr import open_clevr
 from ffcv_ssl.sources.imagefolder import open_imagefolder
-from ffcv_ssl.sources.shapes import CLASS_NAMES, Shapes
+from ffcv_ssl.sources.shapes import CLASS_NAMES, Shapes, WithDistanceBin
 from ffcv_ssl.sources.torchvision_datasets import EXAMPLES, find_class, open_torchvision
 
 __all__ = ["Shapes", "Source", "SourceError", "open_source", "select"]
@@ -21,8 +22,8 @@ SHAPES_DEFAULTS = {"num_samples": 10000, "size_px": 64, "seed": 0}
 def open_source(name, root=None, split=None, download=False, **shapes_settings):
     """Open a source by name.
 
-    name: `imagefolder`, `shapes`, or a torchvision dataset class in lower case. root: the folder of
-    images, or of the torchvision dataset. split: None means `train`, or for a folder without splits
+    name: `imagefolder`, `clevr`, `shapes`, or a torchvision dataset class in lower case. root: the
+    folder of images, or of the dataset. split: None means `train`, or for a folder without splits
     the folder itself. download: let torchvision fetch the dataset. shapes_settings: num_samples,
     size_px and seed of generated shapes, None for the default. Raises SourceError, also for a
     setting that the source does not have.
@@ -31,30 +32,36 @@ def open_source(name, root=None, split=None, download=False, **shapes_settings):
     if name == "shapes":
         _refuse(name, {"root": root is not None, "download": download})
         return open_shapes(split or "train", **given)
-    if name != "imagefolder" and find_class(name) is None:
+    folders = {"imagefolder": open_imagefolder, "clevr": open_clevr}
+    if name not in folders and find_class(name) is None:
         raise SourceError(
-            f"--source: unknown source {name!r}, expected imagefolder, shapes or the lower-case "
-            f"name of a torchvision dataset ({', '.join(EXAMPLES)}, ...)"
+            f"--source: unknown source {name!r}, expected imagefolder, clevr, shapes or the "
+            f"lower-case name of a torchvision dataset ({', '.join(EXAMPLES)}, ...)"
         )
     _refuse(name, dict.fromkeys(given, True))
-    if name != "imagefolder":
+    if name not in folders:
         return open_torchvision(name, root, split, download)
     _refuse(name, {"download": download})
     if root is None:
         raise SourceError("--root: missing, expected the folder of images")
-    return open_imagefolder(root, split)
+    return folders[name](root, split)
 
 
 def open_shapes(split, **settings):
     """Generated shapes; see `Shapes` for the settings. Raises SourceError for impossible ones."""
     settings = SHAPES_DEFAULTS | settings
     try:
-        dataset = Shapes(split, **settings)
+        dataset = WithDistanceBin(Shapes(split, **settings))
     except ValueError as error:
         raise SourceError(str(error)) from None
     return Source(
         dataset,
-        {"label": IntField(), "count": IntField(), "distance": FloatField()},
+        {
+            "label": IntField(),
+            "count": IntField(),
+            "distance": FloatField(),
+            "distance_bin": IntField(),
+        },
         {"label": list(CLASS_NAMES)},
         {"source": "shapes", "split": split, **settings},
         is_generated=True,

@@ -37,6 +37,8 @@ NUM_TRIES = 24  # places tried for each object: the first that is free, else the
 MARGIN = 1.1  # free: that much more than the radii between the centres
 # An object is 0.1 wide in the units of `distance`, seen by a pinhole camera of focal length 1.
 OBJECT_RADIUS = 0.1
+# Between the classes of `distance_bin`: six about as large as one another.
+DISTANCE_EDGES = (0.33, 0.39, 0.45, 0.5, 0.55)
 
 
 class Shapes:
@@ -73,6 +75,21 @@ class Shapes:
         block, place = divmod(index, len(OUTLINES))
         order = Draws(f"{self.seed}/{self.split}/order {block}").uniform(shape=len(OUTLINES))
         return int(order.argsort()[place])
+
+
+class WithDistanceBin:
+    """The samples of `Shapes` and, last, the class of their distance, 0 (nearest) to 5: the task
+    that VTAB makes of CLEVR (Zhai et al. 2020), for probes that only tell classes."""
+
+    def __init__(self, shapes):
+        self.shapes = shapes
+
+    def __len__(self):
+        return len(self.shapes)
+
+    def __getitem__(self, index):
+        sample = self.shapes[index]
+        return *sample, int(np.searchsorted(DISTANCE_EDGES, sample[-1], side="right"))
 
 
 class Draws:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import numbers
+import os
 from pathlib import Path
 
 from ffcv_ssl.fields import EncodedImage, IntField
@@ -55,7 +56,7 @@ def open_torchvision(name, root, split=None, download=False):
     dataset_class = find_class(name)
     dataset = _make(name, dataset_class, root, split or "train", download)
     _check_sample(name, dataset)
-    _keep_bytes(dataset)
+    names = _keep_bytes(dataset)
     class_names = _class_names(dataset)
     made = {"source": name, "split": split or "train"}
     return Source(
@@ -63,6 +64,7 @@ def open_torchvision(name, root, split=None, download=False):
         {"label": IntField()},
         {} if class_names is None else {"label": class_names},
         made,
+        names,
     )
 
 
@@ -111,11 +113,14 @@ def _check_sample(name, dataset):
 
 
 def _keep_bytes(dataset):
-    """Datasets that are folders of files hand on the files' bytes instead of decoded images."""
+    """Datasets that are folders of files hand on the files' bytes instead of decoded images;
+    returns the files' names, relative and with `/`, or None for other datasets."""
     from torchvision.datasets import DatasetFolder
 
-    if isinstance(dataset, DatasetFolder):
-        dataset.loader = lambda path: EncodedImage(Path(path).read_bytes())
+    if not isinstance(dataset, DatasetFolder):
+        return None
+    dataset.loader = lambda path: EncodedImage(Path(path).read_bytes())
+    return [Path(os.path.relpath(path, dataset.root)).as_posix() for path, _ in dataset.samples]
 
 
 def _class_names(dataset):
