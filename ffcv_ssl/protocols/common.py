@@ -17,9 +17,11 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from ffcv_ssl import OrderOption, settings
 from ffcv_ssl.command import Interrupted, UserError
+from ffcv_ssl.confusion import draw_confusion
 from ffcv_ssl.labels import choose_labels, class_counts
 from ffcv_ssl.pretrained import load_encoder
 from ffcv_ssl.reader import Reader
+from ffcv_ssl.results import make_record, report, settings_key
 from ffcv_ssl.run_data import RunData, make_loader, open_dataset
 from ffcv_ssl.transforms import CenterCrop, RandomHorizontalFlip, RandomResizedCrop
 
@@ -277,6 +279,22 @@ def split_holdout(labels, fraction, seed):
         held.append(members[: min(size, len(members) - 1)])
     held = np.sort(np.concatenate(held)) if held else np.empty(0, np.int64)
     return np.setdiff1d(np.flatnonzero(labels >= 0), held), held
+
+
+def finish(protocol, config, encoder, pair, metrics, folder, world):
+    """Draw the confusion matrices, write the record and return it.
+
+    metrics: dict by depth; each has top1 and confusion (K, K), which becomes its picture's name.
+    """
+    record = make_record(protocol, encoder, pair.describe(), config, metrics)
+    for depth, result in metrics.items():
+        title = f"{protocol} on {encoder.name}, {depth}: {result['top1']:.1%}"
+        early = f", early stopping {result['best_top1']:.1%}" if "best_top1" in result else ""
+        picture = f"confusion_{protocol}_{depth}_{settings_key(record)}.png"
+        draw_confusion(result["confusion"], folder / picture, title, pair.class_names)
+        result["confusion"] = picture
+        world.say(f"{title}{early}; {folder / picture}")
+    return report(record, folder)
 
 
 def refuse_ranks(protocol, world):

@@ -19,13 +19,12 @@ import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from ffcv_ssl.command import UserError
-from ffcv_ssl.confusion import confusion_matrix, draw_confusion, per_class_accuracy
+from ffcv_ssl.confusion import confusion_matrix, per_class_accuracy
 from ffcv_ssl.probing import hits
 from ffcv_ssl.protocols import common
 from ffcv_ssl.protocols.features import FOLDER, FeaturesConfig, extract
 from ffcv_ssl.protocols.grid import GridProbe, GridSGD, Selection, Totals, cosine, train_step
 from ffcv_ssl.protocols.probe_data import ROWS_AT_ONCE, AugmentedData, ProbeData
-from ffcv_ssl.results import make_record, report, settings_key
 from ffcv_ssl.seeds import derive_seed
 
 
@@ -106,15 +105,7 @@ def _run(protocol, config, world, stop):
     data = ProbeData(config, pair, train, val, world.device)
     source = AugmentedData(data, encoder, pair, world) if config.augment else data
     metrics = evaluate_probes(config, data, source, stop, world.say)
-    record = make_record(protocol, encoder, pair.describe(), config, metrics)
-    for depth, result in metrics.items():
-        title = f"{protocol} on {encoder.name}, {depth}: {result['top1']:.1%}"
-        early = f", early stopping {result['best_top1']:.1%}" if "best_top1" in result else ""
-        picture = f"confusion_{protocol}_{depth}_{settings_key(record)}.png"
-        draw_confusion(result["confusion"], folder / picture, title, pair.class_names)
-        result["confusion"] = picture
-        world.say(f"{title}{early}; {folder / picture}")
-    return report(record, folder)
+    return common.finish(protocol, config, encoder, pair, metrics, folder, world)
 
 
 def evaluate_probes(config, data, source=None, stop=None, say=print):

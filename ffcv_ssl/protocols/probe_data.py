@@ -128,7 +128,7 @@ class AugmentedData:
     def _batches(self, loader):
         with loader:
             for batch in loader:
-                # not the file's own labels: a corrupt sample's replacement may not be an allowed one
+                # not the file's own: a corrupt sample's replacement may have one not allowed
                 labels = torch.from_numpy(self.pair.labels[np.asarray(batch.indices)])
                 known = torch.nonzero(labels >= 0)[:, 0].to(self.data.device)
                 features = self.data.standardised(self.encoder.encode(batch.view_0))
