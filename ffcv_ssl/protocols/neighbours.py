@@ -25,6 +25,7 @@ from ffcv_ssl.protocols.features import FOLDER, FeaturesConfig, extract
 from ffcv_ssl.seeds import derive_seed
 
 BANK_ROWS = 8192  # at once
+TOP = (1, 5)
 MAX_SIMILARITIES = 1 << 24  # computed at once: 64 MB
 
 
@@ -250,8 +251,8 @@ def measure(named, labels, num_classes):
         own = scores.gather(1, labels[:, None])
         smaller = torch.arange(num_classes, device=labels.device) < labels[:, None]
         rank = ((scores > own) | ((scores == own) & smaller)).sum(dim=1)
-        rank = rank.masked_fill(own[:, 0] <= 0, num_classes)
-        results[name] = {f"top{k}": float((rank < k).double().mean()) for k in (1, 5)}
+        rank = rank.masked_fill(own[:, 0] <= 0, num_classes + max(TOP))
+        results[name] = {f"top{k}": float((rank < k).double().mean()) for k in TOP}
     first = next(iter(named.values())).argmax(dim=1)
     matrix = confusion_matrix(labels.cpu().numpy(), first.cpu().numpy(), num_classes)
     head = {**next(iter(results.values())), "per_class": per_class_accuracy(matrix)}

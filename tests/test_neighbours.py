@@ -1,0 +1,126 @@
+"""k-NN and SuNCEt's non-parametric inference against scikit-learn and a float64 twin."""
+
+import numpy as np
+import pytest
+import torch
+
+from ffcv_ssl.protocols import neighbours
+from ffcv_ssl.protocols.neighbours import (
+    ClassSimilarity,
+    NearestNeighbours,
+    first_largest,
+    measure,
+    unit_rows,
+    vote,
+)
+
+
+def features(num_rows, seed=0, width=12, num_classes=5):
+    """Unit rows (N, D) around one centre a class, and labels (N,)."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, num_classes, num_rows)
+    centres = np.random.default_rng(99).normal(size=(num_classes, width))
+    rows = centres[labels] + rng.normal(scale=1.2, size=(num_rows, width))
+    return unit_rows(torch.from_numpy(rows)), torch.from_numpy(labels)
+
+
+def shown_in_parts(state, bank, labels, part):
+    """A state that has seen a bank in parts of so many rows."""
+    for begin in range(0, len(bank), part):
+        state.add(bank[begin : begin + part], labels[begin : begin + part])
+    return state
+
+
+@pytest.fixture
+def few_similarities(monkeypatch):
+    """Queries go in many small parts, too."""
+    monkeypatch.setattr(neighbours, "MAX_SIMILARITIES", 500)
+
+
+@pytest.mark.parametrize("part", [1000, 97, 7])
+@pytest.mark.parametrize("temperature", [None, 0.1, 1e-4])
+@pytest.mark.parametrize("k", [1, 20, 500])
+def test_votes_are_scikit_learns_for_any_parts_of_the_bank(few_similarities, part, temperature, k):
+    from sklearn.neighbors import KNeighborsClassifier
+
+    bank, labels = features(300)
+    queries, _ = features(61, seed=1)
+    state = shown_in_parts(NearestNeighbours(queries, k), bank, labels, part)
+    votes = vote(*state.nearest(), 5, k, temperature).numpy()
+
+    def weights(distances):
+        return np.exp((1 - distances - (1 - distances).max(axis=1, keepdims=True)) / temperature)
+
+    sklearns = KNeighborsClassifier(
+        min(k, 300), weights=weights if temperature else "uniform", metric="cosine",
+        algorithm="brute",
+    ).fit(bank.double().numpy(), labels)  # fmt: skip
+    expected = sklearns.predict_proba(queries.double().numpy())
+    shares = votes / votes.sum(axis=1, keepdims=True)
+    # float32 similarities, divided by the temperature in the exponent
+    np.testing.assert_allclose(shares, expected, atol=1e-6 if temperature != 1e-4 else 2e-3)
+
+
+def test_of_equally_similar_images_the_earlier_ones_are_neighbours(few_similarities):
+    bank = unit_rows(torch.tensor([[1.0, 0], [0, 1], [0, 1], [1, 0], [1, 0], [0, 1]]))
+    labels = torch.arange(6)
+    queries = unit_rows(torch.tensor([[1.0, 0], [0, 1]]))
+    for part in (1, 2, 4, 6):
+        state = shown_in_parts(NearestNeighbours(queries, 4), bank, labels, part)
+        assert state.nearest()[1].tolist() == [[0, 3, 4, 1], [1, 2, 5, 0]]
+
+
+def test_first_largest_is_a_stable_sort_of_rows_full_of_ties():
+    values = torch.randint(0, 4, (50, 30), generator=torch.Generator().manual_seed(0)).float()
+    expected = values.argsort(dim=1, descending=True, stable=True)
+    for k in (1, 7, 30, 99):
+        assert torch.equal(first_largest(values, k), expected[:, :k])
+
+
+def npi_twin(queries, bank, labels, num_classes, temperature):
+    """Assran et al. 2020, eq. 3, image by image in float64."""
+    result = np.zeros((len(queries), num_classes))
+    bank = bank / np.linalg.norm(bank, axis=1, keepdims=True)
+    for row, query in enumerate(queries):
+        logits = bank @ (query / np.linalg.norm(query)) / temperature
+        weights = np.exp(logits - logits.max())
+        for label, weight in zip(labels, weights / weights.sum()):
+            result[row, label] += weight
+    return result
+
+
+@pytest.mark.parametrize("part", [1000, 64, 7])
+@pytest.mark.parametrize("temperature", [0.1, 0.01, 1.0])
+def test_class_probabilities_are_those_of_equation_3_for_any_parts(
+    few_similarities, part, temperature
+):
+    bank, labels = features(200)
+    queries, _ = features(33, seed=1)
+    state = shown_in_parts(ClassSimilarity(queries, 5, temperature), bank, labels, part)
+    expected = npi_twin(*(x.double().numpy() for x in (queries, bank)), labels, 5, temperature)
+    np.testing.assert_allclose(state.probabilities().numpy(), expected, atol=3e-5)
+
+
+def test_a_temperature_near_zero_neither_overflows_nor_underflows():
+    bank, labels = features(50)
+    queries, _ = features(9, seed=1)
+    state = shown_in_parts(ClassSimilarity(queries, 5, 1e-6), bank, labels, 8)
+    probabilities = state.probabilities()
+    nearest = labels[(queries @ bank.T).argmax(dim=1)]
+    assert probabilities.isfinite().all() and torch.equal(probabilities.argmax(dim=1), nearest)
+
+
+def test_a_class_without_images_has_no_share_and_one_class_alone_has_all():
+    bank, _ = features(20)
+    state = shown_in_parts(ClassSimilarity(bank[:4], 3, 0.1), bank, torch.full((20,), 1), 6)
+    assert state.probabilities().tolist() == [[0.0, 1.0, 0.0]] * 4
+    found = shown_in_parts(NearestNeighbours(bank[:4], 50), bank, torch.full((20,), 1), 6)
+    assert vote(*found.nearest(), 3, 50, 0.1).argmax(dim=1).tolist() == [1] * 4
+
+
+def test_a_class_without_votes_is_never_among_the_best_five():
+    scores = torch.tensor([[0.0, 1.0, 0.0], [0.5, 0.5, 0.0]])
+    results = measure({"k2": scores}, torch.tensor([0, 1]), 3)
+    assert results["k2"] == {"top1": 0.0, "top5": 0.5}  # the tie goes to the smaller class
+    assert results["top1"] == 0.0 and results["per_class"] == [0.0, 0.0, None]
+    assert results["confusion"].tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
