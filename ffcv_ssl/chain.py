@@ -35,6 +35,7 @@ from ffcv_ssl import command, slurm
 from ffcv_ssl.checkpoint import write_text
 from ffcv_ssl.command import UserError, one_line
 from ffcv_ssl.config_files import merge, read_layers
+from ffcv_ssl.results import flatten
 
 SCRIPTS = Path(__file__).resolve().parent.parent
 MARK = "stage.json"
@@ -130,7 +131,7 @@ def _stage(name, stage, folders, jobs, given):
         argv.append(f"--config={stage['config']}")
     own = dict(given.get(name, {}))
     job = {key[6:]: own.pop(key) for key in list(own) if key.startswith("slurm.")}
-    settings = {**_flat(stage.get("overrides") or {}), **given.get("all", {}), **own}
+    settings = {**flatten(stage.get("overrides") or {}), **given.get("all", {}), **own}
     argv += [f"--{key}={_filled(value, folders, where)}" for key, value in settings.items()]
     argv.append(f"--out={folders[name]}")
     return Stage(name, script, argv, folders[name], processes, _job(stage, jobs, given, job))
@@ -149,18 +150,9 @@ def _filled(value, folders, where):
 
 def _job(stage, jobs, given, own):
     """A stage's SlurmConfig: the chain's settings, then the stage's, then the command line's."""
-    settings = {**_flat(merge(jobs, stage.get("slurm") or {})), **given.get("slurm", {}), **own}
+    settings = {**flatten(merge(jobs, stage.get("slurm") or {})), **given.get("slurm", {}), **own}
     words = [f"--slurm.{key}={_filled(value, {}, 'slurm')}" for key, value in settings.items()]
     return command.parse_config(JobConfig, words, "chain", "")[0].slurm
-
-
-def _flat(nested, prefix=""):
-    """Nested dicts -> {"a.b": value}."""
-    flat = {}
-    for key, value in nested.items():
-        is_group = isinstance(value, dict)
-        flat |= _flat(value, f"{prefix}{key}.") if is_group else {prefix + key: value}
-    return flat
 
 
 # ---- Running -------------------------------------------------------------------------------------

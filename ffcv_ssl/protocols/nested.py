@@ -1,0 +1,72 @@
+"""Protocols that other protocols call: their settings, and what is already on record of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from ffcv_ssl import protocols
+from ffcv_ssl.command import UserError, parse_config
+from ffcv_ssl.protocols.common import open_encoder, open_pair, results_folder
+from ffcv_ssl.results import flatten, make_record, read_results, settings_key
+
+MAIN_METRICS = ("top1", "map")
+
+
+def protocol_config(protocol, settings, where="settings", **fixed):
+    """The dataclass of a protocol, filled from `settings` (nested dict), with the fields `fixed`.
+
+    Raises UserError for a setting that it does not have or take, named as one of `where`, and for
+    one that is among the fixed.
+    """
+    for name in fixed:
+        if name in settings:
+            raise UserError(f"{where}.{name}: set it outside, as --{name}")
+    words = [f"--{key}={_word(value)}" for key, value in flatten(settings).items()]
+    try:
+        config, _ = parse_config(protocols.PROTOCOLS[protocol][0], words, protocol, "")
+    except UserError as error:
+        raise UserError(f"{where} of {protocol}: {error}") from None
+    return replace(config, **fixed)
+
+
+def call(protocol, config, world, stop):
+    """Run a protocol; or return the newest record in its folder, if it is of the same weights, data
+    and settings. Raises as the protocol."""
+    known = [r for r in read_results(results_folder(config)) if r.get("protocol") == protocol]
+    if known:
+        encoder = open_encoder(config, world)
+        data = open_pair(config.data, config.labels, encoder).describe()
+        asked = settings_key(make_record(protocol, encoder, data, config, {}))
+        same = [record for record in known if settings_key(record) == asked]
+        if same:
+            world.say(f"{protocol} on {encoder.name}: on record since {same[-1]['time']}")
+            return same[-1]
+    return protocols.PROTOCOLS[protocol][1](config, world, stop)
+
+
+def main_metric(metrics, name=None):
+    """(name, value) of one number of nested metrics: `name`, its parts joined by dots, or the first
+    top1 or map. Raises UserError where it is not there."""
+    flat = {
+        key: value
+        for key, value in flatten(metrics).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    if name is None:
+        name = next((key for key in flat if key.rsplit(".", 1)[-1] in MAIN_METRICS), None)
+    if name not in flat:
+        known = ", ".join(key for key in flat if "per_class" not in key) or "none"
+        raise UserError(f"metric: got {name!r}, expected one of {known}")
+    return name, flat[name]
+
+
+def run_folder(checkpoint):
+    """The folder of the run that a checkpoint belongs to."""
+    path = Path(checkpoint)
+    return path if path.is_dir() else path.parent
+
+
+def _word(value):
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,166 @@
+"""Curves over checkpoints and the compute to reach a value, on numbers known beforehand."""
+
+import json
+
+import pytest
+import torch
+
+import evaluate
+from ffcv_ssl.command import UserError
+from ffcv_ssl.distributed import World
+from ffcv_ssl.metrics_log import MetricsLog
+from ffcv_ssl.models import Model
+from ffcv_ssl.protocols import curve, nested
+from ffcv_ssl.results import read_results
+from ffcv_ssl.settings import ModelConfig
+
+MODEL = {"backbone": "resnet18", "stem": "cifar", "projector": "", "projector_norm": "hidden"}
+
+
+def points(*values, per_epoch=10):
+    """A point after each of epochs 0, 1, ...; FLOPs and the like grow by `per_epoch`."""
+    return [
+        {"epoch": epoch, "step": epoch, "value": value, "checkpoint": str(epoch)}
+        | dict.fromkeys(curve.AXES[1:], per_epoch * epoch)
+        for epoch, value in enumerate(values)
+    ]
+
+
+def measure(*paths, **settings):
+    config = curve.CurveConfig(checkpoint=[str(path) for path in paths], **settings)
+    return curve.run(config, World.join("cpu", 1), None)
+
+
+def write_run(folder, values, per_epoch=10):
+    """A run's folder with an evaluation after each epoch."""
+    folder.mkdir()
+    log = MetricsLog(folder, tensorboard=False)
+    for point in points(*values, per_epoch=per_epoch):
+        known = {axis: point[axis] for axis in curve.AXES[:-1]}
+        log.write({**known, "step": point["step"], "seconds": 3600 * point["hours"],
+                   "val/knn/top5": 0.9, "val/knn/top1": point["value"]})  # fmt: skip
+        log.write({**known, "step": point["step"], "train/loss": 1.0})
+    log.close()
+    return folder
+
+
+def test_a_value_between_two_points_is_reached_in_proportion():
+    run = points(0.1, 0.2, 0.6)
+    assert curve.first_crossing(run, "flops", 0.3) == pytest.approx(10 + 10 * 0.1 / 0.4)
+    assert curve.first_crossing(run, "epoch", 0.15) == pytest.approx(0.5)
+
+
+def test_a_value_counts_where_it_is_first_reached_and_exactly_at_a_point():
+    run = points(0.1, 0.5, 0.2, 0.5, 0.7)
+    assert curve.first_crossing(run, "epoch", 0.5) == 1
+    assert curve.first_crossing(run, "epoch", 0.05) == 0
+
+
+def test_a_value_above_all_points_and_an_axis_that_is_not_known_are_never_reached():
+    run = points(0.1, 0.5)
+    assert curve.first_crossing(run, "epoch", 0.51) is None
+    assert curve.first_crossing([{"value": 0.9, "epoch": 1}], "flops", 0.5) is None
+
+
+def test_savings_are_shares_of_what_the_first_run_needs_for_its_best():
+    runs = {"a": points(0.1, 0.5, 0.6, 0.55), "b": points(0.2, 0.7, per_epoch=8)}
+    target, savings = curve.compare(runs)
+    assert target == 0.6
+    assert savings["a"]["flops"] == {"cost": 20, "share": 1}
+    assert savings["b"]["flops"]["cost"] == pytest.approx(6.4)  # 8 x (0.6 - 0.2) / (0.7 - 0.2)
+    assert savings["b"]["flops"]["share"] == pytest.approx(0.32)
+    assert savings["b"]["epoch"]["share"] == pytest.approx(0.4)
+
+
+def test_a_run_that_never_gets_there_has_no_share():
+    _, savings = curve.compare({"a": points(0.1, 0.6), "b": points(0.1, 0.5)})
+    assert savings["b"]["flops"] == {"cost": None, "share": None}
+    _, savings = curve.compare({"a": points(0.1, 0.4), "b": points(0.1, 0.5)}, reach=0.45)
+    assert savings["b"]["flops"]["cost"] == pytest.approx(8.75)
+    assert savings["b"]["flops"]["share"] is None
+
+
+def test_recorded_evaluations_become_a_table_a_picture_and_savings(tmp_path):
+    slow = write_run(tmp_path / "slow", [0.1, 0.3, 0.5])
+    fast = write_run(tmp_path / "fast", [0.1, 0.5, 0.6])
+    result = measure(slow, fast, protocol="online")
+    assert result["metric"] == "knn.top1" and result["reach"] == 0.5
+    assert [point["value"] for point in result["runs"]["fast"]] == [0.1, 0.5, 0.6]
+    assert result["savings"]["fast"]["hours"] == {"cost": 10, "share": 0.5}
+    table = (slow / "curve_online_knn.top1.md").read_text()
+    assert "| fast | 1 (50%) | 10 (50%) |" in table and "| slow | 2 | 20 | 20 | 20 | 20 |" in table
+    assert (slow / "curve_online_knn.top1.png").read_bytes()[:4] == b"\x89PNG"
+    assert json.dumps(result)
+
+
+def test_another_metric_is_taken_by_its_name(tmp_path):
+    run = write_run(tmp_path / "run", [0.1, 0.3])
+    assert measure(run, protocol="online", metric="knn.top5")["runs"]["run"][0]["value"] == 0.9
+    with pytest.raises(UserError, match=r"metric: got 'x', expected one of knn\.top5, knn\.top1"):
+        measure(run, protocol="online", metric="x")
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    for parent in ("x", "y"):
+        (tmp_path / parent).mkdir()
+        write_run(tmp_path / parent / "run", [0.1])
+    paths = [tmp_path / "x/run", tmp_path / "y/run"]
+    assert list(measure(*paths, protocol="online")["runs"]) == [str(path) for path in paths]
+
+
+def test_a_folder_stands_for_its_kept_copies_in_order_each_measured_with_the_settings(
+    tmp_path, monkeypatch
+):
+    for name in ("checkpoint.pt", "checkpoint_epoch_0010.pt", "checkpoint_epoch_0002.pt"):
+        (tmp_path / name).touch()
+    asked = []
+
+    def call(protocol, config, world, stop):
+        asked.append((protocol, config.k, config.checkpoint))
+        about = {"step": len(asked), "epoch": len(asked), "seconds": 1800}
+        return {"about": about, "metrics": {"backbone": {"top1": len(asked) / 10, "k5": {}}}}
+
+    monkeypatch.setattr(nested, "call", call)
+    result = measure(tmp_path, protocol="knn", settings={"k": [5]})
+    copies = [str(tmp_path / f"checkpoint_epoch_{epoch:04}.pt") for epoch in (2, 10)]
+    assert asked == [("knn", [5], copy) for copy in copies]
+    ((_, (first, second)),) = result["runs"].items()
+    assert (first["value"], second["hours"]) == (0.1, 0.5) and "flops" not in first
+
+
+@pytest.fixture
+def checkpoint(tmp_path, raw_beton):
+    """An untrained checkpoint of a run on `raw_beton`."""
+    torch.manual_seed(0)
+    config = {"model": MODEL, "resolution": {"max": 8}}
+    config["data"] = {"train": raw_beton, "val": raw_beton}
+    state = Model(ModelConfig(**MODEL)).state_dict()
+    torch.save({"config": config, "model": state, "step": 0}, tmp_path / "checkpoint.pt")
+    return tmp_path
+
+
+def test_what_is_on_record_is_not_measured_again_but_other_settings_are(checkpoint):
+    for k, lines in ((5, 1), (5, 1), (7, 2)):
+        config = nested.protocol_config(
+            "knn", {"k": [k], "data": {"num_workers": 1}}, checkpoint=str(checkpoint)
+        )
+        record = nested.call("knn", config, World.join("cpu", 1), None)
+        assert record["settings"]["k"] == [k] and len(read_results(checkpoint)) == lines
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "checkpoint: got none"),
+        (["--checkpoint=x", "--settings.kk=5"], "settings of knn: kk: unknown key"),
+        (["--checkpoint=x", "--settings.checkpoint=5"], "settings.checkpoint: set it outside"),
+        (["--checkpoint=x", "--protocol=nope"], "protocol: got nope"),
+        (["--checkpoint=/nope", "--protocol=online"], "/: no evaluations in its metrics"),
+        (["--checkpoint=/nope"], "no file or folder"),
+        (["--checkpoint=x", "--protocol=online", "--settings.k=5"], "protocol online has none"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(words, message, capsys):
+    assert evaluate.main(["curve", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
