@@ -12,7 +12,12 @@ from ffcv_ssl.config_files import merge, read_layers
 
 ROOT = Path(__file__).resolve().parent.parent
 LISTS = sorted((ROOT / "configs/batches").glob("*.yaml"))
-CONFIGS = sorted(set((ROOT / "configs").rglob("*.yaml")) - set(LISTS))
+EVALUATIONS = ("finetune", "transfer", "suites")  # of evaluate.py: see the tests of its protocols
+CONFIGS = [
+    path
+    for path in sorted(set((ROOT / "configs").rglob("*.yaml")) - set(LISTS))
+    if path.parent.name not in EVALUATIONS
+]
 # Parts of others, not runs of their own.
 RUNS = [
     path for path in CONFIGS if path.parent.name != "parts" and not path.stem.startswith("base")

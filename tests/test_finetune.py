@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from safetensors.torch import load_file
 from tuning_files import (
     NUM_CLASSES,
@@ -18,12 +19,17 @@ from tuning_files import (
     write_pretrained,
 )
 
-from ffcv_ssl.command import Interrupted, NonFiniteLoss, UserError
+from ffcv_ssl import command
+from ffcv_ssl.command import Interrupted, NonFiniteLoss, UserError, config_dict
+from ffcv_ssl.config_files import merge, read_layers
+from ffcv_ssl.optim import lr_at
 from ffcv_ssl.pretrained import load_encoder
 from ffcv_ssl.protocols import common, finetune
 from ffcv_ssl.protocols.finetune import FineTune, FineTuning
 from ffcv_ssl.protocols.tuning import Classifier
-from ffcv_ssl.results import read_results
+from ffcv_ssl.results import flatten, read_results
+
+CONFIGS = sorted((REPOSITORY / "configs/finetune").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +250,43 @@ def test_a_finetuned_file_is_read_as_a_checkpoint_with_the_blocks_it_used(files,
 def test_a_loss_that_is_not_finite_ends_the_run_with_what_to_do(tune):
     with pytest.raises(NonFiniteLoss, match="lower optim"):
         tune(optim__lr=1e30)
+
+
+def read(name):
+    """A configuration of configs/finetune."""
+    path = f"--config={REPOSITORY / 'configs/finetune' / name}.yaml"
+    return command.parse_config(FineTune, [path], "", "")[0]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_is_taken_and_states_nothing_twice(path):
+    config, layers = read(path.stem), read_layers(str(path))
+    assert len(CONFIGS) >= 8
+    before = flatten(merge(*(own for _, own in layers[:-1])))
+    own, values = flatten(layers[-1][1]), flatten(config_dict(config))
+    assert all(before.get(key, "new") != value for key, value in own.items())
+    assert all(values[key] == value for key, value in own.items())
+
+
+@pytest.mark.parametrize(
+    "name, epochs, batch_size, lr, layer",
+    [
+        ("suncet_10percent", 30, 4096, 0.8, 0),
+        ("suncet_1percent", 60, 4096, 0.8, 0),
+        ("suncet_cifar10", 90, 256, 0.05, 0),
+        ("simclrv2_10percent", 30, 1024, 0.16, 1),
+        ("simclrv2_1percent", 60, 1024, 0.16, 1),
+        ("simclrv2_100percent", 30, 1024, 0.16, 0),
+    ],
+)
+def test_the_papers_configurations_have_their_settings(name, epochs, batch_size, lr, layer):
+    config, optim = read(name), read(name).optim
+    assert (config.epochs, config.data.batch_size, config.layer) == (epochs, batch_size, layer)
+    assert (optim.weight_decay, optim.momentum, optim.warmup_epochs) == (0, 0.9, 0)
+    assert (optim.name, optim.nesterov) == (("lars", False) if lr == 0.16 else ("sgd", True))
+    assert lr_at(0, optim, batch_size, epochs, 10) == pytest.approx(lr)
+    assert lr_at(10 * epochs, optim, batch_size, epochs, 10) == pytest.approx(0)
+    assert config.select == "last"
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
 """Transfer: the grid, what selects, the final training, several labels an image, exact resume."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from safetensors.torch import load_file
 from tuning_files import (
     NUM_CLASSES,
@@ -15,6 +18,7 @@ from tuning_files import (
     write_coloured,
 )
 
+from ffcv_ssl import command
 from ffcv_ssl.command import Interrupted, NonFiniteLoss, UserError
 from ffcv_ssl.mean_ap import mean_average_precision
 from ffcv_ssl.protocols import common, transfer
@@ -22,6 +26,7 @@ from ffcv_ssl.protocols.transfer import GridConfig, Transfer
 from ffcv_ssl.protocols.tuning import MultiTargets, Tuner
 from ffcv_ssl.results import read_results
 
+CONFIGS = sorted((REPOSITORY / "configs/transfer").glob("*.yaml"))
 GRID = {"grid__lrs": "[0.001, 0.3]", "grid__weight_decays": "[0, 0.001]"}
 
 
@@ -66,6 +71,14 @@ def test_the_grid_is_the_papers():
         1e-6,
         1e-3,
     )
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_is_the_papers_procedure_on_other_data(path):
+    config = command.parse_config(Transfer, [f"--config={path}"], "", "")[0]
+    assert replace(config, data=common.EvalData()) == Transfer() and len(CONFIGS) == 3
+    assert config.data.train.startswith(f"data/{path.stem}_train")
+    assert (Transfer().steps, Transfer().momentum, Transfer().data.batch_size) == (20000, 0.9, 256)
 
 
 def test_a_budget_draws_pairs_of_the_grid_by_its_seed():
