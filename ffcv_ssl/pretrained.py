@@ -116,6 +116,9 @@ def load_encoder(path, model=None, device="cpu"):
         if architecture is None:
             raise UserError(f"{file}: does not say what it is; give --model.backbone (resnet50...)")
         config, known = _origin(file, about)
+    if model is not None and _kind(model) != _kind(architecture):
+        sides = f"got a {_kind(architecture)}, but --model asks for a {_kind(model)}"
+        raise UserError(f"{file}: {sides}; leave that out, the file says what it is")
     encoder = _build(file, architecture, weights).to(device).eval()
     encoder.requires_grad_(False)
     return Encoder(str(path), _name(file), encoder, architecture, config, known)
@@ -175,6 +178,11 @@ def _model_config(settings):
     return ModelConfig(backbone, settings["stem"], projector, norm)
 
 
+def _kind(config):
+    """A ModelConfig's backbone in words."""
+    return f"{config.backbone} with the {config.stem} stem"
+
+
 def _bare_weights(file, state):
     """Weights under the names of `Model`, of a state dict with any of the known prefixes."""
     for wrapper in ("state_dict", "model"):
@@ -197,7 +205,7 @@ def _build(file, config, weights):
     model = Model(config)
     keep_blocks(model, max(blocks, default=-1) + 1)
     wanted = model.state_dict()
-    architecture = f"{config.backbone} with the {config.stem} stem"
+    architecture = _kind(config)
     for key, value in wanted.items():
         if key not in weights:
             if key.endswith("num_batches_tracked"):  # older files lack it, and nothing here uses it

@@ -5,20 +5,23 @@ Both files only grow, and several processes may report into one folder at the sa
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
+import fcntl
 import hashlib
 import io
 import json
 import math
 import os
+import time
 from pathlib import Path
 
 from ffcv_ssl.checkpoint import to_plain, write_text
-from ffcv_ssl.command import UserError, config_dict, hold_folder
+from ffcv_ssl.command import UserError, config_dict
 
 JSON_FILE, CSV_FILE = "results.jsonl", "results.csv"
-LOCK_FOLDER = ".results"
+LOCK_FILE = ".results.lock"
 MAX_CELL = 500  # characters of a table's cell
 PATIENCE_S = 60  # that another process may take to write its row
 
@@ -48,19 +51,39 @@ def report(record, folder):
 
     Keys of the table are the record's, joined by dots. Raises UserError where it cannot be written.
     """
-    time = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    record = _finite(to_plain({"time": time, **record}, "record"))
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    record = _finite(to_plain({"time": now, **record}, "record"))
     folder = Path(folder)
-    with hold_folder(folder / LOCK_FOLDER, PATIENCE_S):
-        try:
-            with open(folder / JSON_FILE, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record, allow_nan=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder), open(folder / JSON_FILE, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
             _append_row(folder / CSV_FILE, flatten(record))
-        except OSError as error:
-            raise UserError(f"{folder}: results cannot be written ({error.strerror})") from None
+    except OSError as error:
+        raise UserError(f"{folder}: results cannot be written ({error.strerror})") from None
     return record
+
+
+@contextlib.contextmanager
+def _alone(folder):
+    """Keep other processes from writing results here; the lock dies with the process."""
+    end = time.monotonic() + PATIENCE_S
+    with open(folder / LOCK_FILE, "w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    expected = f"held by another process for {PATIENCE_S} s; end that one"
+                    raise UserError(f"{folder / LOCK_FILE}: {expected}") from None
+                time.sleep(0.02)
+                continue
+            except OSError:
+                pass  # a file system without locks
+            break
+        yield
 
 
 def settings_key(record):

@@ -53,7 +53,7 @@ def sklearn_top1(train, val):
     return model.fit(*train).score(*val)
 
 
-@pytest.mark.parametrize("num_rows", [150, 3000])
+@pytest.mark.parametrize("num_rows", [150, 800])
 def test_default_linear_probe_is_within_two_points_of_scikit_learns_logistic_regression(num_rows):
     train, val = made(num_rows, 0), made(4000, 1)
     config = LinearConfig()

@@ -1,0 +1,179 @@
+"""Encoders from files: runs of ours, plain state dicts, and what is not one."""
+
+import re
+import shutil
+
+import pytest
+import torch
+import torchvision
+from evaluations import COUNTS, write_run
+
+from ffcv_ssl import checkpoint
+from ffcv_ssl.checkpoint import CheckpointError
+from ffcv_ssl.command import UserError
+from ffcv_ssl.pretrained import keep_blocks, load_encoder, save_encoder
+from ffcv_ssl.settings import ModelConfig
+
+RESNET18 = ModelConfig("resnet18", projector="")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(a run's folder, its model)."""
+    folder = tmp_path_factory.mktemp("runs") / "simclr"
+    return folder, write_run(folder, "a.beton", "b.beton")
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """A torchvision ResNet-18 with statistics of its own."""
+    torch.manual_seed(1)
+    network = torchvision.models.resnet18()
+    network.train()(torch.randn(4, 3, 32, 32))
+    return network.eval()
+
+
+def images(side=32):
+    return torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(2))
+
+
+def assert_encodes_as(encoder, network):
+    """The encoder's backbone gives what a torchvision network gives before its classifier."""
+    features = torch.nn.Sequential(*list(network.children())[:-1])(images()).flatten(1)
+    torch.testing.assert_close(encoder.encode(images())["backbone"], features.detach())
+
+
+def test_a_runs_folder_gives_its_model_in_evaluation_mode_and_what_is_known_of_it(run):
+    folder, model = run
+    encoder = load_encoder(folder)
+    assert encoder.widths == {"backbone": 512, "projector_1": 16, "projector_2": 8}
+    features = encoder.encode(images())
+    for depth, expected in model.encode(images()).items():
+        torch.testing.assert_close(features[depth], expected.detach())
+        assert features[depth].dtype == torch.float32 and not features[depth].requires_grad
+    assert encoder.about == {**COUNTS, "step": 10, "epoch": 0.5}
+    assert encoder.name == "simclr" and encoder.config["data"]["mean"] == [100, 101, 102]
+    assert not encoder.model.training
+    assert not any(p.requires_grad for p in encoder.model.parameters())
+
+
+def test_a_kept_copy_is_named_after_its_epoch(run, tmp_path):
+    folder = shutil.copytree(run[0], tmp_path / "simclr")
+    shutil.copy(folder / "checkpoint.pt", folder / "checkpoint_epoch_0007.pt")
+    encoder = load_encoder(folder / "checkpoint_epoch_0007.pt")
+    assert encoder.name == "simclr epoch 7" and encoder.about["epoch"] == 7
+
+
+def test_the_backbone_that_a_run_leaves_says_its_architecture_and_finds_its_run(run, tmp_path):
+    folder, model = tmp_path / "finished", run[1]
+    folder.mkdir()
+    shutil.copy(run[0] / "metrics.jsonl", folder)
+    (folder / "config.yaml").write_text("views: {small_images: true}\n")
+    about = {"model": "resnet18", "stem": "imagenet"}
+    checkpoint.save_weights(folder / "backbone.safetensors", model.backbone, about)
+    encoder = load_encoder(folder)
+    expected = model.encode(images())["backbone"].detach()
+    torch.testing.assert_close(encoder.encode(images())["backbone"], expected)
+    assert encoder.config == {"views": {"small_images": True}} and encoder.name == "finished"
+    assert encoder.about == {"epoch": 0.4, "step": 8, "images": 320}
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone."])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+def test_plain_state_dicts_load_with_known_prefixes_and_without_classifier(
+    plain, tmp_path, prefix, wrapper
+):
+    state = {prefix + key: value for key, value in plain.state_dict().items()}
+    torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "weights.pth")
+    encoder = load_encoder(tmp_path / "weights.pth", RESNET18)
+    assert_encodes_as(encoder, plain)
+    assert encoder.widths == {"backbone": 512} and encoder.name == "weights"
+    assert encoder.config is None and encoder.about == {}
+
+
+def test_safetensors_of_others_and_files_without_batch_counts_load(plain, tmp_path):
+    from safetensors.torch import save_file
+
+    state = {k: v for k, v in plain.state_dict().items() if "num_batches_tracked" not in k}
+    save_file(state, tmp_path / "weights.safetensors")
+    assert_encodes_as(load_encoder(tmp_path / "weights.safetensors", RESNET18), plain)
+
+
+def test_a_network_made_from_an_encoder_comes_back_with_its_layers_and_history(run, tmp_path):
+    before = load_encoder(run[0])
+    keep_blocks(before.model, 1)
+    before.model.classifier = torch.nn.Linear(16, 3)
+    save_encoder(tmp_path / "finetuned.safetensors", before.model, before, {"epoch": 2})
+    after = load_encoder(tmp_path / "finetuned.safetensors")
+    del before.model.classifier
+    assert after.widths == {"backbone": 512, "projector_1": 16}
+    assert after.about == {"epoch": 2} and after.config == before.config
+    torch.testing.assert_close(after.encode(images()), before.encode(images()))
+    assert len(after.model.projector[0]) == 3  # the block keeps its batch-norm and ReLU
+
+
+def test_equal_weights_have_one_fingerprint_whatever_the_file(run, plain, tmp_path):
+    torch.save(plain.state_dict(), tmp_path / "a.pth")
+    torch.save({"module." + k: v for k, v in plain.state_dict().items()}, tmp_path / "b.pth")
+    prints = [load_encoder(tmp_path / name, RESNET18).fingerprint for name in ("a.pth", "b.pth")]
+    assert prints[0] == prints[1] != load_encoder(run[0]).fingerprint
+    plain.state_dict()["bn1.running_mean"][0] += 1e-3
+    torch.save(plain.state_dict(), tmp_path / "c.pth")
+    assert load_encoder(tmp_path / "c.pth", RESNET18).fingerprint != prints[0]
+    plain.state_dict()["bn1.running_mean"][0] -= 1e-3
+
+
+def test_bf16_is_asked_for_and_still_gives_float32(run):
+    encoder = load_encoder(run[0])
+    exact = encoder.encode(images())["backbone"]
+    encoder.precision = "bf16"
+    rounded = encoder.encode(images())["backbone"]
+    assert rounded.dtype == torch.float32 and not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, rtol=0.1, atol=0.1)
+
+
+def refusal(path, model=None):
+    """The one line with which a file is refused."""
+    with pytest.raises((UserError, CheckpointError)) as caught:
+        load_encoder(path, model)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_another_architecture_is_refused_with_the_first_key_that_does_not_fit(plain, tmp_path):
+    torch.save(plain.state_dict(), tmp_path / "a.pth")
+    text = refusal(tmp_path / "a.pth", ModelConfig("resnet50", projector=""))
+    assert re.search(r"a.pth: not a resnet50 .*layer1.0.conv1.weight is \[64, 64, 3, 3\]", text)
+    text = refusal(tmp_path / "a.pth", ModelConfig("resnet34", projector=""))
+    assert "not a resnet34" in text and "lacks backbone.layer1.2.conv1.weight" in text
+    text = refusal(tmp_path / "a.pth", ModelConfig("resnet18", "cifar", projector=""))
+    assert "with the cifar stem: backbone.conv1.weight is [64, 3, 7, 7], expected" in text
+    torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "b.pth")
+    assert "it has backbone.layer1.2.conv1.weight" in refusal(tmp_path / "b.pth", RESNET18)
+
+
+def test_an_architecture_that_contradicts_the_file_is_refused(run):
+    assert "got a resnet18 with the imagenet stem, but --model asks for a resnet50" in refusal(
+        run[0], ModelConfig("resnet50", projector="")
+    )
+    assert load_encoder(run[0], RESNET18).widths["projector_2"] == 8
+
+
+def test_what_is_no_checkpoint_is_refused_in_one_line(plain, tmp_path):
+    torch.save(plain.state_dict(), tmp_path / "a.pth")
+    assert "give --model.backbone" in refusal(tmp_path / "a.pth")
+    assert "neither checkpoint.pt nor" in refusal(tmp_path)
+    assert "no file or folder" in refusal(tmp_path / "nothing")
+    (tmp_path / "text.pt").write_text("hello")
+    assert "not a readable checkpoint" in refusal(tmp_path / "text.pt", RESNET18)
+    (tmp_path / "text.safetensors").write_text("hello")
+    assert "not a readable safetensors" in refusal(tmp_path / "text.safetensors", RESNET18)
+    torch.save({"optimizer": {"lr": 1.0}}, tmp_path / "o.pt")
+    assert "no state dict of tensors" in refusal(tmp_path / "o.pt", RESNET18)
+
+
+def test_a_depth_that_is_not_there_is_named_beside_those_that_are(run):
+    with pytest.raises(
+        UserError, match=r"got 'projector_3'.*expected one of backbone, projector_1"
+    ):
+        load_encoder(run[0]).check_depths(["backbone", "projector_3"])

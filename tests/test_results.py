@@ -1,0 +1,81 @@
+"""Results: both files hold every record, whatever the columns and however many write at once."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+from ffcv_ssl.command import UserError
+from ffcv_ssl.results import flatten, read_results, report, settings_key
+
+
+def table(folder):
+    with open(folder / "results.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_record_is_a_line_of_json_and_a_row_of_the_table(tmp_path):
+    record = {"protocol": "knn", "metrics": {"backbone": {"top1": 0.5}}, "k": [1, 20], "x": None}
+    written = report(record, tmp_path)
+    assert read_results(tmp_path) == [written] and written.pop("time")[:2] == "20"
+    assert written == record
+    (row,) = table(tmp_path)
+    assert row["metrics.backbone.top1"] == "0.5" and row["k"] == "[1, 20]" and row["x"] == ""
+
+
+def test_new_columns_go_to_the_end_and_leave_earlier_rows_as_they_were(tmp_path):
+    report({"a": 'quote " and, comma', "b": "two\nlines"}, tmp_path)
+    report({"a": 1}, tmp_path)
+    report({"c": 3, "a": 2}, tmp_path)
+    rows = table(tmp_path)
+    assert list(rows[0]) == ["time", "a", "b", "c"]
+    assert [row["a"] for row in rows] == ['quote " and, comma', "1", "2"]
+    assert [row["b"] for row in rows] == ["two\nlines", "", ""]
+    assert [row["c"] for row in rows] == ["", "", "3"]
+
+
+def test_long_lists_are_in_the_record_alone_and_what_is_not_finite_is_null(tmp_path):
+    report(
+        {"short": [1], "long": [0.123456] * 100, "loss": math.nan, "d": {"e": math.inf}}, tmp_path
+    )
+    (record,) = read_results(tmp_path)
+    assert record["long"] == [0.123456] * 100 and record["loss"] is record["d"]["e"] is None
+    assert list(table(tmp_path)[0]) == ["time", "short", "loss", "d.e"]
+
+
+def test_processes_that_report_at_once_lose_nothing(tmp_path):
+    code = (
+        "import sys; from ffcv_ssl.results import report\n"
+        "_, out, me = sys.argv\n"
+        "for i in range(10): report({'writer': me, f'column {me}': i}, out)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    writers = [subprocess.Popen([*command, str(w)], cwd=REPOSITORY) for w in range(3)]
+    assert [writer.wait(timeout=120) for writer in writers] == [0, 0, 0]
+    for rows in (table(tmp_path), read_results(tmp_path)):
+        seen = [(str(row["writer"]), int(row[f"column {row['writer']}"])) for row in rows]
+        assert sorted(seen) == [(str(w), i) for w in range(3) for i in range(10)]
+
+
+def test_a_killed_writers_half_line_is_left_out(tmp_path):
+    written = report({"a": 1}, tmp_path)
+    with open(tmp_path / "results.jsonl", "a") as file:
+        file.write(json.dumps({"a": 2})[:4])
+    assert read_results(tmp_path) == [written] and read_results(tmp_path / "none") == []
+
+
+def test_a_folder_that_cannot_be_written_is_named_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file"):
+        report({"a": 1}, tmp_path / "file")
+
+
+def test_settings_differ_in_their_key_and_results_do_not():
+    record = {"checkpoint": "a", "about": {"step": 1}, "data": {}, "settings": {"k": [1]}}
+    assert settings_key(record) == settings_key({**record, "metrics": 1})
+    assert settings_key(record) != settings_key({**record, "settings": {"k": [2]}})
+    assert flatten({"a": {"b": {"c": 1}}, "d": []}) == {"a.b.c": 1, "d": "[]"}
