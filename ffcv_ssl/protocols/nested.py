@@ -23,9 +23,9 @@ def protocol_config(protocol, settings, where="settings", **fixed):
     for name in fixed:
         if name in settings:
             raise UserError(f"{where}.{name}: set it outside, as --{name}")
-    words = [f"--{key}={_word(value)}" for key, value in flatten(settings).items()]
     try:
-        config, _ = parse_config(protocols.PROTOCOLS[protocol][0], words, protocol, "")
+        config_class = protocols.PROTOCOLS[protocol][0]
+        config, _ = parse_config(config_class, words_of(settings), protocol, "")
     except UserError as error:
         raise UserError(f"{where} of {protocol}: {error}") from None
     return replace(config, **fixed)
@@ -68,5 +68,10 @@ def run_folder(checkpoint):
     return path if path.is_dir() else path.parent
 
 
-def _word(value):
-    return value if isinstance(value, str) else json.dumps(value)
+def words_of(settings):
+    """A nested dict of settings as words of a command line."""
+    texts = {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in flatten(settings).items()
+    }
+    return [f"--{key}={text}" for key, text in texts.items()]

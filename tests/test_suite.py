@@ -1,0 +1,184 @@
+"""Suites: every dataset is found sound before the first is measured, and each number is in its
+place."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import REPOSITORY, SmallImages
+
+import evaluate
+from ffcv_ssl import DatasetWriter
+from ffcv_ssl.distributed import World
+from ffcv_ssl.fields import IntField, RGBImageField
+from ffcv_ssl.models import Model
+from ffcv_ssl.protocols import nested, suite
+from ffcv_ssl.protocols.common import EvalData
+from ffcv_ssl.results import read_results
+from ffcv_ssl.settings import ModelConfig
+from ffcv_ssl.sources.shapes import WithDistanceBin
+
+MODEL = {"backbone": "resnet18", "stem": "cifar", "projector": "8-4", "projector_norm": "hidden"}
+
+
+class TwoTasks(SmallImages):
+    """The same images with two labels: by 7 and by 2."""
+
+    def __getitem__(self, i):
+        image, label, _, _ = super().__getitem__(i)
+        return image, label, i % 2
+
+
+@pytest.fixture(scope="module")
+def two_tasks(tmp_path_factory):
+    """40 images of 16 px with the fields label and parity."""
+    path = tmp_path_factory.mktemp("suite") / "two.beton"
+    fields = {"image": RGBImageField("raw"), "label": IntField(), "parity": IntField()}
+    DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(TwoTasks(40, (16, 16)))
+    return str(path)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """An untrained checkpoint of a run of 8 px without data."""
+    torch.manual_seed(0)
+    config = {"model": MODEL, "resolution": {"max": 8}}
+    state = Model(ModelConfig(**MODEL)).state_dict()
+    folder = tmp_path / "run"
+    folder.mkdir()
+    torch.save({"config": config, "model": state, "step": 0}, folder / "checkpoint.pt")
+    return str(folder)
+
+
+def write_suite(path, *entries):
+    path.write_text(yaml.safe_dump(list(entries)))
+    return str(path)
+
+
+@pytest.fixture
+def tasks(tmp_path, two_tasks):
+    """A suite of both tasks."""
+    both = {"train": two_tasks, "val": two_tasks}
+    parity = {"name": "parity", "label_field": "parity", "batch_size": 8, **both}
+    return write_suite(tmp_path / "tasks.yaml", {"name": "seven", **both}, parity)
+
+
+def test_every_dataset_is_probed_with_its_own_field_and_settings(checkpoint, tasks, capsys):
+    words = ["--checkpoint", checkpoint, "--suite", tasks, "--system.torch_threads=1"]
+    words += ["--linear.epochs=2", "--mlp.epochs=1", "--mlp.hidden=[8]", "--mlp.lrs=[0.1]"]
+    words += ["--data.num_workers=1", "--data.batch_size=40"]
+    assert evaluate.main(["suite", *words]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    records = read_results(checkpoint)
+    asked = [
+        (r["protocol"], r["data"]["label_field"], r["settings"]["epochs"],
+         r["settings"]["data"]["batch_size"]) for r in records
+    ]  # fmt: skip
+    assert asked == [
+        ("linear", "label", 2, 40), ("mlp", "label", 1, 40),
+        ("linear", "parity", 2, 8), ("mlp", "parity", 1, 8),
+    ]  # fmt: skip
+    linear, mlp, linear_2, mlp_2 = (r["metrics"]["backbone"]["top1"] for r in records)
+    expected = {
+        "linear": {"seven": linear, "parity": linear_2}, "mlp": {"seven": mlp, "parity": mlp_2}
+    }  # fmt: skip
+    assert found["top1"] == expected
+    table = Path(found["table"]).read_text().splitlines()
+    assert table[0] == "| top-1, % | linear | mlp |"
+    assert table[2] == f"| seven | {100 * linear:.2f} | {100 * mlp:.2f} |"
+    assert table[4] == f"| mean | {50 * (linear + linear_2):.2f} | {50 * (mlp + mlp_2):.2f} |"
+    assert Path(found["chart"]).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_headings_tell_apart_what_differs():
+    same = [("a", "linear", "backbone"), ("a", "mlp", "backbone")]
+    assert list(suite.labels_of(same).values()) == ["linear", "mlp"]
+    other = [*same, ("b epoch 3", "mlp", "projector_1")]
+    assert list(suite.labels_of(other).values())[1:] == [
+        "a, mlp, backbone", "b epoch 3, mlp, projector_1"
+    ]  # fmt: skip
+
+
+def test_several_checkpoints_and_depths_become_columns(checkpoint, tasks, monkeypatch, tmp_path):
+    other = tmp_path / "other"
+    other.symlink_to(checkpoint)
+
+    def call(protocol, config, world, stop):
+        value = {"top1": len(config.checkpoint) / 1000, "top5": 0.9, "per_class": [0.1]}
+        name = Path(config.checkpoint).name
+        return {"name": name, "metrics": dict.fromkeys(config.depths, value)}
+
+    monkeypatch.setattr(nested, "call", call)
+    config = suite.SuiteConfig(
+        checkpoint=[checkpoint, str(other)], suite=tasks, protocols=["linear"],
+        linear={"depths": ["backbone", "projector_1"]}, out=str(tmp_path / "out"),
+    )  # fmt: skip
+    found = suite.run(config, World.join("cpu", 1), None)["top1"]
+    assert list(found) == [
+        "run, linear, backbone", "run, linear, projector_1",
+        "other, linear, backbone", "other, linear, projector_1",
+    ]  # fmt: skip
+    assert found["other, linear, backbone"]["seven"] == len(str(other)) / 1000
+
+
+def test_settings_of_an_entry_win_over_those_of_the_command(tmp_path):
+    entry = {"name": "a", "train": "t", "val": "v", "batch_size": 3, "mean": [1, 2, 3]}
+    path = write_suite(tmp_path / "s.yaml", entry, {**entry, "name": "b", "batch_size": 4})
+    read = suite.read_suite(path, EvalData(batch_size=9, num_workers=2, std=(4.0, 5.0, 6.0)))
+    assert [data.batch_size for data in read.values()] == [3, 4]
+    assert read["a"].num_workers == 2 and read["a"].train == "t"
+    assert read["a"].mean == (1, 2, 3) and read["a"].std == (4, 5, 6)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"name": "a"}, "got no list"),
+        ([{"name": "a", "train": "t"}], "entry 1: got {'name': 'a', 'train': 't'}, expected"),
+        ([{"name": "a", "train": "t", "val": "v"}] * 2, "entry 2: 'a' again"),
+        ([{"name": "a", "train": "t", "val": "v", "x": 1}], "entry 1: "),
+        ([{"name": "a", "train": "/no", "val": "v"}], "a: data.train or data.val: no file '/no'"),
+    ],
+)
+def test_a_mistake_in_a_suite_is_one_line_before_anything_is_measured(
+    tmp_path, checkpoint, capsys, entries, message
+):
+    path = tmp_path / "s.yaml"
+    path.write_text(yaml.safe_dump(entries))
+    assert evaluate.main(["suite", "--checkpoint", checkpoint, f"--suite={path}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line and read_results(checkpoint) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "suite: got none"),
+        (["--suite=/nope.yaml"], "/nope.yaml: cannot be read"),
+        (["--linear.depths=[projector_9]"], "got 'projector_9', but"),
+        (["--linear.data.train=x"], "linear.data: set it outside, as --data"),
+        (["--mlp.layers=3"], "mlp of mlp: layers: unknown key"),
+    ],
+)
+def test_a_mistake_in_the_command_is_one_line(tmp_path, checkpoint, tasks, capsys, words, message):
+    words = words if words[:1] in ([], ["--suite=/nope.yaml"]) else [f"--suite={tasks}", *words]
+    assert evaluate.main(["suite", "--checkpoint", checkpoint, *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/suites/*.yaml")))
+def test_suites_that_we_ship_are_sound(path):
+    assert len(suite.read_suite(path, EvalData())) >= 3
+
+
+def test_the_suite_of_shapes_asks_for_fields_that_shapes_have():
+    from ffcv_ssl.sources import open_source
+
+    source = open_source("shapes", num_samples=1, size_px=8)
+    fields = [data.label_field for data in suite.read_suite(
+        REPOSITORY / "configs/suites/shapes.yaml", EvalData()).values()]  # fmt: skip
+    assert isinstance(source.dataset, WithDistanceBin) and len(fields) == 3
+    assert all(isinstance(source.fields[name], IntField) for name in fields)
