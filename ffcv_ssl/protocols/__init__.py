@@ -7,7 +7,7 @@ once for all of them where the dataclass' `checkpoint` is a list.
 
 from __future__ import annotations
 
-from ffcv_ssl.protocols import curve, export, finetune, linear, neighbours, suite, transfer
+from ffcv_ssl.protocols import curve, export, finetune, linear, neighbours, seeds, suite, transfer
 
 PROTOCOLS = {
     "linear": (linear.LinearConfig, linear.run_linear, "linear probes on frozen features"),
@@ -17,6 +17,7 @@ PROTOCOLS = {
     "finetune": (finetune.FineTune, finetune.run, "the whole network, trained on few labels"),
     "transfer": (transfer.Transfer, transfer.run, "the same on other data, over a grid of rates"),
     "suite": (suite.SuiteConfig, suite.run, "probes on several datasets: a table and a chart"),
+    "seeds": (seeds.SeedsConfig, seeds.run, "mean and spread of results over seeds"),
     "curve": (curve.CurveConfig, curve.run, "a protocol over checkpoints; compute to reach X"),
     "export": (export.ExportConfig, export.run, "weights for torchvision and timm, model card"),
 }
