@@ -1,0 +1,226 @@
+"""The command evaluate.py: frozen protocols on a tiny run, its settings, and its refusals."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from evaluations import ONE_THREAD, write_run
+
+import evaluate
+from ffcv_ssl import DatasetWriter
+from ffcv_ssl.command import UserError
+from ffcv_ssl.confusion import confusion_matrix, draw_confusion, per_class_accuracy
+from ffcv_ssl.distributed import World
+from ffcv_ssl.fields import IntField, RGBImageField
+from ffcv_ssl.pretrained import load_encoder
+from ffcv_ssl.protocols import common
+from ffcv_ssl.protocols.linear import LinearConfig
+from ffcv_ssl.results import read_results
+from pipelines import RECIPES, build
+
+
+class Colours:
+    """Images of 16 x 16 whose class is their colour, with noise; one in ten is unlabelled."""
+
+    def __init__(self, count, num_classes=3):
+        self.count, self.num_classes = count, num_classes
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        label = i % self.num_classes
+        image = np.random.default_rng(i).normal(110, 25, (16, 16, 3))
+        image[:, :, label % 3] += 60 * (1 + label // 3)
+        return np.clip(image, 0, 255).astype(np.uint8), -1 if i % 10 == 9 else label
+
+
+def write_colours(path, count, num_classes=3, names=None):
+    fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
+    class_names = {"label": names} if names else {}
+    writer = DatasetWriter(str(path), fields, num_workers=1, class_names=class_names)
+    writer.from_indexed_dataset(Colours(count, num_classes))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("colours")
+    names = ["red", "green", "blue"]
+    return (
+        write_colours(folder / "train.beton", 120, names=names),
+        write_colours(folder / "val.beton", 50, names=names),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, files):
+    folder = tmp_path_factory.mktemp("runs") / "simclr"
+    write_run(folder, *files)
+    return folder
+
+
+def result(capsys, *arguments):
+    """What a successful command says in its last line."""
+    code = evaluate.main([*map(str, arguments), *ONE_THREAD])
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    return json.loads(printed.out.splitlines()[-1])
+
+
+def mistake(capsys, *arguments):
+    """The one line with which a command is refused."""
+    code = evaluate.main([*map(str, arguments)])
+    error = capsys.readouterr().err
+    assert code == 2 and error.count("\n") == 1, error
+    return error
+
+
+def test_linear_probes_at_two_depths_learn_and_leave_their_results(run, files, tmp_path, capsys):
+    record = result(
+        capsys, "linear", "--checkpoint", run, "--depths", "backbone", "projector_1",
+        "--epochs", 20, "--out", tmp_path,
+    )  # fmt: skip
+    assert record["metrics"]["backbone"]["top1"] > 0.8 and record["about"]["epoch"] == 0.5
+    assert record["data"]["num_labels"] == 108 and record["data"]["train"] == files[0]
+    assert record["settings"]["epochs"] == 20 and record["settings"]["lrs"][0] == 0.3
+    assert read_results(tmp_path) == [record]
+    with open(tmp_path / "results.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["metrics.projector_1.top1"]) == record["metrics"]["projector_1"]["top1"]
+    for depth, metrics in record["metrics"].items():
+        assert len(metrics["per_class"]) == 3 and metrics["selected_on"] == "holdout"
+        assert 1 <= metrics["best_epoch"] <= 20, depth
+        assert (tmp_path / metrics["confusion"]).read_bytes().startswith(b"\x89PNG")
+    assert len(list((tmp_path / "features").glob("*-projector_1.npy"))) == 2
+
+
+def test_mlp_probe_on_augmented_views_and_few_labels(run, tmp_path, capsys):
+    record = result(
+        capsys, "mlp", "--checkpoint", run, "--hidden", "16", "--lrs", "0.1", "--epochs", 8,
+        "--augment", "true", "--labels.scheme", "balanced", "--labels.count", 60,
+        "--rows_per_step", 20, "--out", tmp_path,
+    )  # fmt: skip
+    assert record["data"]["labels"] == "60 labels of 3 classes, 20 each"
+    assert record["metrics"]["backbone"]["top1"] > 0.6
+
+
+def test_neighbours_and_inference_on_stored_and_on_augmented_banks(run, tmp_path, capsys):
+    common_words = ("--checkpoint", run, "--out", tmp_path)
+    knn = result(capsys, "knn", *common_words, "--k", 5, 1)["metrics"]["backbone"]
+    assert knn["top1"] == knn["k5_t0.1"]["top1"] > 0.6 and "k1_t0.1" in knn
+    snn = result(capsys, "snn", *common_words, "--views", 2)["metrics"]["backbone"]
+    assert snn["top1"] == snn["t0.1"]["top1"] > 0.6
+    clean = result(capsys, "snn", *common_words, "--views", 0)["metrics"]["backbone"]
+    encoder = load_encoder(run)
+    pair = common.open_pair(common.EvalData(num_workers=1), common.EvalLabels(), encoder)
+    rows, labels = {}, {"train": pair.labels, "val": pair.val.labels}
+    for name, dataset in (("train", pair.train), ("val", pair.val)):
+        with common.clean_loader(dataset, pair, World()) as loader:
+            features = [encoder.encode(batch.view_0)["backbone"] for batch in loader]
+        kept = torch.from_numpy(labels[name]) >= 0
+        rows[name] = torch.nn.functional.normalize(torch.cat(features)[kept].double(), dim=1)
+        labels[name] = torch.from_numpy(labels[name])[kept]
+    shares = torch.softmax(rows["val"] @ rows["train"].T / 0.1, dim=1)
+    scores = shares @ torch.nn.functional.one_hot(labels["train"], 3).double()
+    expected = (scores.argmax(dim=1) == labels["val"]).double().mean()
+    assert clean["top1"] == pytest.approx(float(expected))
+
+
+def test_several_checkpoints_give_a_list_of_results_each_in_its_folder(run, tmp_path, capsys):
+    write_run(tmp_path / "other", "gone.beton", "gone.beton", step=20)
+    (data,) = [load_encoder(run).config["data"]]
+    summary = result(
+        capsys, "knn", "--checkpoint", run, tmp_path / "other", "--k", "3",
+        "--data.train", data["train"], "--data.val", data["val"],
+    )  # fmt: skip
+    assert [r["name"] for r in summary["results"]] == ["simclr", "other"]
+    assert read_results(tmp_path / "other") == summary["results"][1:]
+    assert read_results(run)[-1:] == summary["results"][:1]
+
+
+def test_several_words_after_a_key_are_a_list_and_one_word_too_where_a_list_is_asked_for():
+    def read(*words):
+        return evaluate.read_configs(["linear", *words])[1]
+
+    (config,) = read("--lrs", "0.1", "1e-2", "--depths", "projector_1", "--epochs=7")
+    assert config.lrs == [0.1, 0.01] and config.depths == ["projector_1"] and config.epochs == 7
+    (config,) = read("--lrs", "[0.1,1.0]", "--depths=[backbone]", "--data.mean", "[1,2,3]")
+    assert config.lrs == [0.1, 1.0] and config.data.mean == (1, 2, 3)
+    assert [c.checkpoint for c in read("--checkpoint", "a b", "c", "--epochs", "2")] == ["a b", "c"]
+    assert read()[0] == LinearConfig()
+
+
+def test_mistakes_end_in_one_line_and_exit_code_2(run, files, tmp_path, capsys):
+    tail = ("--checkpoint", run)
+    assert "expected one of linear, mlp, knn" in mistake(capsys, "linea")
+    assert "expected one of linear, mlp, knn" in mistake(capsys)
+    assert "checkpoint: got none" in mistake(capsys, "linear")
+    assert "checkpoint: got none" in mistake(capsys, "linear", "--checkpoint")
+    assert "nowhere" in mistake(capsys, "knn", "--checkpoint", "nowhere")
+    assert "temprature: unknown key" in mistake(capsys, "knn", *tail, "--temprature", "1")
+    assert "expected --key x" in mistake(capsys, "knn", "x")
+    assert "no such depth" in mistake(capsys, "linear", *tail, "--depths", "projector_9")
+    assert "gone.beton" in mistake(capsys, "linear", *tail, "--data.train", "gone.beton")
+    names = tmp_path / "names.txt"
+    names.write_text("n01440764_10026.JPEG\n")
+    line = mistake(capsys, "snn", *tail, "--labels.scheme=file", f"--labels.file={names}")
+    assert str(names) in line
+    line = mistake(capsys, "snn", *tail, "--labels.fraction", "2")
+    assert line.startswith("labels.fraction: got 2")
+
+
+def test_classes_that_differ_between_the_files_are_named(run, files, tmp_path, capsys):
+    def val(name, num_classes, names):
+        path = write_colours(tmp_path / f"{name}.beton", 20, num_classes, names)
+        return mistake(capsys, "knn", "--checkpoint", run, "--data.val", path)
+
+    line = val("swapped", 3, ["red", "blue", "green"])
+    assert "class 1 is 'blue', expected 'green' as in" in line and files[0] in line
+    assert "got 4 classes in field 'label', expected those of" in val("four", 4, None)
+    assert "got 2 classes in field 'label'" in val("two", 2, ["red", "green"])
+
+
+def test_several_ranks_are_refused(files):
+    with pytest.raises(UserError, match="linear: got 2 ranks, expected one"):
+        common.refuse_ranks("linear", World(0, 2))
+
+
+def test_an_interrupted_evaluation_exits_with_75(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate.command.StopSignal, "asked", True)
+    code = evaluate.main(["linear", f"--checkpoint={run}", f"--out={tmp_path}", *ONE_THREAD])
+    printed = capsys.readouterr()
+    assert code == 75 and "interrupted" in printed.err and read_results(tmp_path) == []
+    assert json.loads(printed.out.splitlines()[-1])["status"] == "interrupted"
+
+
+def test_views_are_those_of_the_recipes_for_evaluation_and_fine_tuning(run):
+    encoder = load_encoder(run)
+    for small in (False, True):
+        data = common.EvalData(center_ratio=None if small else 224 / 256)
+        pair = common.open_pair(data, common.EvalLabels(), encoder)
+        for ours, recipe in (
+            (common.clean_ops, "evaluation"),
+            (common.augmented_ops, "supervised"),
+        ):
+            theirs = build(RECIPES[recipe](small_images=small)["view_0"], pair.resolution_px)
+            assert [(type(op), vars(op)) for op in ours(pair)] == [
+                (type(op), vars(op)) for op in theirs
+            ]
+
+
+def test_confusion_counts_are_scikit_learns_and_classes_without_images_have_no_accuracy(tmp_path):
+    from sklearn.metrics import confusion_matrix as theirs
+
+    rng = np.random.default_rng(0)
+    labels, predictions = rng.integers(0, 4, 100), rng.integers(0, 5, 100)
+    matrix = confusion_matrix(labels, predictions, 5)
+    np.testing.assert_array_equal(matrix, theirs(labels, predictions, labels=range(5)))
+    accuracies = per_class_accuracy(matrix)
+    assert accuracies[4] is None
+    assert accuracies[0] == pytest.approx((predictions[labels == 0] == 0).mean(), abs=1e-6)
+    draw_confusion(matrix, tmp_path / "a.png", "title", [f"class {i}" for i in range(5)])
+    draw_confusion(np.eye(60, dtype=np.int64), tmp_path / "b.png", "many classes")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
