@@ -308,12 +308,15 @@ def test_settings_that_cannot_work_are_refused_in_one_line(tune, settings, messa
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_pretraining_runs_folder_is_not_taken_for_its_own(tune, tmp_path):
+@pytest.mark.parametrize("checkpoint", ["elsewhere/w.pt", "a/w.pt"])
+def test_a_pretraining_runs_folder_is_not_taken_for_its_own(tune, tmp_path, checkpoint):
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "backbone.safetensors").touch()
+    if checkpoint.startswith("elsewhere"):
+        (tmp_path / "a" / "backbone.safetensors").touch()
+    before = list((tmp_path / "a").iterdir())
     with pytest.raises(UserError, match="a pretraining run's folder; use another --out"):
-        tune()
-    assert (tmp_path / "a" / "backbone.safetensors").exists()
+        tune(checkpoint=tmp_path / checkpoint)
+    assert list((tmp_path / "a").iterdir()) == before
 
 
 def test_the_last_line_of_the_command_is_the_record(files, tmp_path, capsys):

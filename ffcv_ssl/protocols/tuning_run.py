@@ -199,7 +199,9 @@ def open_run(config, name, encoder, task, world):
     """
     results = common.results_folder(config)
     path = results if config.out else results / name
-    if (path / BACKBONE).exists():
+    source = Path(config.checkpoint)
+    source = source if source.is_dir() else source.parent
+    if (path / BACKBONE).exists() or path.resolve() == source.resolve():
         raise UserError(f"out: got {path}, a pretraining run's folder; use another --out")
     with hold_folder(path) if world.is_first else contextlib.nullcontext():
         sets = {
