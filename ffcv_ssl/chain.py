@@ -149,8 +149,10 @@ def _filled(value, folders, where):
 
 
 def _job(stage, jobs, given, own):
-    """A stage's SlurmConfig: the chain's settings, then the stage's, then the command line's."""
-    settings = {**flatten(merge(jobs, stage.get("slurm") or {})), **given.get("slurm", {}), **own}
+    """A stage's SlurmConfig: the chain's settings, the command line's over them, then the stage's,
+    which needs a job of its own kind, and the command line's for this stage."""
+    settings = {**flatten(jobs), **given.get("slurm", {}), **flatten(stage.get("slurm") or {})}
+    settings |= own
     words = [f"--slurm.{key}={_filled(value, {}, 'slurm')}" for key, value in settings.items()]
     return command.parse_config(JobConfig, words, "chain", "")[0].slurm
 

@@ -16,7 +16,7 @@ EVALUATIONS = ("finetune", "transfer", "suites")  # of evaluate.py: see the test
 CONFIGS = [
     path
     for path in sorted(set((ROOT / "configs").rglob("*.yaml")) - set(LISTS))
-    if path.parent.name not in EVALUATIONS
+    if path.parent.name not in EVALUATIONS and not path.stem.startswith("chain")
 ]
 # Parts of others, not runs of their own.
 RUNS = [

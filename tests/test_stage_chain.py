@@ -13,6 +13,8 @@ import pytest
 import slurm_cluster
 from conftest import REPOSITORY
 
+import evaluate
+import train
 from ffcv_ssl import chain, slurm
 from ffcv_ssl.command import StopSignal, UserError
 
@@ -44,8 +46,12 @@ stages:
   finetune:
     command: finetune
     overrides: {{checkpoint: "{{pretrain}}", holdout: null, lrs: [0.1, 1]}}
-  npi: {{command: snn, overrides: {{checkpoint: "{{finetune}}/finetuned.safetensors"}}}}
+  npi:
+    command: snn
+    overrides: {{checkpoint: "{{finetune}}/finetuned.safetensors"}}
+    slurm: {{nodes: 1, gpus_per_node: 1}}
 """
+CHAINS = sorted(REPOSITORY.glob("configs/*/chain*.yaml"))
 STAGES = ["pretrain", "finetune", "npi"]
 
 
@@ -58,6 +64,12 @@ def file(tmp_path, monkeypatch):
     path = tmp_path / "chain.yaml"
     path.write_text(CHAIN.format(folder=tmp_path))
     return path
+
+
+def labels_of(stage):
+    """The labels that a stage may use."""
+    _, (config,) = evaluate.read_configs(stage.argv)
+    return config.labels
 
 
 def calls(file, stage):
@@ -196,6 +208,23 @@ def test_no_chain_is_one_line(capsys):
     assert "expected a YAML file" in first and "no such configuration file" in second
 
 
+@pytest.mark.parametrize("path", CHAINS, ids=lambda path: path.stem)
+def test_every_stage_of_the_chains_that_we_ship_is_one_that_its_command_takes(path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    stages = chain.read_chain([str(path)])
+    for stage in stages:
+        if stage.script.name == "train.py":
+            pretraining = train.read_config(stage.argv)
+            assert pretraining.out == str(stage.folder)
+        else:
+            _, (config,) = evaluate.read_configs(stage.argv)
+            assert Path(config.checkpoint).is_relative_to(stages[0].folder.parent)
+    labels = [vars(labels_of(stage)) for stage in stages[1:]]
+    if pretraining.labelled.loss != "none":
+        labels.append(vars(pretraining.labelled.labels))
+    assert all(other == labels[0] for other in labels)
+
+
 # ---- Slurm ---------------------------------------------------------------------------------------
 
 
@@ -208,13 +237,14 @@ def test_jobs_wait_for_one_another_and_finished_stages_are_not_submitted(file, m
 
     monkeypatch.setattr(slurm, "submit_task", submit)
     monkeypatch.setattr(slurm, "check_sbatch", lambda: None)
-    words = ["--slurm.partition=p", "--slurm.nodes=4", "--npi.slurm.nodes=1"]
+    words = ["--slurm.partition=p", "--slurm.nodes=4", "--npi.slurm.gpus_per_node=2"]
     words += ["--finetune.slurm.dependency=after:9"]
     assert run(file, *words) == 0
     assert [name for name, _, _ in given] == STAGES
     waits = [config.dependency for _, config, _ in given]
     assert waits == [None, "after:9,afterok:41", "afterok:42"]
     assert [config.nodes for _, config, _ in given] == [4, 4, 1]
+    assert [config.gpus_per_node for _, config, _ in given] == [0, 0, 2]
     assert not any("slurm" in word for _, _, argv in given for word in argv)
     (stage, *_) = chain.read_chain([str(file)])
     chain.mark_finished(stage.folder, chain.settings_of(stage), None)
@@ -264,7 +294,7 @@ def test_a_chain_on_slurm_runs_in_order_and_a_failed_stage_cancels_the_rest(file
     with slurm_cluster.Cluster() as cluster:
         for key in ("PATH", "SLURM_CONF"):
             monkeypatch.setitem(os.environ, key, cluster.environment[key])
-        words = ["--slurm.partition=low", "--slurm.cpus_per_task=1"]
+        words = ["--slurm.partition=low", "--slurm.cpus_per_task=1", "--npi.slurm.gpus_per_node=0"]
         stages = chain.read_chain([str(file), *words])
         jobs = chain.submit_stages(stages)
         ends = {name: cluster.wait_for_end(job["job_id"], 120) for name, job in jobs.items()}
