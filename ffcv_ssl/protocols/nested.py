@@ -12,6 +12,7 @@ from ffcv_ssl.protocols.common import open_encoder, open_pair, results_folder
 from ffcv_ssl.results import flatten, make_record, read_results, settings_key
 
 MAIN_METRICS = ("top1", "map")
+RESUMED = ("finetune", "transfer")  # they find out by themselves what is finished
 
 
 def protocol_config(protocol, settings, where="settings", **fixed):
@@ -35,7 +36,7 @@ def call(protocol, config, world, stop):
     """Run a protocol; or return the newest record in its folder, if it is of the same weights, data
     and settings. Raises as the protocol."""
     known = [r for r in read_results(results_folder(config)) if r.get("protocol") == protocol]
-    if known:
+    if known and protocol not in RESUMED:
         encoder = open_encoder(config, world)
         data = open_pair(config.data, config.labels, encoder).describe()
         asked = settings_key(make_record(protocol, encoder, data, config, {}))
