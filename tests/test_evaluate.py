@@ -15,7 +15,7 @@ from ffcv_ssl.confusion import confusion_matrix, draw_confusion, per_class_accur
 from ffcv_ssl.distributed import World
 from ffcv_ssl.fields import IntField, RGBImageField
 from ffcv_ssl.pretrained import load_encoder
-from ffcv_ssl.protocols import common
+from ffcv_ssl.protocols import common, neighbours
 from ffcv_ssl.protocols.linear import LinearConfig
 from ffcv_ssl.results import read_results
 from pipelines import RECIPES, build
@@ -107,12 +107,17 @@ def test_mlp_probe_on_augmented_views_and_few_labels(run, tmp_path, capsys):
     assert record["metrics"]["backbone"]["top1"] > 0.6
 
 
-def test_neighbours_and_inference_on_stored_and_on_augmented_banks(run, tmp_path, capsys):
+def test_neighbours_and_inference_on_stored_and_on_augmented_banks(
+    run, tmp_path, capsys, monkeypatch
+):
     common_words = ("--checkpoint", run, "--out", tmp_path)
     knn = result(capsys, "knn", *common_words, "--k", 5, 1)["metrics"]["backbone"]
     assert knn["top1"] == knn["k5_t0.1"]["top1"] > 0.6 and "k1_t0.1" in knn
     snn = result(capsys, "snn", *common_words, "--views", 2)["metrics"]["backbone"]
     assert snn["top1"] == snn["t0.1"]["top1"] > 0.6
+    monkeypatch.setattr(neighbours, "BANK_ROWS", 70)
+    words = ("snn", *common_words, "--views", 2, "--data.batch_size", 50)
+    assert result(capsys, *words)["metrics"]["backbone"]["per_class"] == snn["per_class"]
     clean = result(capsys, "snn", *common_words, "--views", 0)["metrics"]["backbone"]
     encoder = load_encoder(run)
     pair = common.open_pair(common.EvalData(num_workers=1), common.EvalLabels(), encoder)
@@ -183,9 +188,9 @@ def test_classes_that_differ_between_the_files_are_named(run, files, tmp_path, c
     assert "got 2 classes in field 'label'" in val("two", 2, ["red", "green"])
 
 
-def test_several_ranks_are_refused(files):
+def test_several_ranks_are_refused(run):
     with pytest.raises(UserError, match="linear: got 2 ranks, expected one"):
-        common.refuse_ranks("linear", World(0, 2))
+        common.open_frozen("linear", LinearConfig(checkpoint=str(run)), World(0, 2))
 
 
 def test_an_interrupted_evaluation_exits_with_75(run, tmp_path, capsys, monkeypatch):

@@ -149,6 +149,22 @@ def open_encoder(config, world):
     return encoder
 
 
+def open_frozen(protocol, config, world):
+    """The checkpoint of an Evaluation that has `depths`, for a protocol that trains none of it.
+
+    Raises UserError where a depth is not there, or where it was started on several ranks.
+    """
+    if world.size > 1:
+        raise UserError(
+            f"{protocol}: got {world.size} ranks, expected one; start it without torchrun"
+        )
+    encoder = open_encoder(config, world)
+    encoder.check_depths(config.depths)
+    if config.system.compile:
+        encoder.model.backbone.compile()
+    return encoder
+
+
 def results_folder(config):
     """Where an Evaluation's results go: `out`, or the checkpoint's folder; made if need be."""
     path = Path(config.checkpoint)
@@ -295,14 +311,6 @@ def finish(protocol, config, encoder, pair, metrics, folder, world):
         result["confusion"] = picture
         world.say(f"{title}{early}; {folder / picture}")
     return report(record, folder)
-
-
-def refuse_ranks(protocol, world):
-    """Raise UserError where a protocol that runs on one device was started on several."""
-    if world.size > 1:
-        raise UserError(
-            f"{protocol}: got {world.size} ranks, expected one; start it without torchrun"
-        )
 
 
 def stop_if_asked(stop):

@@ -93,9 +93,7 @@ def run_mlp(config, world, stop):
 
 
 def _run(protocol, config, world, stop):
-    common.refuse_ranks(protocol, world)
-    encoder = common.open_encoder(config, world)
-    encoder.check_depths(config.depths)
+    encoder = common.open_frozen(protocol, config, world)
     pair = common.open_pair(config.data, config.labels, encoder)
     folder = common.results_folder(config)
     store = (config.features.folder or folder / FOLDER, config.features.dtype, world, stop)

@@ -95,9 +95,7 @@ def run_snn(config, world, stop):
 
 
 def _run(protocol, config, world, stop, start, scores):
-    common.refuse_ranks(protocol, world)
-    encoder = common.open_encoder(config, world)
-    encoder.check_depths(config.depths)
+    encoder = common.open_frozen(protocol, config, world)
     pair = common.open_pair(config.data, config.labels, encoder)
     folder = common.results_folder(config)
     store = (config.features.folder or folder / FOLDER, config.features.dtype, world, stop)
@@ -109,7 +107,7 @@ def _run(protocol, config, world, stop, start, scores):
         queries = unit_rows(torch.from_numpy(val.take(depth, slice(None))).to(world.device))
         states[depth] = start(queries, pair.num_classes)
     if config.views:
-        bank = _augmented_bank(config, encoder, pair, world)
+        bank = _in_blocks(_augmented_bank(config, encoder, pair, world))
     else:
         train = extract(encoder, pair.train, pair, config.depths, *store, indices=pair.chosen)
         bank = _stored_bank(train, config.depths, pair)
@@ -147,7 +145,26 @@ def _augmented_bank(config, encoder, pair, world):
             labels = pair.labels[np.asarray(batch.indices)]
             labels = torch.from_numpy(np.where(np.asarray(batch.valid), labels, -1))
             for view in range(config.views):
-                yield encoder.encode(getattr(batch, f"view_{view}")), labels
+                features = encoder.encode(getattr(batch, f"view_{view}"))
+                yield {depth: features[depth] for depth in config.depths}, labels
+
+
+def _in_blocks(bank):
+    """The same rows in blocks of about BANK_ROWS: small ones cost as much in sums over classes."""
+    waiting, count = [], 0
+    for part in bank:
+        waiting.append(part)
+        count += len(part[1])
+        if count >= BANK_ROWS:
+            yield _joined(waiting)
+            waiting, count = [], 0
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(parts):
+    rows = {depth: torch.cat([rows[depth] for rows, _ in parts]) for depth in parts[0][0]}
+    return rows, torch.cat([labels for _, labels in parts])
 
 
 def unit_rows(rows):
@@ -225,7 +242,7 @@ class ClassSimilarity:
 
     def add(self, bank, labels):
         """Look at more of the bank: unit rows (M, D) and their labels (M,) in [0, K)."""
-        for chosen in _parts(len(self.queries), len(bank)):
+        for chosen in _parts(len(self.queries), max(len(bank), self.sums.shape[1])):
             logits = (self.queries[chosen] @ bank.T).double() / self.temperature  # (Q, M)
             columns = labels.expand(len(logits), -1)
             before = self.largest[chosen]
