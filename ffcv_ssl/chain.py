@@ -31,9 +31,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+
 from ffcv_ssl import command, slurm
 from ffcv_ssl.checkpoint import write_text
-from ffcv_ssl.command import UserError, one_line
+from ffcv_ssl.command import UserError, config_dict, one_line
 from ffcv_ssl.config_files import merge, read_layers
 from ffcv_ssl.results import flatten
 
@@ -61,7 +63,8 @@ class Stage(NamedTuple):
     folder: Path
     processes: int
     """Ranks, by torchrun; on Slurm the job's tasks count instead."""
-    slurm: slurm.SlurmConfig
+    slurm: dict
+    """The chain's settings of its job, over those of its own configuration."""
 
 
 def read_chain(argv):
@@ -149,10 +152,15 @@ def _filled(value, folders, where):
 
 
 def _job(stage, jobs, given, own):
-    """A stage's SlurmConfig: the chain's settings, the command line's over them, then the stage's,
-    which needs a job of its own kind, and the command line's for this stage."""
+    """Settings of a stage's job: the chain's, the command line's over them, then the stage's, which
+    needs a job of its own kind, and the command line's for this stage. Raises UserError."""
     settings = {**flatten(jobs), **given.get("slurm", {}), **flatten(stage.get("slurm") or {})}
     settings |= own
+    _slurm_config(settings)
+    return settings
+
+
+def _slurm_config(settings):
     words = [f"--slurm.{key}={_filled(value, {}, 'slurm')}" for key, value in settings.items()]
     return command.parse_config(JobConfig, words, "chain", "")[0].slurm
 
@@ -185,10 +193,10 @@ def mark_finished(folder, settings, summary):
     write_text(Path(folder) / MARK, json.dumps(record, indent=1) + "\n")
 
 
-def run_stages(stages, stop):
-    """Run what is not finished, one after the other; returns (exit code, summary by stage)."""
-    unfinished, settings = plan(stages)
-    summaries = {stage.name: _summary_of(stage) for stage in stages if stage not in unfinished}
+def run_stages(unfinished, settings, stop):
+    """Run stages one after the other; settings: those of each. Returns (exit code, {stage:
+    summary}) of those that ran."""
+    summaries = {}
     for stage in unfinished:
         _say(f"{stage.name}: {stage.script.name} {' '.join(stage.argv)}")
         code, summary = _run(stage, stop)
@@ -275,26 +283,33 @@ class StageJob(NamedTuple):
             mark_finished(self.task.folder, self.settings, None)
 
 
-def submit_stages(stages):
-    """Submit what is not finished as jobs, each after the one before it; {stage: job}.
+def job_of(stage, settings):
+    """The SlurmConfig of a stage's job; settings: all of its command's, as YAML."""
+    usual, own = config_dict(slurm.SlurmConfig()), (yaml.safe_load(settings) or {}).get("slurm")
+    own = {key: value for key, value in (own or {}).items() if value != usual.get(key)}
+    return _slurm_config({**own, **stage.slurm})
 
-    Raises UserError where Slurm refuses.
+
+def submit_stages(stages, settings, jobs):
+    """Submit stages as jobs, each after the one before it; returns {stage: job}.
+
+    settings, jobs: the settings and the SlurmConfig of each. Raises UserError where Slurm refuses.
     """
-    unfinished, settings = plan(stages)
-    jobs, before = {}, None
-    for stage in unfinished:
-        folder = str(stage.folder.resolve())
-        task = slurm.Task(str(stage.script), stage.argv, folder, stage.slurm.max_requeues)
-        config = stage.slurm if before is None else _after(stage.slurm, before)
+    submitted, before = {}, None
+    for stage in stages:
+        config, folder = jobs[stage.name], str(stage.folder.resolve())
+        task = slurm.Task(str(stage.script), stage.argv, folder, config.max_requeues)
+        config = config if before is None else _after(config, before)
         try:
-            job = StageJob(task, settings[stage.name])
-            jobs[stage.name] = slurm.submit_task(config, job, stage.script, folder)
+            job = slurm.submit_task(
+                config, StageJob(task, settings[stage.name]), stage.script, folder
+            )
         except UserError as error:
-            done = ", ".join(made["job_id"] for made in jobs.values()) or "none"
+            done = ", ".join(made["job_id"] for made in submitted.values()) or "none"
             raise UserError(f"{stage.name}: {error}; submitted before it: {done}") from None
-        before = jobs[stage.name]["job_id"]
-        _say(f"{stage.name}: job {before}, log {jobs[stage.name]['stdout']}")
-    return jobs
+        submitted[stage.name], before = job, job["job_id"]
+        _say(f"{stage.name}: job {before}, log {job['stdout']}")
+    return submitted
 
 
 def _after(config, job_id):
@@ -306,17 +321,21 @@ def _after(config, job_id):
 def run(argv):
     """The command: returns (exit code, summary)."""
     stages = read_chain(argv)
-    if any(stage.slurm.partition for stage in stages):
+    unfinished, settings = plan(stages)
+    jobs = {stage.name: job_of(stage, settings[stage.name]) for stage in unfinished}
+    with_job = [name for name, job in jobs.items() if job.partition]
+    if with_job:
         slurm.check_sbatch()
-        missing = [stage.name for stage in stages if not stage.slurm.partition]
-        if missing:
-            raise UserError(f"stages.{missing[0]}.slurm.partition: missing, others have one")
-        return 0, {"status": "submitted", "stages": submit_stages(stages)}
+        for name in set(jobs) - set(with_job):
+            expected = f"expected one, as for {with_job[0]}"
+            raise UserError(f"stages.{name}.slurm.partition: got none, {expected}")
+        return 0, {"status": "submitted", "stages": submit_stages(unfinished, settings, jobs)}
+    summaries = {stage.name: _summary_of(stage) for stage in stages if stage not in unfinished}
     with command.StopSignal() as stop:
-        code, summaries = run_stages(stages, stop)
+        code, ran = run_stages(unfinished, settings, stop)
     interrupted = code == command.EXIT_INTERRUPTED
     status = "interrupted" if interrupted else "failed" if code else "finished"
-    return code, {"status": status, "stages": summaries}
+    return code, {"status": status, "stages": summaries | ran}
 
 
 def main(argv=None):

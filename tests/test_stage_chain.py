@@ -25,7 +25,10 @@ given = dict(word[2:].partition("=")[::2] for word in sys.argv[1:] if word.start
 if "bad" in given:
     sys.exit("bad: got x\\nbad: unknown key")
 if "print_config" in given:
-    print({key: value for key, value in given.items() if key != "print_config"})
+    settings = {key: value for key, value in given.items() if key != "print_config"}
+    if "job" in given:
+        settings["slurm"] = {"partition": given["job"], "nodes": 1, "mem": "3G"}
+    print(settings)
     sys.exit(0)
 folder = pathlib.Path(given["out"])
 folder.mkdir(parents=True, exist_ok=True)
@@ -151,7 +154,7 @@ def test_a_signal_stops_the_running_stage_and_the_chain_with_it(file):
     words = [sys.executable, "-c", "\n".join(lines)]
     process = subprocess.Popen([*words, str(file), "--finetune.wait=1"], stdout=subprocess.PIPE)
     waits = file.parent / "out/finetune/waits"
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not waits.exists():
         assert time.monotonic() < end and process.poll() is None
         time.sleep(0.05)
@@ -228,6 +231,31 @@ def test_every_stage_of_the_chains_that_we_ship_is_one_that_its_command_takes(pa
 # ---- Slurm ---------------------------------------------------------------------------------------
 
 
+def submit_chain(stages):
+    """Submit a chain; {stage: job}."""
+    unfinished, settings = chain.plan(stages)
+    jobs = {stage.name: chain.job_of(stage, settings[stage.name]) for stage in unfinished}
+    return chain.submit_stages(unfinished, settings, jobs)
+
+
+def test_a_configuration_that_names_a_partition_makes_jobs_and_the_chain_wins(
+    file, monkeypatch, capsys
+):
+    given = {}
+    monkeypatch.setattr(slurm, "check_sbatch", lambda: None)
+    monkeypatch.setattr(
+        slurm, "submit_task",
+        lambda config, job, script, folder: given.setdefault(
+            Path(folder).name, {"job_id": config.partition, "stdout": config.mem}),
+    )  # fmt: skip
+    assert run(file, "--all.job=q", "--pretrain.slurm.partition=r") == 0
+    assert [job["job_id"] for job in given.values()] == ["r", "q", "q"]
+    assert {job["stdout"] for job in given.values()} == {"3G"}
+    assert calls(file, "pretrain") == []
+    assert run(file, "--finetune.job=q") == 2
+    assert "slurm.partition: got none, expected one, as for fin" in capsys.readouterr().err
+
+
 def test_jobs_wait_for_one_another_and_finished_stages_are_not_submitted(file, monkeypatch):
     given = []
 
@@ -296,14 +324,14 @@ def test_a_chain_on_slurm_runs_in_order_and_a_failed_stage_cancels_the_rest(file
             monkeypatch.setitem(os.environ, key, cluster.environment[key])
         words = ["--slurm.partition=low", "--slurm.cpus_per_task=1", "--npi.slurm.gpus_per_node=0"]
         stages = chain.read_chain([str(file), *words])
-        jobs = chain.submit_stages(stages)
+        jobs = submit_chain(stages)
         ends = {name: cluster.wait_for_end(job["job_id"], 120) for name, job in jobs.items()}
         assert [end["JobState"] for end in ends.values()] == ["COMPLETED"] * 3
         starts = [end["StartTime"] for end in ends.values()]
         assert starts == sorted(starts) and all(calls(file, stage) for stage in STAGES)
         assert chain.plan(stages)[0] == []
         other = chain.read_chain([str(file), *words, "--finetune.code=3"])
-        jobs = chain.submit_stages(other)
+        jobs = submit_chain(other)
         ends = {name: cluster.wait_for_end(job["job_id"], 120) for name, job in jobs.items()}
         assert [end["JobState"] for end in ends.values()] == ["FAILED", "CANCELLED"]
         assert len(calls(file, "npi")) == 1
@@ -326,4 +354,4 @@ def test_a_refused_job_tells_which_were_submitted_before_it(file, monkeypatch):
 
     monkeypatch.setattr(slurm, "submit_task", submit)
     with pytest.raises(UserError, match="finetune: slurm: sbatch: no; submitted before it: 41"):
-        chain.submit_stages(chain.read_chain([str(file), "--slurm.partition=p"]))
+        submit_chain(chain.read_chain([str(file), "--slurm.partition=p"]))
