@@ -1,6 +1,7 @@
 """Fine-tuning: what it trains, what decides, that it resumes exactly, and what it refuses."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +27,12 @@ from ffcv_ssl.optim import lr_at
 from ffcv_ssl.pretrained import load_encoder
 from ffcv_ssl.protocols import common, finetune
 from ffcv_ssl.protocols.finetune import FineTune, FineTuning
-from ffcv_ssl.protocols.tuning import Classifier
+from ffcv_ssl.protocols.tuning import (
+    Classifier,
+    ClassTargets,
+    evaluate,
+    make_tuning_optimizer,
+)
 from ffcv_ssl.results import flatten, read_results
 
 CONFIGS = sorted((REPOSITORY / "configs/finetune").glob("*.yaml"))
@@ -211,12 +217,21 @@ def test_an_untrained_choice_of_folder_tells_runs_apart(files, tiny, tmp_path):
     assert len(read_results(tmp_path)) == 4
 
 
-def test_lars_adapts_the_network_but_not_the_classifier():
-    network, config = (
-        Classifier(tiny_encoder().model, 1, 3),
-        parse(FineTune, optim__name="lars", optim__lr=0.5, optim__weight_decay=0.1),
+def test_rows_that_only_pad_a_batch_count_nowhere():
+    logits = torch.tensor([[1.0, 0], [1, 0], [0, 1]])  # right, wrong, right
+    batch = SimpleNamespace(
+        view_0=logits, indices=torch.tensor([0, 1, 1]), valid=torch.tensor([True, True, False])
     )
-    optimizer = finetune.Tuner.__init__.__globals__["make_tuning_optimizer"](config.optim, network)
+    targets = ClassTargets(np.array([0, 1]), 2, torch.device("cpu"))
+    metrics = evaluate(torch.nn.Identity(), [batch], targets, alone(), "fp32", lambda: None)
+    assert metrics == {"top1": 0.5, "top5": 1.0, "per_class": [1.0, 0.0]}
+
+
+def test_lars_adapts_the_network_but_not_the_classifier():
+    network = Classifier(tiny_encoder().model, 1, 3)
+    network.classifier.weight.data.normal_()  # at zero nothing is adapted
+    config = parse(FineTune, optim__name="lars", optim__lr=0.5, optim__weight_decay=0.1)
+    optimizer = make_tuning_optimizer(config.optim, network)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     for parameter in network.parameters():
         parameter.grad = torch.ones_like(parameter)
