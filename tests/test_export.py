@@ -50,7 +50,7 @@ def run_folder(tmp_path, stem):
     saved = {"config": config, "model": state, **counters, "seconds": 5400.0}
     torch.save(saved, tmp_path / "checkpoint.pt")
     log = MetricsLog(tmp_path, tensorboard=False)
-    log.write({"step": 20, "epoch": 10, "val/backbone/top1": 0.25})
+    log.write({"step": 20, "epoch": 10, "val/backbone/top1": 0.25, "val/projector_1/top1": 0.2})
     log.write({"step": 40, "epoch": 20, "val/backbone/top1": 0.5, "val/knn/top5": 0.75})
     log.close()
     return tmp_path

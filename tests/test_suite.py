@@ -95,6 +95,7 @@ def test_every_dataset_is_probed_with_its_own_field_and_settings(checkpoint, tas
 def test_headings_tell_apart_what_differs():
     same = [("a", "linear", "backbone"), ("a", "mlp", "backbone")]
     assert list(suite.labels_of(same).values()) == ["linear", "mlp"]
+    assert list(suite.labels_of(same[:1]).values()) == ["linear"]
     other = [*same, ("b epoch 3", "mlp", "projector_1")]
     assert list(suite.labels_of(other).values())[1:] == [
         "a, mlp, backbone", "b epoch 3, mlp, projector_1"
