@@ -57,8 +57,7 @@ def test_votes_are_scikit_learns_for_any_parts_of_the_bank(few_similarities, par
     ).fit(bank.double().numpy(), labels)  # fmt: skip
     expected = sklearns.predict_proba(queries.double().numpy())
     shares = votes / votes.sum(axis=1, keepdims=True)
-    # float32 similarities, divided by the temperature in the exponent
-    np.testing.assert_allclose(shares, expected, atol=1e-6 if temperature != 1e-4 else 2e-3)
+    np.testing.assert_allclose(shares, expected, atol=1e-10)
 
 
 def test_of_equally_similar_images_the_earlier_ones_are_neighbours(few_similarities):
@@ -98,7 +97,7 @@ def test_class_probabilities_are_those_of_equation_3_for_any_parts(
     queries, _ = features(33, seed=1)
     state = shown_in_parts(ClassSimilarity(queries, 5, temperature), bank, labels, part)
     expected = npi_twin(*(x.double().numpy() for x in (queries, bank)), labels, 5, temperature)
-    np.testing.assert_allclose(state.probabilities().numpy(), expected, atol=3e-5)
+    np.testing.assert_allclose(state.probabilities().numpy(), expected, atol=1e-12)
 
 
 def test_a_temperature_near_zero_neither_overflows_nor_underflows():
