@@ -149,6 +149,13 @@ def open_encoder(config, world):
     return encoder
 
 
+def refuse_ranks(protocol, world):
+    """Raise UserError where a protocol that runs on one device was started on several."""
+    if world.size > 1:
+        got = f"got {world.size} ranks"
+        raise UserError(f"{protocol}: {got}, expected one; start it without torchrun")
+
+
 def open_frozen(protocol, config, world):
     """The checkpoint of an Evaluation that has `depths`, for a protocol that trains none of it.
 
