@@ -161,10 +161,7 @@ def open_frozen(protocol, config, world):
 
     Raises UserError where a depth is not there, or where it was started on several ranks.
     """
-    if world.size > 1:
-        raise UserError(
-            f"{protocol}: got {world.size} ranks, expected one; start it without torchrun"
-        )
+    refuse_ranks(protocol, world)
     encoder = open_encoder(config, world)
     encoder.check_depths(config.depths)
     if config.system.compile:
