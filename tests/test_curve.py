@@ -1,6 +1,7 @@
 """Curves over checkpoints and the compute to reach a value, on numbers known beforehand."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from ffcv_ssl.command import UserError
 from ffcv_ssl.distributed import World
 from ffcv_ssl.metrics_log import MetricsLog
 from ffcv_ssl.models import Model
-from ffcv_ssl.protocols import curve, nested
+from ffcv_ssl.protocols import PROTOCOLS, curve, nested
 from ffcv_ssl.results import read_results
 from ffcv_ssl.settings import ModelConfig
 
@@ -164,3 +165,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(words, message, capsys):
     assert evaluate.main(["curve", *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+@pytest.mark.parametrize("protocol", ["suite", "curve", "seeds", "export"])
+def test_several_ranks_are_refused_where_one_process_writes(protocol):
+    config_class, run, _ = PROTOCOLS[protocol]
+    with pytest.raises(UserError, match=f"{protocol}: got 2 ranks, expected one"):
+        run(config_class(), SimpleNamespace(size=2), None)

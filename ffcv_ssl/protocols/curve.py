@@ -48,6 +48,7 @@ class CurveConfig:
 
 def run(config, world, stop):
     """Measure every checkpoint; returns the points and the savings. Raises UserError."""
+    nested.refuse_ranks("curve", world)
     if not config.checkpoint:
         raise UserError("checkpoint: got none, expected --checkpoint RUN RUN ... or files")
     folder = Path(config.out) if config.out else nested.run_folder(config.checkpoint[0])

@@ -15,6 +15,7 @@ from ffcv_ssl.metrics_log import read_metrics
 from ffcv_ssl.model_card import write_card
 from ffcv_ssl.pretrained import load_encoder, save_encoder
 from ffcv_ssl.protocols.common import Architecture
+from ffcv_ssl.protocols.nested import refuse_ranks
 from ffcv_ssl.results import flatten, read_results
 from ffcv_ssl.run_folder import BACKBONE, CHECKPOINT
 
@@ -35,6 +36,7 @@ class ExportConfig:
 
 def run(config, world, stop):
     """Write `backbone.safetensors` and `README.md`; returns what they say. Raises UserError."""
+    refuse_ranks("export", world)
     if not config.checkpoint:
         raise UserError("checkpoint: got none, expected --checkpoint RUN or FILE")
     encoder = load_encoder(config.checkpoint, config.model.resolve())

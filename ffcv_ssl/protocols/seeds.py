@@ -19,7 +19,7 @@ import yaml
 
 from ffcv_ssl.checkpoint import write_text
 from ffcv_ssl.command import UserError
-from ffcv_ssl.protocols.nested import MAIN_METRICS, run_folder
+from ffcv_ssl.protocols.nested import MAIN_METRICS, refuse_ranks, run_folder
 from ffcv_ssl.results import flatten, read_results
 
 TABLE = "seeds.md"
@@ -51,6 +51,7 @@ class SeedsConfig:
 
 def run(config, world, stop):
     """Average the results; returns them by group. Raises UserError."""
+    refuse_ranks("seeds", world)
     groups = collect(config.checkpoint, config.metric)
     rows = [
         {"checkpoint": common_name(paths), **about, **summary(values)}

@@ -68,6 +68,7 @@ class Entry:
 
 def run(config, world, stop):
     """Measure every checkpoint on every dataset; returns the table. Raises UserError."""
+    nested.refuse_ranks("suite", world)
     if not config.checkpoint:
         raise UserError("checkpoint: got none, expected --checkpoint RUN or FILE ...")
     if not config.protocols:
