@@ -28,6 +28,7 @@ from ffcv_ssl.settings import ModelConfig
 
 PREFIXES = ("module.", "backbone.")  # of torch's data parallelism, and of toolkits
 HEADS = ("fc.", "classifier.")  # not part of an encoder
+FINETUNED = "finetuned.safetensors"  # what a fine-tuning leaves
 KEPT_COPY = re.compile(r"checkpoint_epoch_(\d+)\.pt")
 
 
@@ -105,7 +106,10 @@ def load_encoder(path, model=None, device="cpu"):
     """
     file = _find_file(path)
     state, about = _read(file)
-    if "model" in state and isinstance(state.get("config"), dict):
+    if "format" in state and isinstance(state.get("config"), dict):
+        if "model" not in state or "projector" not in state["config"].get("model", {}):
+            expected = f"expected that of a pretraining run, or a fine-tuning's {FINETUNED}"
+            raise UserError(f"{file}: got the state of another command, {expected}")
         config, weights = state["config"], state["model"]
         architecture = _model_config(config["model"])
         known = {axis: state[axis] for axis in X_AXES if axis in state}
@@ -151,10 +155,10 @@ def _find_file(path):
         if not path.is_file():
             raise UserError(f"checkpoint: no file or folder '{path}'; give a run's folder or file")
         return path
-    for name in (CHECKPOINT, BACKBONE):
+    for name in (FINETUNED, CHECKPOINT, BACKBONE):
         if (path / name).is_file():
             return path / name
-    raise UserError(f"{path}: not a run's folder, it has neither {CHECKPOINT} nor {BACKBONE}")
+    raise UserError(f"{path}: not a run's folder: no {CHECKPOINT}, {BACKBONE} or {FINETUNED}")
 
 
 def _read(file):

@@ -112,6 +112,18 @@ def test_a_network_made_from_an_encoder_comes_back_with_its_layers_and_history(r
     assert len(after.model.projector[0]) == 3  # the block keeps its batch-norm and ReLU
 
 
+def test_a_fine_tunings_folder_gives_the_network_and_its_own_state_is_refused(run, tmp_path):
+    encoder = load_encoder(run[0])
+    torch.nn.init.ones_(encoder.model.backbone.bn1.weight)
+    encoder.model.backbone.bn1.weight += 1
+    save_encoder(tmp_path / "finetuned.safetensors", encoder.model, encoder, {})
+    state = {"format": 1, "config": {"model": {"backbone": None}}, "network": {}}
+    checkpoint.save(tmp_path / "checkpoint.pt", state)
+    assert load_encoder(tmp_path).fingerprint == encoder.fingerprint
+    text = refusal(tmp_path / "checkpoint.pt")
+    assert "expected that of a pretraining run, or a fine-tuning's finetuned.safetensors" in text
+
+
 def test_equal_weights_have_one_fingerprint_whatever_the_file(run, plain, tmp_path):
     torch.save(plain.state_dict(), tmp_path / "a.pth")
     torch.save({"module." + k: v for k, v in plain.state_dict().items()}, tmp_path / "b.pth")
@@ -162,7 +174,7 @@ def test_an_architecture_that_contradicts_the_file_is_refused(run):
 def test_what_is_no_checkpoint_is_refused_in_one_line(plain, tmp_path):
     torch.save(plain.state_dict(), tmp_path / "a.pth")
     assert "give --model.backbone" in refusal(tmp_path / "a.pth")
-    assert "neither checkpoint.pt nor" in refusal(tmp_path)
+    assert "no checkpoint.pt, backbone.safetensors or" in refusal(tmp_path)
     assert "no file or folder" in refusal(tmp_path / "nothing")
     (tmp_path / "text.pt").write_text("hello")
     assert "not a readable checkpoint" in refusal(tmp_path / "text.pt", RESNET18)
