@@ -106,11 +106,12 @@ def load_encoder(path, model=None, device="cpu"):
     """
     file = _find_file(path)
     state, about = _read(file)
-    if "format" in state and isinstance(state.get("config"), dict):
-        if "model" not in state or "projector" not in state["config"].get("model", {}):
+    config = state.get("config")
+    if isinstance(config, dict) and isinstance(config.get("model"), dict):
+        if "model" not in state or "projector" not in config["model"]:
             expected = f"expected that of a pretraining run, or a fine-tuning's {FINETUNED}"
             raise UserError(f"{file}: got the state of another command, {expected}")
-        config, weights = state["config"], state["model"]
+        weights = state["model"]
         architecture = _model_config(config["model"])
         known = {axis: state[axis] for axis in X_AXES if axis in state}
         known |= _epoch(file, state)
