@@ -20,7 +20,7 @@ from ffcv_ssl.checkpoint import write_text
 from ffcv_ssl.command import UserError, one_line
 from ffcv_ssl.metrics_log import is_evaluation, read_metrics
 from ffcv_ssl.protocols import nested
-from ffcv_ssl.protocols.common import stop_if_asked
+from ffcv_ssl.protocols.common import refuse_ranks, stop_if_asked
 from ffcv_ssl.settings import SystemConfig
 
 AXES = ("epoch", "updates", "images", "views", "flops", "hours")
@@ -48,7 +48,7 @@ class CurveConfig:
 
 def run(config, world, stop):
     """Measure every checkpoint; returns the points and the savings. Raises UserError."""
-    nested.refuse_ranks("curve", world)
+    refuse_ranks("curve", world)
     if not config.checkpoint:
         raise UserError("checkpoint: got none, expected --checkpoint RUN RUN ... or files")
     folder = Path(config.out) if config.out else nested.run_folder(config.checkpoint[0])

@@ -14,8 +14,7 @@ from ffcv_ssl.command import UserError
 from ffcv_ssl.metrics_log import read_metrics
 from ffcv_ssl.model_card import write_card
 from ffcv_ssl.pretrained import load_encoder, save_encoder
-from ffcv_ssl.protocols.common import Architecture
-from ffcv_ssl.protocols.nested import refuse_ranks
+from ffcv_ssl.protocols.common import Architecture, refuse_ranks
 from ffcv_ssl.results import flatten, read_results
 from ffcv_ssl.run_folder import BACKBONE, CHECKPOINT
 

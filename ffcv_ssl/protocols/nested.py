@@ -47,13 +47,6 @@ def call(protocol, config, world, stop):
     return protocols.PROTOCOLS[protocol][1](config, world, stop)
 
 
-def refuse_ranks(protocol, world):
-    """Raise UserError under torchrun, for a protocol whose files one process writes."""
-    if world.size > 1:
-        got = f"got {world.size} ranks, expected one"
-        raise UserError(f"{protocol}: {got}; start it without torchrun")
-
-
 def main_metric(metrics, name=None):
     """(name, value) of one number of nested metrics: `name`, its parts joined by dots, or the first
     top1 or map. Raises UserError where it is not there."""

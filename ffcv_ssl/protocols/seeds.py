@@ -19,7 +19,8 @@ import yaml
 
 from ffcv_ssl.checkpoint import write_text
 from ffcv_ssl.command import UserError
-from ffcv_ssl.protocols.nested import MAIN_METRICS, refuse_ranks, run_folder
+from ffcv_ssl.protocols.common import refuse_ranks
+from ffcv_ssl.protocols.nested import MAIN_METRICS, run_folder
 from ffcv_ssl.results import flatten, read_results
 
 TABLE = "seeds.md"

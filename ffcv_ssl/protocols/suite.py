@@ -25,6 +25,7 @@ from ffcv_ssl.protocols.common import (
     EvalLabels,
     open_encoder,
     open_pair,
+    refuse_ranks,
     stop_if_asked,
 )
 from ffcv_ssl.results import flatten
@@ -68,7 +69,7 @@ class Entry:
 
 def run(config, world, stop):
     """Measure every checkpoint on every dataset; returns the table. Raises UserError."""
-    nested.refuse_ranks("suite", world)
+    refuse_ranks("suite", world)
     if not config.checkpoint:
         raise UserError("checkpoint: got none, expected --checkpoint RUN or FILE ...")
     if not config.protocols:

@@ -21,7 +21,7 @@ from ffcv_ssl import checkpoint, settings
 from ffcv_ssl.command import Interrupted, UserError, config_dict, hold_folder
 from ffcv_ssl.fields import NDArrayField
 from ffcv_ssl.labels import class_counts
-from ffcv_ssl.pretrained import save_encoder
+from ffcv_ssl.pretrained import FINETUNED, save_encoder
 from ffcv_ssl.protocols import common
 from ffcv_ssl.protocols.tuning import ClassTargets, MultiTargets
 from ffcv_ssl.reader import Reader
@@ -30,7 +30,6 @@ from ffcv_ssl.run_data import open_dataset, rank_share
 from ffcv_ssl.run_folder import BACKBONE, CHECKPOINT, RunFolder
 from ffcv_ssl.slurm import SlurmConfig
 
-FINETUNED = "finetuned.safetensors"
 AGREE_EVERY = 8  # steps between two moments when several ranks agree on whether to save or stop
 # A resumed run may differ in these and in nothing else; what the paths hold is compared instead.
 FREE_KEYS = ("checkpoint", "out", "data.train", "data.val", "data.num_workers", "data.os_cache")
