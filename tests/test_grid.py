@@ -5,7 +5,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ffcv_ssl.protocols.grid import GridProbe, GridSGD, Selection, Totals, cosine, train_step
+from ffcv_ssl.protocols.grid import (
+    GridProbe,
+    GridSGD,
+    Selection,
+    Totals,
+    best_member,
+    cosine,
+    train_step,
+)
 
 SETTINGS = [(0.1, 0.0), (1.0, 0.0), (0.5, 0.1)]
 
@@ -80,7 +88,7 @@ def test_a_member_that_diverges_leaves_the_others_and_is_not_chosen():
     assert not probe(x)[0].isfinite().all() and totals.means()[0][0] == -1
     selection = Selection(probe)
     selection.see(totals, 1)
-    assert selection.winner("last")[0] == selection.winner("best")[0] == 1
+    assert best_member([selection.last_scores]) == selection.winner()[0] == 1
 
 
 def scored(selection, top1, losses, epoch):
@@ -98,8 +106,8 @@ def test_selection_keeps_each_members_weights_of_its_best_epoch():
                                             ((0.5, 0.6), (0.9, 1.0))], 1):  # fmt: skip
         nn.init.constant_(probe.bias, epoch)
         scored(selection, top1, losses, epoch)
-    assert selection.winner("best") == (1, 2, pytest.approx(0.6))
-    assert selection.winner("last") == (1, 2, pytest.approx(0.6))
+    assert selection.winner() == (1, 2, pytest.approx(0.6))
+    assert best_member([selection.last_scores]) == 1
     assert selection.best_epochs.tolist() == [3, 2]  # a lower loss counts where top-1 is equal
     assert selection.probe_at_best(0).bias.unique().tolist() == [3.0]
     assert selection.probe_at_best(1).bias.unique().tolist() == [2.0]

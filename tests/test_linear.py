@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ffcv_ssl.command import UserError
-from ffcv_ssl.protocols import common
+from ffcv_ssl.protocols import common, linear
 from ffcv_ssl.protocols.features import Features
 from ffcv_ssl.protocols.linear import LinearConfig, MLPConfig, evaluate_probes
 from ffcv_ssl.protocols.probe_data import ProbeData, standardisation
@@ -64,6 +64,25 @@ def test_default_linear_probe_is_within_two_points_of_scikit_learns_logistic_reg
     assert metrics["top1"] == metrics["confusion"].trace() / 4000 <= metrics["top5"]
     shares = metrics["confusion"].diagonal() / metrics["confusion"].sum(axis=1)
     np.testing.assert_allclose(metrics["per_class"], shares, atol=1e-6)
+
+
+def test_few_held_out_images_are_drawn_several_times_and_the_best_on_average_is_chosen(monkeypatch):
+    train, val = made(150, 0), made(200, 1)
+    config = LinearConfig(lrs=[0.01, 3.0], epochs=3, splits=4)
+    data, seen, train_probes = probe_data(config, train, val), [], linear.train_probes
+
+    def noting(*arguments):
+        probes, selections = train_probes(*arguments)
+        if arguments[4] == "holdout":
+            seen.append((data.rows["holdout"][1], selections["backbone"].last_scores[0]))
+        return probes, selections
+
+    monkeypatch.setattr(linear, "train_probes", noting)
+    metrics = evaluate_probes(config, data, say=silent)["backbone"]
+    assert len(seen) == 4 and len({tuple(held) for held, _ in seen}) == 4
+    means = torch.stack([scores for _, scores in seen]).mean(dim=0)
+    assert metrics["selection_top1"] == pytest.approx(means.max().item())
+    assert metrics["lr"] == config.lrs[int(means.argmax())]
 
 
 def rings(num_rows, seed):

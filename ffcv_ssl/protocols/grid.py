@@ -136,6 +136,18 @@ class Totals:
         return top1.masked_fill(~finite, -1), loss.masked_fill(~finite, math.inf)
 
 
+def mean_scores(scores):
+    """Means of several (top-1, loss), (G,) each."""
+    return tuple(torch.stack(values).mean(dim=0) for values in zip(*scores))
+
+
+def best_member(scores):
+    """The member with the highest mean top-1 of several (top-1, loss), of equal ones the lowest
+    mean loss."""
+    top1, loss = (values.tolist() for values in mean_scores(scores))
+    return min(range(len(top1)), key=lambda index: (-top1[index], loss[index]))
+
+
 class Selection:
     """The members' scores at their last and at their best epoch, and their weights at the best.
 
@@ -162,11 +174,10 @@ class Selection:
         for key, value in self.probe.state_dict().items():
             self.best[key][better] = value[better]
 
-    def winner(self, at):
-        """(member, epoch, its top-1) that is best `at` "last" or at "best" epochs."""
-        top1, loss = (scores.tolist() for scores in getattr(self, f"{at}_scores"))
-        member = min(range(len(top1)), key=lambda index: (-top1[index], loss[index]))
-        return member, int(self.best_epochs[member]), top1[member]
+    def winner(self):
+        """(member, epoch, its top-1) that is best at its best epoch."""
+        member = best_member([self.best_scores])
+        return member, int(self.best_epochs[member]), self.best_scores[0][member].item()
 
     def probe_at_best(self, member):
         """A copy of one member as it was at its best epoch."""

@@ -23,9 +23,20 @@ from ffcv_ssl.confusion import confusion_matrix, per_class_accuracy
 from ffcv_ssl.probing import hits
 from ffcv_ssl.protocols import common
 from ffcv_ssl.protocols.features import FOLDER, FeaturesConfig, extract
-from ffcv_ssl.protocols.grid import GridProbe, GridSGD, Selection, Totals, cosine, train_step
+from ffcv_ssl.protocols.grid import (
+    GridProbe,
+    GridSGD,
+    Selection,
+    Totals,
+    best_member,
+    cosine,
+    mean_scores,
+    train_step,
+)
 from ffcv_ssl.protocols.probe_data import ROWS_AT_ONCE, AugmentedData, ProbeData
 from ffcv_ssl.seeds import derive_seed
+
+ENOUGH_HELD_OUT = 500
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,9 @@ class LinearConfig(common.Evaluation):
     """Momentum of SGD."""
     holdout: ClosedUnitInterval = 0.1
     """Share of each class' training labels on which the setting is chosen."""
+    splits: PositiveInt = 10
+    """Where fewer than 500 images are held out, so many splits at most are tried, until they make
+    500, and the setting that is best on average is chosen."""
     select: Literal["holdout", "val"] = "holdout"
     """Where it is chosen; `val` reports the best on the very images it is measured on."""
     augment: bool = False
@@ -121,10 +135,16 @@ def evaluate_probes(config, data, source=None, stop=None, say=print):
         raise UserError(f"holdout: {got}; use more labels, or one of lrs and of weight_decays")
     grids = dict.fromkeys(data.widths, config.grid)
     part = "all" if judge is None else "rest"
-    probes, selections = train_probes(config, data, source, part, judge, grids, stop, say)
+    scores = {depth: [] for depth in grids}
+    for split in reversed(range(_num_splits(config, data, judge))):  # early stopping is the first's
+        if judge == "holdout":
+            data.hold_out(config.holdout, config.seed + split)
+        probes, selections = train_probes(config, data, source, part, judge, grids, stop, say)
+        for depth, selection in selections.items():
+            scores[depth].append(selection.last_scores)
     chosen = dict.fromkeys(probes, 0)
     if judge is not None:
-        chosen = {depth: selections[depth].winner("last")[0] for depth in probes}
+        chosen = {depth: best_member(scores[depth]) for depth in probes}
     finals = {depth: probe.member(chosen[depth]) for depth, probe in probes.items()}
     if judge == "holdout":
         grids = {depth: [config.grid[member]] for depth, member in chosen.items()}
@@ -134,8 +154,16 @@ def evaluate_probes(config, data, source=None, stop=None, say=print):
         metrics[depth] = measure(probe, data, depth) | config.setting(chosen[depth])
         metrics[depth]["selected_on"] = judge or "nothing"
         if judge is not None:
+            metrics[depth]["selection_top1"] = mean_scores(scores[depth])[0][chosen[depth]].item()
             metrics[depth] |= _early_stopping(config, data, depth, selections[depth])
     return metrics
+
+
+def _num_splits(config, data, judge):
+    """How often the held-out part is drawn: few images alone would choose by chance."""
+    if judge != "holdout" or len(config.grid) == 1:
+        return 1
+    return min(config.splits, -(-ENOUGH_HELD_OUT // data.size("holdout")))
 
 
 def train_probes(config, data, source, part, judge, grids, stop, say):
@@ -194,9 +222,8 @@ def measure(probe, data, depth):
 
 def _early_stopping(config, data, depth, selection):
     """The member and the epoch that the judge liked best, and its scores there."""
-    member, epoch, top1 = selection.winner("best")
+    member, epoch, top1 = selection.winner()
     measured = measure(selection.probe_at_best(member), data, depth)
     best = {"top1": measured["top1"], "top5": measured["top5"], "epoch": epoch}
     best |= {**config.setting(member), "selection_top1": top1}
-    last = {"selection_top1": selection.winner("last")[2]}
-    return last | {f"best_{key}": value for key, value in best.items()}
+    return {f"best_{key}": value for key, value in best.items()}

@@ -24,20 +24,21 @@ class ProbeData:
         self.features = {"train": train, "val": val}
         labels = {"train": pair.labels[train.ids], "val": pair.val.labels[val.ids]}
         known = {name: np.flatnonzero(values >= 0) for name, values in labels.items()}
-        held = np.empty(0, np.int64)
-        if config.select == "holdout":
-            _, held = common.split_holdout(labels["train"], config.holdout, config.seed)
-        self.rows = {
-            "all": ("train", known["train"]),
-            "rest": ("train", np.setdiff1d(known["train"], held)),
-            "holdout": ("train", held),
-            "val": ("val", known["val"]),
-        }  # fmt: skip
+        self.rows = {"all": ("train", known["train"]), "val": ("val", known["val"])}
         self.labels = {name: torch.from_numpy(values) for name, values in labels.items()}
         self.norms = {
             depth: standardisation(train, depth, known["train"], not config.hidden, device)
             for depth in config.depths
         }
+        self.hold_out(config.holdout if config.select == "holdout" else 0.0, config.seed)
+
+    def hold_out(self, share, seed):
+        """Divide the training samples anew: a share of each class held out, the rest to learn."""
+        held = np.empty(0, np.int64)
+        if share:
+            _, held = common.split_holdout(self.labels["train"].numpy(), share, seed)
+        known = self.rows["all"][1]
+        self.rows |= {"rest": ("train", np.setdiff1d(known, held)), "holdout": ("train", held)}
 
     def __len__(self):
         return self.size("all")

@@ -35,7 +35,7 @@ def open_source(name, root=None, split=None, download=False, **shapes_settings):
     folders = {"imagefolder": open_imagefolder, "clevr": open_clevr}
     if name not in folders and find_class(name) is None:
         raise SourceError(
-            f"--source: unknown source {name!r}, expected imagefolder, clevr, shapes or the "
+            f"--source: unknown source {name!r}, expected imagefolder, shapes, clevr or the "
             f"lower-case name of a torchvision dataset ({', '.join(EXAMPLES)}, ...)"
         )
     _refuse(name, dict.fromkeys(given, True))
