@@ -106,7 +106,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path, names, split, message):
         (
             "hf:imagenet",
             {},
-            "unknown source 'hf:imagenet', expected imagefolder, clevr, shapes or .*cifar10",
+            "unknown source 'hf:imagenet', expected imagefolder, shapes, clevr or .*cifar10",
         ),
         ("webdataset", {}, "unknown source"),
         ("visiondataset", {}, "unknown source"),
