@@ -15,14 +15,12 @@ finished, 75 interrupted, 2 a user's mistake, 1 a loss that is not finite.
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from dataclasses import is_dataclass, replace
 from typing import get_origin, get_type_hints
 
-from ffcv_ssl import BetonError, checkpoint, command, slurm
-from ffcv_ssl.command import Interrupted, NonFiniteLoss, UserError
+from ffcv_ssl import command, slurm
+from ffcv_ssl.command import Interrupted, UserError
 from ffcv_ssl.distributed import World
 from ffcv_ssl.protocols import PROTOCOLS
 
@@ -112,17 +110,7 @@ def main(argv=None):
     if argv[:1] in (["--help"], ["-h"]):
         print(usage())
         return 0
-    try:
-        code, summary = run(argv)
-    except (UserError, NonFiniteLoss, BetonError, checkpoint.CheckpointError) as error:
-        # all ranks of a node make these mistakes alike: one says it
-        is_common = isinstance(error, UserError | NonFiniteLoss)
-        if not is_common or os.environ.get("LOCAL_RANK", "0") == "0":
-            print(command.one_line(error), file=sys.stderr)
-        return 1 if isinstance(error, NonFiniteLoss) else command.EXIT_USER_ERROR
-    if os.environ.get("RANK", "0") == "0":
-        print(json.dumps(summary), flush=True)
-    return code
+    return command.run_ranks(run, argv)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import math
-import os
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -36,9 +34,9 @@ import torch.nn.functional as F
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import nn
 
-from ffcv_ssl import BetonError, OrderOption, checkpoint, command, settings, slurm
-from ffcv_ssl.accumulate import backward_in_parts, frozen_statistics, split_views
-from ffcv_ssl.command import Interrupted, NonFiniteLoss, UserError, config_dict
+from ffcv_ssl import OrderOption, checkpoint, command, settings, slurm
+from ffcv_ssl.accumulate import backward_in_parts, check_parts, frozen_statistics, split_views
+from ffcv_ssl.command import Interrupted, UserError, config_dict
 from ffcv_ssl.distributed import World, share_learning
 from ffcv_ssl.evaluation import labels_of, open_evaluation
 from ffcv_ssl.labelled import LabelledStream
@@ -505,10 +503,12 @@ class Trainer:
         ops = make_views(self.views, config.resolution.max)
         self.loader = self.labelled = None
         if config.own_batch_size:
+            share = rank_share("data.batch_size", config.own_batch_size, world)
+            sides = [view.size_px(config.resolution.max) for view in self.views.values()]
+            check_parts(share, config.data.chunk_size, sides)
             self.loader = make_loader(
                 train, config.data, ops, world, config.channels_last, drop_last=True,
-                seed=config.seed, order=OrderOption[config.data.order.upper()],
-                batch_size=rank_share("data.batch_size", config.own_batch_size, world),
+                seed=config.seed, order=OrderOption[config.data.order.upper()], batch_size=share,
             )  # fmt: skip
         if config.labelled.loss != "none":
             some = dict(list(ops.items())[: config.labelled.num_views])
@@ -882,17 +882,7 @@ def run(argv):
 
 def main(argv=None):
     """Run the command and return its exit code; the last line on stdout is the summary."""
-    try:
-        code, summary = run(sys.argv[1:] if argv is None else argv)
-    except (UserError, NonFiniteLoss, BetonError, checkpoint.CheckpointError) as error:
-        # all ranks of a node make these mistakes alike: one says it
-        is_common = isinstance(error, UserError | NonFiniteLoss)
-        if not is_common or os.environ.get("LOCAL_RANK", "0") == "0":
-            print(command.one_line(error), file=sys.stderr)
-        return 1 if isinstance(error, NonFiniteLoss) else command.EXIT_USER_ERROR
-    if os.environ.get("RANK", "0") == "0":
-        print(json.dumps(summary), flush=True)
-    return code
+    return command.run_ranks(run, sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":

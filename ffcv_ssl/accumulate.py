@@ -9,9 +9,12 @@ that batch-norm normalises within a part.
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 
 import torch
 from torch import nn
+
+from ffcv_ssl.command import UserError
 
 
 def split_views(views, chunk_size):
@@ -20,6 +23,15 @@ def split_views(views, chunk_size):
     rows = max(len(view) for view in views)
     num_parts = -(-rows // chunk_size) if chunk_size else 1
     return list(zip(*[view.tensor_split(num_parts) for view in views]))
+
+
+def check_parts(rows, chunk_size, sides_px):
+    """Raise UserError where a part of a batch of `rows` images, in views of such sides, would show
+    batch-norm a single row, of which there is no spread."""
+    num_parts = -(-rows // chunk_size) if chunk_size else 1
+    if num_parts > 1 and rows // num_parts == 1 and 1 in Counter(sides_px).values():
+        got = f"got {chunk_size} for {rows} images, so that batch-norm would see one image alone"
+        raise UserError(f"data.chunk_size: {got}; expected 0 or more images")
 
 
 def backward_in_parts(forward, again, parts, loss_of, scale, no_sync=contextlib.nullcontext):

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 from dataclasses import asdict
 from functools import partial
@@ -246,6 +247,28 @@ class StopSignal:
     def __exit__(self, *error):
         for number, handler in self.former.items():
             signal.signal(number, handler)
+
+
+def run_ranks(run, argv):
+    """Call run(argv) -> (exit code, summary) in each rank of a command, and return the exit code;
+    the first rank prints the summary as JSON.
+
+    Mistakes become one line on stderr and exit code 2, a loss that is not finite exit code 1.
+    """
+    from ffcv_ssl import BetonError  # these two import this module
+    from ffcv_ssl.checkpoint import CheckpointError
+
+    try:
+        code, summary = run(argv)
+    except (UserError, NonFiniteLoss, BetonError, CheckpointError) as error:
+        # all ranks of a node make these mistakes alike: one says it
+        is_common = isinstance(error, UserError | NonFiniteLoss)
+        if not is_common or os.environ.get("LOCAL_RANK", "0") == "0":
+            print(one_line(error), file=sys.stderr)
+        return 1 if isinstance(error, NonFiniteLoss) else EXIT_USER_ERROR
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(summary), flush=True)
+    return code
 
 
 def choose_device(name):

@@ -9,7 +9,8 @@ from torch import nn
 
 import train
 from ffcv_ssl import settings
-from ffcv_ssl.accumulate import frozen_statistics, split_views
+from ffcv_ssl.accumulate import check_parts, frozen_statistics, split_views
+from ffcv_ssl.command import UserError
 from ffcv_ssl.distributed import World
 
 BATCH, LABELLED, CLASSES = 12, 10, 4
@@ -172,6 +173,19 @@ def test_only_one_parts_graph_is_alive_at_a_time_and_the_first_pass_keeps_none()
         kept = [value.grad_fn for features in outputs for value in features.values()]
         assert not any(kept) if chunk_size else any(kept)
     assert graph.now == 0 and peaks[2] < 0.6 * peaks[0]
+
+
+@pytest.mark.parametrize(("rows", "chunk_size", "sides"), [(8, 1, [32]), (5, 2, [32]),
+                                                           (8, 1, [32, 32, 16])])  # fmt: skip
+def test_a_part_of_a_single_row_is_refused(rows, chunk_size, sides):
+    with pytest.raises(UserError, match=f"data.chunk_size: got {chunk_size} for {rows} images"):
+        check_parts(rows, chunk_size, sides)
+
+
+@pytest.mark.parametrize(("rows", "chunk_size", "sides"), [(8, 0, [32]), (8, 2, [32]), (1, 1, [32]),
+                                                           (8, 1, [32, 32])])  # fmt: skip
+def test_parts_of_two_rows_and_whole_batches_are_not_refused(rows, chunk_size, sides):
+    assert check_parts(rows, chunk_size, sides) is None
 
 
 def test_views_are_split_into_parts_of_at_most_so_many_rows_that_make_up_the_whole():
