@@ -24,18 +24,13 @@ from jsonargparse.typing import PositiveInt
 from ffcv_ssl import checkpoint, settings
 from ffcv_ssl.command import UserError
 from ffcv_ssl.optim import lr_at, make_optimizer
-from ffcv_ssl.protocols import common
 from ffcv_ssl.protocols.tuning import Classifier, Tuner, evaluate
 from ffcv_ssl.protocols.tuning_run import (
     Keeper,
     Tuning,
-    check_layer,
     finish_run,
-    folder_name,
     log_record,
-    open_run,
-    open_task,
-    resolved,
+    tune,
 )
 
 
@@ -70,21 +65,7 @@ class FineTune(Tuning):
 def run(config, world, stop=None):
     """Fine-tune as a FineTune says, or go on; returns the result's record, the same one if it was
     finished. Raises UserError, Interrupted, NonFiniteLoss."""
-    encoder = common.open_encoder(config, world)
-    check_layer(encoder, config.layer)
-    task = open_task(config, encoder, world)
-    config = resolved(config, task.pair)
-    name = folder_name("finetune", config)
-    with open_run(config, name, encoder, task, world) as (folder, saved, results):
-        if saved is not None and "result" in saved:
-            world.say(f"{folder.path}: finished before")
-            return saved["result"]
-        tuning = FineTuning(config, encoder, task, folder, world, stop)
-        try:
-            tuning.start(saved)
-            return tuning.fit(results)
-        finally:
-            tuning.close()
+    return tune("finetune", FineTuning, config, world, stop)
 
 
 class FineTuning:

@@ -29,18 +29,13 @@ from ffcv_ssl import checkpoint, settings
 from ffcv_ssl.command import NonFiniteLoss, UserError
 from ffcv_ssl.meters import Counters
 from ffcv_ssl.optim import lr_at
-from ffcv_ssl.protocols import common
 from ffcv_ssl.protocols.tuning import Classifier, Tuner, evaluate
 from ffcv_ssl.protocols.tuning_run import (
     Keeper,
     Tuning,
-    check_layer,
     finish_run,
-    folder_name,
     log_record,
-    open_run,
-    open_task,
-    resolved,
+    tune,
 )
 
 
@@ -101,21 +96,7 @@ class Transfer(Tuning):
 def run(config, world, stop=None):
     """Do what a Transfer says, or go on; returns the result's record, the same one if it was
     finished. Raises UserError, Interrupted, and NonFiniteLoss where no trial had a finite loss."""
-    encoder = common.open_encoder(config, world)
-    check_layer(encoder, config.layer)
-    task = open_task(config, encoder, world)
-    config = resolved(config, task.pair)
-    name = folder_name("transfer", config, task.pair.train.path)
-    with open_run(config, name, encoder, task, world) as (folder, saved, results):
-        if saved is not None and "result" in saved:
-            world.say(f"{folder.path}: finished before")
-            return saved["result"]
-        transfer = Transferring(config, encoder, task, folder, world, stop)
-        try:
-            transfer.start(saved)
-            return transfer.fit(results)
-        finally:
-            transfer.close()
+    return tune("transfer", Transferring, config, world, stop)
 
 
 class Transferring:

@@ -217,6 +217,26 @@ def open_run(config, name, encoder, task, world):
             folder.close()
 
 
+def tune(protocol, make, config, world, stop):
+    """Do what a `Tuning` says, or go on; returns the result's record, the same one if it was
+    finished. make: the run's class. The folder of a transfer also bears its data's name."""
+    encoder = common.open_encoder(config, world)
+    check_layer(encoder, config.layer)
+    task = open_task(config, encoder, world)
+    config = resolved(config, task.pair)
+    name = folder_name(protocol, config, task.pair.train.path if protocol == "transfer" else "")
+    with open_run(config, name, encoder, task, world) as (folder, saved, results):
+        if saved is not None and "result" in saved:
+            world.say(f"{folder.path}: finished before")
+            return saved["result"]
+        tuning = make(config, encoder, task, folder, world, stop)
+        try:
+            tuning.start(saved)
+            return tuning.fit(results)
+        finally:
+            tuning.close()
+
+
 def resolved(config, pair):
     """A `Tuning` with what its data left open: runs that see other pixels differ in it."""
     loading = pair.loading
