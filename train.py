@@ -42,7 +42,7 @@ from ffcv_ssl.evaluation import labels_of, open_evaluation
 from ffcv_ssl.labelled import LabelledStream
 from ffcv_ssl.meters import Averages, Counters, FiniteWatch, Interval, flops_per_image, step_flops
 from ffcv_ssl.models import Model, make_mlp
-from ffcv_ssl.optim import lr_at, make_optimizer, move_average_, resolution_at
+from ffcv_ssl.optim import make_optimizer, move_average_, resolution_at, set_lr
 from ffcv_ssl.probing import Probes, ProbeTrainer
 from ffcv_ssl.run_data import make_loader, open_dataset, rank_share, set_resolution
 from ffcv_ssl.run_folder import BACKBONE, CHECKPOINT, RunFolder
@@ -324,6 +324,10 @@ class Method(nn.Module, ABC):
         """Operations an image beyond those of the learner."""
         return 0
 
+    def constant_lr(self):
+        """{module: its learning rate, constant, as a multiple of the peak of the others}."""
+        return {}
+
     @abstractmethod
     def loss(self, outputs, labels):
         """Outputs of V own views, labels (B of this rank,) -> (scalar loss, {term: scalar})."""
@@ -384,7 +388,9 @@ class BYOL(Method):
         self.teacher = copy.deepcopy(model).requires_grad_(False)
         width = model.widths[model.last]
         widths = config.model.projector or str(width)
-        self.predictor = nn.Sequential(*make_mlp(widths, width, config.model.projector_norm))
+        # no batch-norm at its end, which makes training unstable (Chen and He 2021, 4.4)
+        norm = "none" if config.model.projector_norm == "none" else "hidden"
+        self.predictor = nn.Sequential(*make_mlp(widths, width, norm))
 
     def add_heads(self, outputs):
         rows = [len(features["embedding"]) for features in outputs]
@@ -402,6 +408,10 @@ class BYOL(Method):
 
     def loss(self, outputs, labels):
         return byol(self.together(outputs, "prediction"), self.together(outputs, "target")), {}
+
+    def constant_lr(self):
+        multiple = self.config.byol.predictor_lr
+        return {} if multiple is None else {self.predictor: multiple}
 
     def after_update(self, model, progress):
         start = self.config.byol.momentum
@@ -539,7 +549,7 @@ class Trainer:
         }
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.learner = learner.to(device, memory_format=layout)
-        self.optimizer = make_optimizer(config.optim, self.learner)
+        self.optimizer = make_optimizer(config.optim, self.learner, self.method.constant_lr())
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.probes = None
         if self.train_set.labels is not None:
@@ -623,9 +633,8 @@ class Trainer:
     def _train_step(self, own, labelled, px):
         config, names = self.config, list(self.views)
         batch_size = config.own_batch_size or config.labelled_batch_size
-        for group in self.optimizer.param_groups:
-            length = (config.epochs, self.steps_per_epoch)
-            group["lr"] = lr_at(self.step, config.optim, batch_size, *length)
+        length = (config.epochs, self.steps_per_epoch)
+        set_lr(self.optimizer, self.step, config.optim, batch_size, *length)
         views, labels = [], {}
         if own is not None:
             views += [getattr(own, name) for name in names]

@@ -11,15 +11,17 @@ from torch import nn
 NORM_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
-def parameter_groups(model, weight_decay):
+def parameter_groups(model, weight_decay, without=()):
     """Weights, and the rest (biases, norm layers) without decay and adaptation.
 
     By type of module and number of dimensions, never by name: names miss norms in shortcuts.
+    without: modules inside the model whose parameters are left out.
     """
+    left_out = {id(parameter) for module in without for parameter in module.parameters()}
     weights, rest = [], []
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
-            if not parameter.requires_grad:
+            if not parameter.requires_grad or id(parameter) in left_out:
                 continue
             is_rest = isinstance(module, NORM_LAYERS) or parameter.ndim <= 1
             (rest if is_rest else weights).append(parameter)
@@ -84,9 +86,16 @@ class LARS(torch.optim.Optimizer):
         return torch.where((p_norm > 0) & (u_norm > 0), ratios, torch.ones_like(ratios))
 
 
-def make_optimizer(config, model):
-    """The optimiser an OptimConfig names, of a model's parameters; `lr_at` sets its rate."""
-    groups = parameter_groups(model, config.weight_decay)
+def make_optimizer(config, model, constant=None):
+    """The optimiser an OptimConfig names, of a model's parameters; `set_lr` sets its rates.
+
+    constant: {module in the model: its rate, constant, as a multiple of the peak of the others}.
+    """
+    constant = constant or {}
+    groups = parameter_groups(model, config.weight_decay, without=constant)
+    for module, multiple in constant.items():
+        own = parameter_groups(module, config.weight_decay)
+        groups += [{**group, "constant_lr": multiple} for group in own]
     if config.name == "lars":
         inside, joint = config.lars_lr == "inside", config.lars_norm == "joint"
         return LARS(groups, config.lr, config.momentum, lr_inside=inside, joint_norm=joint)
@@ -95,10 +104,22 @@ def make_optimizer(config, model):
     return torch.optim.AdamW(groups, config.lr, config.betas)
 
 
+def peak_lr(config, batch_size):
+    """The learning rate at the end of the warm-up, scaled to the batch."""
+    scale = {"linear": batch_size / 256, "sqrt": math.sqrt(batch_size), "none": 1.0}
+    return config.lr * scale[config.lr_scaling]
+
+
+def set_lr(optimizer, step, config, batch_size, *length):
+    """Set all rates for update `step`: `lr_at`'s, or a group's constant multiple of the peak."""
+    lr, peak = lr_at(step, config, batch_size, *length), peak_lr(config, batch_size)
+    for group in optimizer.param_groups:
+        group["lr"] = peak * group["constant_lr"] if "constant_lr" in group else lr
+
+
 def lr_at(step, config, batch_size, epochs, steps_per_epoch):
     """Learning rate of update `step` (from 0): linear warm-up, then cosine, both by step."""
-    scale = {"linear": batch_size / 256, "sqrt": math.sqrt(batch_size), "none": 1.0}
-    peak = config.lr * scale[config.lr_scaling]
+    peak = peak_lr(config, batch_size)
     warmup = round(config.warmup_epochs * steps_per_epoch)
     if step < warmup:
         start = config.warmup_start

@@ -128,6 +128,10 @@ class BYOLConfig:
     momentum: ClosedUnitInterval = 0.996
     """The teacher's momentum at step 0; a cosine takes it to 1. Its half-life is log 2 / (1 -
     momentum) steps: 173 at 0.996, too long for a short run."""
+    predictor_lr: PositiveFloat | None = None
+    """The predictor's learning rate as a multiple of the peak of the others, constant and without
+    warm-up, as Chen and He 2021 keep theirs. A predictor that stays ahead of its encoder keeps more
+    directions alive in a short run. None: as the others."""
 
 
 @dataclass(frozen=True)

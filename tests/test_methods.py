@@ -57,6 +57,7 @@ CASES |= {
     },
     "byol in parts": {"method": "byol", "data__chunk_size": 8},
     "simclr + suncet in parts": {"labelled__loss": "suncet", **LABELLED, "data__chunk_size": 6},
+    "byol with a rate of its own": {"method": "byol", "byol__predictor_lr": 3.0},
     "vicreg clipped": {"method": "vicreg", "optim__clip_norm": 0.5, "optim__name": "adamw"},
     "barlow in fp32": {"method": "barlow", "precision": "fp32", "optim__name": "sgd"},
 }  # fmt: skip
@@ -275,6 +276,36 @@ def test_byols_teacher_moves_by_the_momentum_of_the_moment_and_by_nothing_else(t
     trained = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
     assert not teacher & trained
     assert {id(p) for p in trainer.method.predictor.parameters() if p.requires_grad} <= trained
+
+
+@pytest.mark.parametrize("norm", ["hidden", "all", "none"])
+def test_byols_predictor_ends_without_batch_norm(tmp_path, files, norm):
+    config = configure(tmp_path, files, method="byol", model__projector_norm=norm)
+    method = train.METHODS["byol"](config, models.Model(config.model), CLASSES, World())
+    normed = [isinstance(m, nn.BatchNorm1d) for m in method.predictor.modules()]
+    assert any(normed) == (norm != "none")
+    assert isinstance(list(method.predictor.modules())[-1], nn.Linear)
+
+
+def test_byols_predictor_keeps_its_own_rate_and_the_encoder_follows_the_schedule(tmp_path, files):
+    seen = []
+
+    def around(trainer, train_step, own, labelled):
+        train_step()
+        groups = trainer.optimizer.param_groups
+        predictor = {id(p) for p in trainer.method.predictor.parameters()}
+        rates = {True: set(), False: set()}
+        for group in groups:
+            rates[{id(p) for p in group["params"]} <= predictor].add(group["lr"])
+        seen.append(rates)
+
+    settings = {"method": "byol", "byol__predictor_lr": 3.0, "optim__warmup_epochs": 1}
+    config = configure(tmp_path / "run", files, **settings)
+    fit(config, around=around)
+    peak = max(max(rates[False]) for rates in seen)
+    assert [rates[True] for rates in seen] == [{3 * peak}] * len(seen)
+    assert [len(rates[False]) for rates in seen] == [1] * len(seen)
+    assert len({min(rates[False]) for rates in seen}) > STEPS
 
 
 def test_the_supervised_baseline_learns_nothing_from_images_without_a_label(tmp_path, files):

@@ -19,6 +19,7 @@ from ffcv_ssl.optim import (
     move_average_,
     parameter_groups,
     resolution_at,
+    set_lr,
 )
 
 aten = torch.ops.aten
@@ -215,3 +216,20 @@ def test_resolution_ramps_from_min_to_max_in_steps_of_32():
     assert set(sizes) == {160, 192, 224, 256} and sizes == sorted(sizes)
     fixed = settings.ResolutionConfig(min=40, max=40, start_ramp=0, end_ramp=9)
     assert {resolution_at(epoch, fixed) for epoch in range(10)} == {40}
+
+
+def test_a_constant_rate_is_a_multiple_of_the_scaled_peak_and_the_others_follow_the_schedule():
+    network = nn.ModuleDict({"encoder": small_network(), "predictor": small_network()})
+    config = settings.OptimConfig(name="sgd", lr=0.1, warmup_epochs=2, weight_decay=0.1)
+    optimizer = make_optimizer(config, network, {network["predictor"]: 10.0})
+    constant = [group for group in optimizer.param_groups if "constant_lr" in group]
+    others = [group for group in optimizer.param_groups if "constant_lr" not in group]
+    ids = [{id(p) for group in part for p in group["params"]} for part in (constant, others)]
+    assert ids == [{id(p) for p in network[n].parameters()} for n in ("predictor", "encoder")]
+    for part in (constant, others):  # norm layers and biases are no different in either
+        assert [group["weight_decay"] for group in part] == [0.1, 0.0]
+        assert [group["adapt"] for group in part] == [True, False]
+    for step in (0, 15, 20, 60, 99):
+        set_lr(optimizer, step, config, 512, 10, 10)
+        assert {group["lr"] for group in constant} == {10 * 0.1 * 2}
+        assert {group["lr"] for group in others} == {lr_at(step, config, 512, 10, 10)}
