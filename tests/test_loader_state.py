@@ -1,6 +1,7 @@
 """State: small, exact, refused where it does not belong."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -67,6 +68,12 @@ def test_a_state_of_other_content_is_refused_with_both_sides(small_beton, raw_be
     with make_loader(small_beton, indices=range(50)) as other:
         with pytest.raises(BetonError, match=r"97 samples.*50 samples"):
             other.load_state_dict(state)
+        chosen = other.state_dict()
+    with make_loader(small_beton, indices=range(1, 51)) as other:
+        with pytest.raises(BetonError) as error:
+            other.load_state_dict(chosen)
+    choices = re.findall(r"50 samples, choice ([0-9a-f]{8})", str(error.value))
+    assert len(set(choices)) == 2  # as many of the same file: only the choice tells them apart
     with make_loader(small_beton, order=OrderOption.SEQUENTIAL) as other:
         with pytest.raises(BetonError, match=r"order Random.*Sequential"):
             other.load_state_dict(state)

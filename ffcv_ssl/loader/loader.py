@@ -226,9 +226,10 @@ class Loader:
             )
         if state["fingerprint"] != self.fingerprint:
             raise BetonError(
-                f"{self.reader.path}: the state was made from dataset {state['fingerprint'][:8]}.. "
-                f"({state['num_samples']} samples), this one is {self.fingerprint[:8]}.. "
-                f"({len(self.indices)} samples); resume with the same file and indices"
+                f"{self.reader.path}: the state was made from "
+                f"{_in_words(state['fingerprint'], state['num_samples'])}, this one is "
+                f"{_in_words(self.fingerprint, len(self.indices))}; "
+                "resume with the same file and the same choice of samples"
             )
         if state["order"] != self._shared.order.name:
             raise BetonError(
@@ -332,3 +333,9 @@ class Loader:
 def _shut_down(pool, reader):
     pool.stop()
     reader.close()
+
+
+def _in_words(fingerprint, num_samples):
+    content, _, choice = fingerprint.partition("-")
+    of = f", choice {choice[:8]}.." if choice else ""
+    return f"dataset {content[:8]}.. ({num_samples} samples{of})"
