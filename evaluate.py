@@ -31,6 +31,8 @@ def grouped(words):
     for word in words:
         key, equals, value = word.partition("=")
         if word.startswith("--"):
+            if key == "--checkpoint" and key in dict(groups):
+                raise UserError("checkpoint: got it twice, expected one --checkpoint A B ...")
             groups.append((key, [value] if equals else []))
         elif groups:
             groups[-1][1].append(word)

@@ -13,9 +13,12 @@ A chain is a YAML file (it may build on others by `base:`):
 
 Each stage works in a folder of its own, `OUT/STAGE`; `{pretrain}` in a value is that of the stage
 `pretrain`. All configurations are read before the first stage starts. A stage that finished with
-the same settings is skipped; one that was interrupted goes on where its command can. The first exit
-code that is not 0 ends the chain and is its own. On Slurm each stage is a job that waits for the
-one before it. The last line on stdout is JSON.
+the same settings is skipped, and refused where a file that they name (labels, data...) has changed
+since; one that was interrupted goes on where its command can. With other settings a probe runs
+again, and all stages after it; a stage that trains a network refuses them, until its folder is
+moved away or the chain has another `--out`. The first exit code that is not 0 ends the chain and is
+its own. On Slurm each stage is a job that waits for the one before it. The last line on stdout is
+JSON.
 """
 
 from __future__ import annotations
@@ -34,13 +37,21 @@ from typing import NamedTuple
 import yaml
 
 from ffcv_ssl import command, slurm
-from ffcv_ssl.checkpoint import write_text
+from ffcv_ssl.checkpoint import CheckpointError
 from ffcv_ssl.command import UserError, config_dict, one_line
 from ffcv_ssl.config_files import merge, read_layers
 from ffcv_ssl.results import flatten
+from ffcv_ssl.run_folder import CHECKPOINT
+from ffcv_ssl.stage_marks import (
+    how_to_run_anew,
+    is_finished,
+    mark_finished,
+    read_inputs,
+    summary_of,
+    unmark,
+)
 
 SCRIPTS = Path(__file__).resolve().parent.parent
-MARK = "stage.json"
 _STAGE_KEYS = {"command", "config", "overrides", "processes", "slurm"}
 _WORD = re.compile(r"--(?P<group>[\w-]+)(?P<key>\.[^=]+)?(=(?P<value>.*))?", re.DOTALL)
 
@@ -179,50 +190,43 @@ def settings_of(stage):
     return done.stdout
 
 
-def is_finished(stage, settings):
-    """Whether the stage has finished with these settings."""
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads((stage.folder / MARK).read_text(encoding="utf-8"))["settings"] == settings
-    return False
-
-
-def mark_finished(folder, settings, summary):
-    """Note in a stage's folder that its command has finished with `settings`."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    record = {"settings": settings, "summary": summary}
-    write_text(Path(folder) / MARK, json.dumps(record, indent=1) + "\n")
-
-
 def run_stages(unfinished, settings, stop):
     """Run stages one after the other; settings: those of each. Returns (exit code, {stage:
     summary}) of those that ran."""
     summaries = {}
-    for stage in unfinished:
+    for number, stage in enumerate(unfinished, start=1):
         _say(f"{stage.name}: {stage.script.name} {' '.join(stage.argv)}")
+        inputs = read_inputs(stage.folder, settings[stage.name])
         code, summary = _run(stage, stop)
         summaries[stage.name] = summary
         if code:
-            _say(f"{stage.name}: exit code {code}; the same command goes on from here")
+            _say(f"{stage.name}: exit code {code}{_remedy(stage, code)}")
             return code, summaries
-        mark_finished(stage.folder, settings[stage.name], summary)
+        unmark(later.folder for later in unfinished[number:])
+        mark_finished(stage.folder, settings[stage.name], inputs, summary)
         if stop.asked and stage is not unfinished[-1]:
             _say(f"{stage.name}: finished; stopped here, the same command goes on")
             return command.EXIT_INTERRUPTED, summaries
     return 0, summaries
 
 
+def _remedy(stage, code):
+    """What to do about a stage's exit code, where the stage's own last line does not say it."""
+    if code == command.EXIT_INTERRUPTED:
+        return "; the same command goes on from here"
+    if code == command.EXIT_USER_ERROR and (stage.folder / CHECKPOINT).exists():
+        return f"; if that is about another run in its folder, {how_to_run_anew(stage.folder)}"
+    return ""
+
+
 def plan(stages):
     """(the stages from the first that is not finished on, settings by stage). Raises UserError."""
     settings = {stage.name: settings_of(stage) for stage in stages}
     unfinished = list(stages)
-    while unfinished and is_finished(unfinished[0], settings[unfinished[0].name]):
+    while unfinished and is_finished(unfinished[0].folder, settings[unfinished[0].name]):
         _say(f"{unfinished[0].name}: finished before, in {unfinished[0].folder}")
         unfinished.pop(0)
     return unfinished, settings
-
-
-def _summary_of(stage):
-    return json.loads((stage.folder / MARK).read_text(encoding="utf-8"))["summary"]
 
 
 def _run(stage, stop):
@@ -278,9 +282,11 @@ class StageJob(NamedTuple):
     settings: str
 
     def __call__(self):
+        is_first = os.environ["SLURM_PROCID"] == "0"
+        inputs = read_inputs(self.task.folder, self.settings) if is_first else {}
         self.task()  # SystemExit unless the command ended with 0
-        if os.environ["SLURM_PROCID"] == "0":
-            mark_finished(self.task.folder, self.settings, None)
+        if is_first:
+            mark_finished(self.task.folder, self.settings, inputs, None)
 
 
 def job_of(stage, settings):
@@ -296,6 +302,7 @@ def submit_stages(stages, settings, jobs):
     settings, jobs: the settings and the SlurmConfig of each. Raises UserError where Slurm refuses.
     """
     submitted, before = {}, None
+    unmark(stage.folder for stage in stages[1:])
     for stage in stages:
         config, folder = jobs[stage.name], str(stage.folder.resolve())
         task = slurm.Task(str(stage.script), stage.argv, folder, config.max_requeues)
@@ -330,7 +337,7 @@ def run(argv):
             expected = f"expected one, as for {with_job[0]}"
             raise UserError(f"stages.{name}.slurm.partition: got none, {expected}")
         return 0, {"status": "submitted", "stages": submit_stages(unfinished, settings, jobs)}
-    summaries = {stage.name: _summary_of(stage) for stage in stages if stage not in unfinished}
+    summaries = {s.name: summary_of(s.folder) for s in stages if s not in unfinished}
     with command.StopSignal() as stop:
         code, ran = run_stages(unfinished, settings, stop)
     interrupted = code == command.EXIT_INTERRUPTED
@@ -342,7 +349,7 @@ def main(argv=None):
     """Run the command and return its exit code; the last line on stdout is the summary."""
     try:
         code, summary = run(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
+    except (UserError, CheckpointError) as error:
         print(one_line(error), file=sys.stderr)
         return command.EXIT_USER_ERROR
     print(json.dumps(summary), flush=True)

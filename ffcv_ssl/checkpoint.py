@@ -7,6 +7,7 @@ them.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -31,21 +32,38 @@ def save(path, state):
     """
     path = Path(path)
     state = to_plain(state)
+    with explained(path, ", the checkpoint before it is kept"), _replacing(path) as file:
+        torch.save(state, file)
+    sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def explained(path, more=""):
+    """Within it, a failure to write `path` becomes a CheckpointError that says what to do, and at
+    its end `more`."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        what = f"cannot be written ({one_line(error)})"
+        raise CheckpointError(f"{path}: {what}; free some space and start again{more}") from error
+
+
+@contextlib.contextmanager
+def _replacing(path):
+    """A file for what is to replace `path`, which it does once it is on disk; where that fails,
+    nothing of it stays."""
     # one fixed name, so that a killed writer's remains are overwritten
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save(state, file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"{path}: cannot be written ({one_line(error)}); free some space and start again, "
-            "the checkpoint before it is kept"
-        ) from error
-    sync_folder(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def load(path):
@@ -90,17 +108,9 @@ def keep_copy(path, kept):
 
 
 def write_text(path, text):
-    """Write a small text file atomically."""
-    _write(Path(path), text.encode("utf-8"))
-
-
-def _write(path, content):
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Write a small text file atomically. Raises OSError."""
+    with _replacing(Path(path)) as file:
+        file.write(text.encode("utf-8"))
 
 
 def sync_folder(folder):
@@ -171,9 +181,10 @@ def restore_rng_state(state):
 
 def save_weights(path, module, about):
     """Write a module's weights and buffers under its own names as safetensors, atomically, with
-    `about` (dict of str) as metadata."""
+    `about` (dict of str) as metadata. Raises CheckpointError where it cannot be written."""
     from safetensors.torch import save
 
     path = Path(path)
     state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
-    _write(path, save(state, metadata=about))
+    with explained(path), _replacing(path) as file:
+        file.write(save(state, metadata=about))

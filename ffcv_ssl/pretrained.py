@@ -1,7 +1,7 @@
 """Pretrained encoders from files: runs and weights of ours, state dicts of torchvision and timm.
 
-Guarantees: every weight of the encoder comes from the file, nothing in the file is executed, and a
-file of another architecture is refused with the first key that does not fit.
+Guarantees: every weight of the encoder comes from the file and is finite, nothing in the file is
+executed, and a file of another architecture is refused with the first key that does not fit.
 """
 
 # B images a batch, D features, H W pixels
@@ -101,23 +101,21 @@ def load_encoder(path, model=None, device="cpu"):
     finetuned.safetensors of ours, or a state dict of a torchvision or timm ResNet (.pth, .pt,
     .safetensors), whose prefixes `module.` and `backbone.` and whose classifier are left out.
     model: a ModelConfig for files that do not say their architecture. Of BYOL it is the student.
-    Raises UserError for a file of something else or of another architecture, CheckpointError for
-    one that cannot be read.
+    Raises UserError for a file of something else, of another architecture, or with weights that are
+    not finite, CheckpointError for one that cannot be read.
     """
     file = _find_file(path)
     state, about = _read(file)
-    config = state.get("config")
-    if isinstance(config, dict) and isinstance(config.get("model"), dict):
-        if "model" not in state or "projector" not in config["model"]:
-            expected = f"expected that of a pretraining run, or a fine-tuning's {FINETUNED}"
-            raise UserError(f"{file}: got the state of another command, {expected}")
+    config = _run_config(file, state)
+    if config is not None:
         weights = state["model"]
+        _check_tensors(file, weights)
         architecture = _model_config(config["model"])
         known = {axis: state[axis] for axis in X_AXES if axis in state}
         known |= _epoch(file, state)
     else:
         weights = _bare_weights(file, state)
-        architecture = _model_config(about) if "model" in about else model
+        architecture = _model_config(about) if about else model
         if architecture is None:
             raise UserError(f"{file}: does not say what it is; give --model.backbone (resnet50...)")
         config, known = _origin(file, about)
@@ -163,7 +161,7 @@ def _find_file(path):
 
 
 def _read(file):
-    """A file's dict of state, and its metadata."""
+    """A file's dict of state, and its metadata if that is ours, else {}."""
     if file.suffix != ".safetensors":
         return checkpoint.load(file), {}
     from safetensors import SafetensorError, safe_open
@@ -171,9 +169,26 @@ def _read(file):
     try:
         with safe_open(file, "pt") as opened:
             keys = opened.keys()  # it cannot be iterated over
-            return {key: opened.get_tensor(key) for key in keys}, opened.metadata() or {}
+            about = opened.metadata() or {}
+            is_ours = {"model", "stem"} <= about.keys()
+            return {key: opened.get_tensor(key) for key in keys}, about if is_ours else {}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file}: not a readable safetensors file ({error})") from None
+
+
+def _run_config(file, state):
+    """The configuration in a pretraining run's state, or None for what is not one. Raises UserError
+    for the state of another command of ours."""
+    config = state.get("config")
+    model = config.get("model") if isinstance(config, dict) else None
+    if not isinstance(model, dict):
+        return None
+    if {"backbone", "stem", "projector"} <= model.keys() and isinstance(state.get("model"), dict):
+        return config
+    if "format" in state:
+        expected = f"expected that of a pretraining run, or a fine-tuning's {FINETUNED}"
+        raise UserError(f"{file}: got the state of another command, {expected}")
+    return None
 
 
 def _model_config(settings):
@@ -193,8 +208,7 @@ def _bare_weights(file, state):
     for wrapper in ("state_dict", "model"):
         if isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"{file}: got no state dict of tensors, expected a ResNet's weights")
+    _check_tensors(file, state)
     weights = {}
     for key, value in state.items():
         for prefix in PREFIXES:
@@ -202,6 +216,13 @@ def _bare_weights(file, state):
         if not key.startswith(HEADS):
             weights[key if key.startswith("projector.") else f"backbone.{key}"] = value
     return weights
+
+
+def _check_tensors(file, state):
+    """Raise UserError for a dict that does not map names to tensors."""
+    are_named = all(isinstance(key, str) for key in state)
+    if not state or not are_named or not all(map(torch.is_tensor, state.values())):
+        raise UserError(f"{file}: got no state dict of tensors, expected a ResNet's weights")
 
 
 def _build(file, config, weights):
@@ -220,6 +241,9 @@ def _build(file, config, weights):
         if weights[key].shape != value.shape:
             sides = f"{key} is {list(weights[key].shape)}, expected {list(value.shape)}"
             raise UserError(f"{file}: not a {architecture}: {sides}")
+        if not weights[key].isfinite().all():  # of features that are NaN every rank would be 0
+            got = f"{key} has values that are not finite"
+            raise UserError(f"{file}: {got}: the training diverged; take an earlier checkpoint")
     for key in weights:
         if key not in wanted:
             raise UserError(f"{file}: not a {architecture}: it has {key}, which that has not")
@@ -229,10 +253,10 @@ def _build(file, config, weights):
 
 def _origin(file, metadata):
     """The run's configuration and what it had done, of weights of ours; (None, {}) of others'."""
-    if "config" in metadata:
+    if {"config", "about"} <= metadata.keys():
         return json.loads(metadata["config"]), json.loads(metadata["about"])
     settings = file.with_name("config.yaml")
-    if "model" not in metadata or not settings.is_file():
+    if not metadata or not settings.is_file():
         return None, {}
     last = read_metrics(file.parent)[-1:]
     known = {axis: record[axis] for record in last for axis in X_AXES if axis in record}
@@ -242,11 +266,12 @@ def _origin(file, metadata):
 def _epoch(file, state):
     """{"epoch": that of a run's checkpoint}, as its name or the run's metrics say; perhaps {}."""
     kept = KEPT_COPY.fullmatch(file.name)
-    if kept or state["step"] == 0:
+    step = state.get("step")
+    if kept or step == 0:
         return {"epoch": int(kept[1]) if kept else 0}
-    for record in reversed(read_metrics(file.parent)):
+    for record in reversed(read_metrics(file.parent)) if step else []:
         if record["step"] and "epoch" in record:
-            return {"epoch": round(state["step"] * record["epoch"] / record["step"], 6)}
+            return {"epoch": round(step * record["epoch"] / record["step"], 6)}
     return {}
 
 

@@ -39,6 +39,7 @@ def make_record(protocol, encoder, data, config, metrics):
         "checkpoint": encoder.path,
         "name": encoder.name,
         "about": dict(encoder.about),
+        "weights": encoder.fingerprint,
         "data": data,
         "settings": settings,
         "metrics": metrics,
@@ -57,7 +58,8 @@ def report(record, folder):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder), open(folder / JSON_FILE, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+            start = "" if _ends_in_newline(folder / JSON_FILE) else "\n"  # a killed writer's half
+            file.write(start + json.dumps(record, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
             _append_row(folder / CSV_FILE, flatten(record))
@@ -87,8 +89,12 @@ def _alone(folder):
 
 
 def settings_key(record):
-    """Eight hex digits of what was asked: equal for the same checkpoint, data and settings."""
-    asked = [record[key] for key in ("checkpoint", "about", "data", "settings")]
+    """Eight hex digits of what was asked: equal for the same checkpoint and weights, data, labels
+    and settings, wherever the results go. A record that lacks one of these has a key that no
+    complete one has."""
+    asked = [record.get(key) for key in ("checkpoint", "about", "weights", "data")]
+    settings = record.get("settings") or {}
+    asked.append({key: value for key, value in settings.items() if key != "out"})
     text = json.dumps(to_plain(asked), sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
@@ -100,7 +106,8 @@ def read_results(folder):
     """
     path = Path(folder) / JSON_FILE
     records = []
-    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else []:
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.split("\n"):
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
@@ -121,23 +128,35 @@ def flatten(record, prefix=""):
     return flat
 
 
+def _ends_in_newline(path):
+    """Whether a file's last line is whole; True of an empty one."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        return file.read() in (b"", b"\n")
+
+
 def _append_row(path, row):
-    """Add a row; where it has new columns, the table is written anew with them at the end. Long
-    lists (accuracies of a thousand classes) are left to the other file."""
+    """Add a row; where it has new columns, the table is written anew with them at the end, and also
+    where the last row is not whole. Long lists (accuracies of a thousand classes) are left to the
+    other file. What a spreadsheet may have done is borne: cells beyond the columns are dropped, and
+    bytes that are not UTF-8 replaced."""
     row = {key: value for key, value in row.items() if len(str(value)) <= MAX_CELL}
-    columns = []
+    columns, rows, is_whole = [], [], True
     if path.exists():
-        with open(path, encoding="utf-8", newline="") as file:
+        is_whole = _ends_in_newline(path)
+        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
             columns = next(csv.reader(file), [])
     new = [key for key in row if key not in columns]
-    if not new:
+    if not new and is_whole:
         with open(path, "a", encoding="utf-8", newline="") as file:
             csv.DictWriter(file, columns, lineterminator="\n").writerow(row)
         return
-    rows = []
     if columns:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
             rows = list(csv.DictReader(file))
+        for old in rows:
+            old.pop(None, None)
     text = io.StringIO()
     table = csv.DictWriter(text, columns + new, lineterminator="\n")
     table.writeheader()

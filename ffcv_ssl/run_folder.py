@@ -1,6 +1,7 @@
 """A run's folder: its configuration, checkpoint, kept copies and metrics.
 
-Every rank reads it; only the first one writes. What a killed run left behind its checkpoint is not
+Every rank reads it; only the first one writes, and what it cannot write (disk full...) is a
+CheckpointError. What a killed run left behind its checkpoint is not
 part of the run and is removed when it goes on.
 """
 
@@ -13,7 +14,7 @@ import yaml
 
 from ffcv_ssl import checkpoint, command
 from ffcv_ssl.command import UserError
-from ffcv_ssl.metrics_log import MetricsLog
+from ffcv_ssl.metrics_log import METRICS_FILE, MetricsLog
 
 CHECKPOINT, BACKBONE, FORMAT = "checkpoint.pt", "backbone.safetensors", 1
 
@@ -44,8 +45,9 @@ class RunFolder:
         sides = (saved["config"], self.config)
         differences = command.config_differences(*sides, self.free_keys, self.free_groups)
         for name, now in self.datasets.items():
-            if saved["datasets"][name] != now:
-                differences.append(f"{name} data {saved['datasets'][name]} there, {now} here")
+            before = saved["datasets"].get(name, "not on record")
+            if before != now:
+                differences.append(f"{name} data {before} there, {now} here")
         if differences:
             what = "; ".join(differences)
             raise UserError(f"{path}: another run's: {what}; restore that or use another --out")
@@ -58,18 +60,24 @@ class RunFolder:
         if last_step is None:
             for stale in [*self.path.glob("checkpoint_epoch_*.pt"), self.path / BACKBONE]:
                 stale.unlink(missing_ok=True)
-        self.log = MetricsLog(self.path, last_step, tensorboard)
+        with self._explained_log():
+            self.log = MetricsLog(self.path, last_step, tensorboard)
 
     def write_config(self):
         """Put the resolved configuration into `config.yaml`."""
         if self.writes:
-            text = yaml.safe_dump(self.config, sort_keys=False)
-            checkpoint.write_text(self.path / "config.yaml", text)
+            text, path = yaml.safe_dump(self.config, sort_keys=False), self.path / "config.yaml"
+            with checkpoint.explained(path):
+                checkpoint.write_text(path, text)
 
     def write(self, record):
         """Append one record to the metrics."""
         if self.log is not None:
-            self.log.write(record)
+            with self._explained_log():
+                self.log.write(record)
+
+    def _explained_log(self):
+        return checkpoint.explained(self.path / METRICS_FILE)
 
     def has_evaluation(self, step):
         """Whether the evaluation after `step` steps is on record; False if nothing is written."""
@@ -84,7 +92,8 @@ class RunFolder:
     def save(self, state):
         """Replace the checkpoint, once the metrics are on disk."""
         if self.writes:
-            self.log.sync()
+            with self._explained_log():
+                self.log.sync()
             about = {"format": FORMAT, "config": self.config, "datasets": self.datasets}
             threads = {"threads": torch.get_num_threads(), "versions": checkpoint.versions()}
             checkpoint.save(self.path / CHECKPOINT, {**about, **state, **threads})
@@ -93,7 +102,8 @@ class RunFolder:
         """Keep the checkpoint as that of `epoch`, for good."""
         if self.writes:
             kept = self.path / f"checkpoint_epoch_{epoch:04d}.pt"
-            checkpoint.keep_copy(self.path / CHECKPOINT, kept)
+            with checkpoint.explained(kept):
+                checkpoint.keep_copy(self.path / CHECKPOINT, kept)
 
     def note_versions(self, saved):
         """What makes the losses' last bits differ from those before a resume, or None."""
@@ -106,4 +116,5 @@ class RunFolder:
     def close(self):
         """Close the metrics; a second call does nothing."""
         if self.log is not None:
-            self.log.close()
+            with self._explained_log():
+                self.log.close()

@@ -1,10 +1,13 @@
 """Curves over checkpoints and the compute to reach a value, on numbers known beforehand."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import write_small
 
 import evaluate
 from ffcv_ssl.command import UserError
@@ -88,6 +91,10 @@ def test_recorded_evaluations_become_a_table_a_picture_and_savings(tmp_path):
     assert result["metric"] == "knn.top1" and result["reach"] == 0.5
     assert [point["value"] for point in result["runs"]["fast"]] == [0.1, 0.5, 0.6]
     assert result["savings"]["fast"]["hours"] == {"cost": 10, "share": 0.5}
+    assert result["selected_on"] == "val"
+    other = {"protocol": "online", "out": str(tmp_path / "other")}
+    assert measure(slow, fast, reach=0.3, **other)["selected_on"] is None
+    assert measure(slow, **other)["selected_on"] is None
     table = (slow / "curve_online_knn.top1.md").read_text()
     assert "| fast | 1 (50%) | 10 (50%) |" in table and "| slow | 2 | 20 | 20 | 20 | 20 |" in table
     assert (slow / "curve_online_knn.top1.png").read_bytes()[:4] == b"\x89PNG"
@@ -140,13 +147,90 @@ def checkpoint(tmp_path, raw_beton):
     return tmp_path
 
 
+def measured(checkpoint, k=5, **settings):
+    """The record of k-NN, and how many are now in the checkpoint's folder."""
+    settings = {"k": [k], "data": {"num_workers": 1}, **settings}
+    config = nested.protocol_config("knn", settings, checkpoint=str(checkpoint))
+    record = nested.call("knn", config, World.join("cpu", 1), None)
+    return record, len(read_results(checkpoint))
+
+
 def test_what_is_on_record_is_not_measured_again_but_other_settings_are(checkpoint):
     for k, lines in ((5, 1), (5, 1), (7, 2)):
-        config = nested.protocol_config(
-            "knn", {"k": [k], "data": {"num_workers": 1}}, checkpoint=str(checkpoint)
-        )
-        record = nested.call("knn", config, World.join("cpu", 1), None)
-        assert record["settings"]["k"] == [k] and len(read_results(checkpoint)) == lines
+        record, count = measured(checkpoint, k)
+        assert record["settings"]["k"] == [k] and count == lines
+
+
+def test_what_is_on_record_beside_the_checkpoint_counts_with_out_too(checkpoint, tmp_path):
+    record, out = measured(checkpoint)[0], tmp_path / "out"
+    assert measured(checkpoint, out=str(out)) == (record, 1) and read_results(out) == []
+    assert measured(checkpoint, 7, out=str(out))[1] == 1 and len(read_results(out)) == 1
+    assert measured(checkpoint, 7, out=str(out))[0] == read_results(out)[0]
+
+
+def test_with_out_probes_report_there_and_fine_tunings_have_a_folder_each_there(tmp_path):
+    for name in ("x/run/checkpoint_epoch_0001.pt", "x/run/checkpoint_epoch_0002.pt", "y/run/a.pt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    paths = [str(tmp_path / "x/run"), str(tmp_path / "y/run/a.pt")]
+    for protocol in ("knn", "finetune"):
+        config = curve.CurveConfig(checkpoint=paths, protocol=protocol, out="out")
+        outs = [call.out for call in curve.calls_of(config)]
+        if protocol == "knn":
+            assert outs == ["out"] * 3
+        else:
+            assert len(set(outs)) == 3 and outs[1].endswith("x_run_checkpoint_epoch_0002")
+            assert all(Path(out).parent == Path("out") for out in outs)
+    assert [call.out for call in curve.calls_of(replace(config, out=None))] == [None] * 3
+
+
+def test_other_weights_in_the_same_file_are_measured_again(checkpoint):
+    (first, _), path = measured(checkpoint), checkpoint / "checkpoint.pt"
+    state = torch.load(path)
+    for key, value in state["model"].items():
+        if key.endswith("conv1.weight"):
+            torch.nn.init.normal_(value)
+    torch.save(state, path)
+    second, count = measured(checkpoint)
+    assert count == 2 and second["weights"] != first["weights"]
+    pictures = [record["metrics"]["backbone"]["confusion"] for record in (first, second)]
+    assert pictures[0] != pictures[1]
+    assert measured(checkpoint) == (second, 2)
+
+
+def test_other_labels_in_the_same_list_are_measured_again(checkpoint, tmp_path):
+    chosen, labels = (
+        tmp_path / "labels.txt",
+        {"scheme": "file", "file": str(tmp_path / "labels.txt")},
+    )
+    records = []
+    for first in (0, 70):  # as many of each class
+        chosen.write_text("\n".join(map(str, range(first, first + 14))))
+        for _ in range(2):
+            record, count = measured(checkpoint, labels=labels)
+        records.append(record)
+        assert count == len(records)
+    assert records[0]["data"]["labels"] == records[1]["data"]["labels"]
+
+
+def test_other_images_under_the_same_path_are_measured_again(checkpoint, raw_beton, tmp_path):
+    data = {"num_workers": 1, "train": str(tmp_path / "a.beton"), "val": raw_beton}
+    for count in (1, 2):
+        write_small(data["train"], 20 * count, (16, 16), mode="raw")
+        for _ in range(2):
+            assert measured(checkpoint, data=data)[1] == count
+
+
+def test_a_record_that_does_not_say_its_weights_and_labels_is_not_used(checkpoint):
+    measured(checkpoint)
+    path = checkpoint / "results.jsonl"
+    record = json.loads(path.read_text())
+    for keys in (["weights"], ["data", "labels_digest"], ["settings"]):
+        old = json.loads(json.dumps(record))
+        *outer, key = keys
+        del (old[outer[0]] if outer else old)[key]
+        path.write_text(json.dumps(old) + "\n")
+        assert measured(checkpoint)[1] == 2
 
 
 @pytest.mark.parametrize(
@@ -156,7 +240,9 @@ def test_what_is_on_record_is_not_measured_again_but_other_settings_are(checkpoi
         (["--checkpoint=x", "--settings.kk=5"], "settings of knn: kk: unknown key"),
         (["--checkpoint=x", "--settings.checkpoint=5"], "settings.checkpoint: set it outside"),
         (["--checkpoint=x", "--protocol=nope"], "protocol: got nope"),
-        (["--checkpoint=/nope", "--protocol=online"], "/: no evaluations in its metrics"),
+        (["--checkpoint=/nope", "--protocol=online"], "no file or folder '/nope'"),
+        (["--checkpoint=/", "--protocol=online"], "/: no evaluations in its metrics"),
+        (["--checkpoint=/", "--out=/proc/nope"], "/proc/nope: cannot hold results"),
         (["--checkpoint=/nope"], "no file or folder"),
         (["--checkpoint=x", "--protocol=online", "--settings.k=5"], "protocol online has none"),
     ],
@@ -165,6 +251,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(words, message, capsys):
     assert evaluate.main(["curve", *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_a_mistyped_run_is_not_taken_for_the_folder_around_it(tmp_path, capsys):
+    run = write_run(tmp_path / "run", [0.1, 0.3])
+    assert evaluate.main(["curve", f"--checkpoint={run}/typo", "--protocol=online"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"checkpoint: no file or folder '{run}/typo'")
 
 
 @pytest.mark.parametrize("protocol", ["suite", "curve", "seeds", "export"])

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -146,6 +148,20 @@ def test_several_checkpoints_give_a_list_of_results_each_in_its_folder(run, tmp_
     assert read_results(run)[-1:] == summary["results"][:1]
 
 
+def test_the_digest_of_labels_tells_apart_choices_and_classes_and_nothing_else(run):
+    pair = common.open_pair(common.EvalData(), common.EvalLabels(), load_encoder(run))
+
+    def digest(**changes):
+        labels = np.full_like(pair.labels, -1)
+        for index, label in changes.items():
+            labels[int(index[1:])] = label
+        return common.labels_digest(replace(pair, labels=labels))
+
+    first = digest(i0=0, i1=1)
+    assert first == digest(i1=1, i0=0) and len(bytes.fromhex(first)) == 8
+    assert len({first, digest(i0=1, i1=0), digest(i0=0, i2=1), digest(i0=0)}) == 4
+
+
 def test_several_words_after_a_key_are_a_list_and_one_word_too_where_a_list_is_asked_for():
     def read(*words):
         return evaluate.read_configs(["linear", *words])[1]
@@ -165,6 +181,9 @@ def test_mistakes_end_in_one_line_and_exit_code_2(run, files, tmp_path, capsys):
     assert "checkpoint: got none" in mistake(capsys, "linear")
     assert "checkpoint: got none" in mistake(capsys, "linear", "--checkpoint")
     assert "nowhere" in mistake(capsys, "knn", "--checkpoint", "nowhere")
+    for protocol in ("knn", "suite"):
+        line = mistake(capsys, protocol, "--checkpoint=a", "--checkpoint", "b")
+        assert line.startswith("checkpoint: got it twice")
     assert "temprature: unknown key" in mistake(capsys, "knn", *tail, "--temprature", "1")
     assert "expected --key x" in mistake(capsys, "knn", "x")
     assert "no such depth" in mistake(capsys, "linear", *tail, "--depths", "projector_9")
@@ -175,6 +194,18 @@ def test_mistakes_end_in_one_line_and_exit_code_2(run, files, tmp_path, capsys):
     assert str(names) in line
     line = mistake(capsys, "snn", *tail, "--labels.fraction", "2")
     assert line.startswith("labels.fraction: got 2")
+
+
+def test_training_and_validation_on_the_same_images_is_told_once_and_done(
+    run, files, tmp_path, capsys
+):
+    same = shutil.copy(files[0], tmp_path / "copy.beton")
+    words = ["--data.val", same, "--out", tmp_path]
+    for lines in (1, 0):
+        assert evaluate.main([*map(str, ["knn", "--checkpoint", run, *words]), *ONE_THREAD]) == 0
+        assert capsys.readouterr().err.count(f"warning: {same} has the same content") == lines
+    result(capsys, "knn", "--checkpoint", run, "--out", tmp_path)
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_classes_that_differ_between_the_files_are_named(run, files, tmp_path, capsys):

@@ -118,6 +118,7 @@ def test_the_card_tells_data_settings_counters_and_what_was_measured(run_folder)
     }  # fmt: skip
     results.report(record, run_folder)
     results.report({**record, "about": {"step": 20}, "metrics": {"top1": 0.111}}, run_folder)
+    results.report({**record, "weights": "others", "metrics": {"top1": 0.222}}, run_folder)
     metrics = do_export(run_folder)["metrics"]
     card = (run_folder / "export/README.md").read_text()
     _, header, body = card.split("---\n", 2)
@@ -130,6 +131,7 @@ def test_the_card_tells_data_settings_counters_and_what_was_measured(run_folder)
     ):  # fmt: skip
         assert told in body, told
     assert "25.00%" not in body and "11.10%" not in body and "/data/" not in card
+    assert "22.20%" not in body
     assert [m["value"] for m in metrics] == [0.5, 0.75, 0.625]
 
 

@@ -129,6 +129,24 @@ def test_an_interrupted_or_failed_write_leaves_nothing_behind(encoder, tmp_path,
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("value", "dtype", "advice"),
+    [(torch.nan, "float32", "take another"), (1e6, "float16", "use --features.dtype float32")],
+)
+def test_features_that_are_not_finite_are_refused(encoder, tmp_path, value, dtype, advice):
+    encode = encoder.encode
+
+    def broken(images):
+        features = encode(images)
+        features["backbone"][-1, 7] = value
+        return features
+
+    encoder.encode = broken
+    with pytest.raises(UserError, match=f"simclr: features at backbone are not finite; .*{advice}"):
+        take(encoder, tmp_path, dtype=dtype)
+    assert os.listdir(tmp_path) == []
+
+
 def test_features_that_cannot_fit_are_refused_before_any_is_computed(
     encoder, tmp_path, monkeypatch
 ):
@@ -139,8 +157,22 @@ def test_features_that_cannot_fit_are_refused_before_any_is_computed(
     assert encoder.seen == 0
 
 
+def test_fields_are_those_named_or_the_runs_or_the_usual_ones(encoder):
+    def fields(**given):
+        data = common.with_fields(common.EvalData(**given), encoder)
+        return data.image_field, data.label_field
+
+    assert fields() == ("image", "label")
+    encoder.config = {"data": {"image_field": "photo", "label_field": "kind"}}
+    assert fields() == ("photo", "kind")
+    assert fields(image_field="image", label_field="x") == ("image", "x")
+    encoder.config = None
+    assert fields() == ("image", "label")
+
+
 def test_open_settings_are_the_runs_and_imagenets_without_one(encoder):
-    loading, side, ratio = common.resolve_data(DATA, encoder)
+    named = common.with_fields(DATA, encoder)
+    loading, side, ratio = common.resolve_data(named, encoder)
     assert (loading.mean, side, ratio) == ((100, 101, 102), 16, 1.0)
     assert loading.std == settings.DataConfig().std
     encoder.config = None

@@ -72,6 +72,7 @@ def test_it_learns_the_classes_and_reports_all_that_decided(tune, tmp_path):
     assert metrics["top1"] > 0.9 and metrics["top5"] == 1 and len(metrics["per_class"]) == 4
     assert metrics["selected_on"] == "holdout" and 1 <= metrics["best_epoch"] <= 8
     assert record["protocol"] == "finetune" and record["data"]["num_labels"] == 120
+    assert (record["data"]["num_trained"], record["data"]["num_held_out"]) == (108, 12)
     assert read_results(tmp_path / "a") == [record]
     assert records(tmp_path / "a")[-1]["val/top1"] == metrics["top1"]
 
@@ -155,6 +156,7 @@ def test_selecting_on_the_validation_file_is_said_so_and_trains_on_all_labels(tu
     lines = records(tmp_path / "a")
     assert lines[-1]["val/top1"] == max(r["val/top1"] for r in lines if "val/top1" in r)
     assert lines[-1]["epoch"] == 3 and lines[-1]["step"] == 3 * 6
+    assert (record["data"]["num_trained"], record["data"]["num_held_out"]) == (120, 0)
 
 
 def test_without_a_selection_the_last_epoch_counts(tune):
@@ -223,7 +225,8 @@ def test_rows_that_only_pad_a_batch_count_nowhere():
         view_0=logits, indices=torch.tensor([0, 1, 1]), valid=torch.tensor([True, True, False])
     )
     targets = ClassTargets(np.array([0, 1]), 2, torch.device("cpu"))
-    metrics = evaluate(torch.nn.Identity(), [batch], targets, alone(), "fp32", lambda: None)
+    rest = (alone(), "fp32", lambda: None, "a")
+    metrics = evaluate(torch.nn.Identity(), [batch], targets, *rest)
     assert metrics == {"top1": 0.5, "top5": 1.0, "per_class": [1.0, 0.0]}
 
 
@@ -265,6 +268,8 @@ def test_a_finetuned_file_is_read_as_a_checkpoint_with_the_blocks_it_used(files,
 def test_a_loss_that_is_not_finite_ends_the_run_with_what_to_do(tune):
     with pytest.raises(NonFiniteLoss, match="lower optim"):
         tune(optim__lr=1e30)
+    with pytest.raises(NonFiniteLoss, match=r"/b: an output of the network is not finite .* lower"):
+        tune("b", optim__lr=3e8, optim__lr_scaling="none", data__batch_size=54)
 
 
 def read(name):
@@ -310,6 +315,10 @@ def test_the_papers_configurations_have_their_settings(name, epochs, batch_size,
         ({"layer": 3}, "layer: got 3, but tiny.pt has 2 projector layers; 0 is the backbone"),
         ({"holdout": 0}, "holdout: got 0, expected above 0, below 1"),
         ({"data__batch_size": 121}, "labelled samples make no batch of 121; lower data.batch_size"),
+        (
+            {"data__batch_size": 1, "layer": 1},
+            "batch-norm would see one image alone; expected 2 or",
+        ),
         ({"labels__count": 4, "labels__scheme": "balanced"}, "no class has two labels"),
         ({"optim__warmup_epochs": 3}, "optim.warmup_epochs: got 3, expected less than epochs"),
         ({"optim__name": "adam"}, "optim.name: got adam"),

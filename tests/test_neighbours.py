@@ -46,7 +46,7 @@ def test_votes_are_scikit_learns_for_any_parts_of_the_bank(few_similarities, par
     bank, labels = features(300)
     queries, _ = features(61, seed=1)
     state = shown_in_parts(NearestNeighbours(queries, k), bank, labels, part)
-    votes = vote(*state.nearest(), 5, k, temperature).numpy()
+    shares = torch.softmax(vote(*state.nearest(), 5, k, temperature), dim=1).numpy()
 
     def weights(distances):
         return np.exp((1 - distances - (1 - distances).max(axis=1, keepdims=True)) / temperature)
@@ -56,7 +56,6 @@ def test_votes_are_scikit_learns_for_any_parts_of_the_bank(few_similarities, par
         algorithm="brute",
     ).fit(bank.double().numpy(), labels)  # fmt: skip
     expected = sklearns.predict_proba(queries.double().numpy())
-    shares = votes / votes.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(shares, expected, atol=1e-10)
 
 
@@ -97,28 +96,49 @@ def test_class_probabilities_are_those_of_equation_3_for_any_parts(
     queries, _ = features(33, seed=1)
     state = shown_in_parts(ClassSimilarity(queries, 5, temperature), bank, labels, part)
     expected = npi_twin(*(x.double().numpy() for x in (queries, bank)), labels, 5, temperature)
-    np.testing.assert_allclose(state.probabilities().numpy(), expected, atol=1e-12)
+    found = state.log_probabilities().exp().numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 def test_a_temperature_near_zero_neither_overflows_nor_underflows():
     bank, labels = features(50)
     queries, _ = features(9, seed=1)
     state = shown_in_parts(ClassSimilarity(queries, 5, 1e-6), bank, labels, 8)
-    probabilities = state.probabilities()
+    found = state.log_probabilities()
     nearest = labels[(queries @ bank.T).argmax(dim=1)]
-    assert probabilities.isfinite().all() and torch.equal(probabilities.argmax(dim=1), nearest)
+    assert found.isfinite().all() and torch.equal(found.argmax(dim=1), nearest)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1e-3, 1e-6])
+def test_the_second_class_is_second_however_low_the_temperature(temperature):
+    bank, labels = unit_rows(torch.eye(3)), torch.arange(3)
+    queries = unit_rows(torch.tensor([[1.0, 0.5, 0.0]]))
+    npi = shown_in_parts(ClassSimilarity(queries, 9, temperature), bank, labels, 3)
+    neighbours = shown_in_parts(NearestNeighbours(queries, 3), bank, labels, 3)
+    votes = vote(*neighbours.nearest(), 9, 3, temperature)
+    for scores in (npi.log_probabilities(), votes):
+        for label, found in ((0, 1.0), (1, 1.0), (2, 1.0), (3, 0.0)):
+            assert measure({"a": scores}, torch.tensor([label]), 9)["top5"] == found
+        assert measure({"a": scores}, torch.tensor([1]), 9)["top1"] == 0
+
+
+def test_scores_that_are_not_numbers_find_nothing():
+    scores = torch.full((2, 3), torch.nan, dtype=torch.float64)
+    scores[1] = torch.tensor([0.0, torch.nan, -torch.inf])
+    results = measure({"a": scores}, torch.tensor([0, 1]), 3)
+    assert results["top1"] == results["top5"] == 0
 
 
 def test_a_class_without_images_has_no_share_and_one_class_alone_has_all():
     bank, _ = features(20)
     state = shown_in_parts(ClassSimilarity(bank[:4], 3, 0.1), bank, torch.full((20,), 1), 6)
-    assert state.probabilities().tolist() == [[0.0, 1.0, 0.0]] * 4
+    assert state.log_probabilities().tolist() == [[-np.inf, 0.0, -np.inf]] * 4
     found = shown_in_parts(NearestNeighbours(bank[:4], 50), bank, torch.full((20,), 1), 6)
     assert vote(*found.nearest(), 3, 50, 0.1).argmax(dim=1).tolist() == [1] * 4
 
 
 def test_a_class_without_votes_is_never_among_the_best_five():
-    scores = torch.tensor([[0.0, 1.0, 0.0], [0.5, 0.5, 0.0]])
+    scores = torch.tensor([[0.0, 1.0, 0.0], [0.5, 0.5, 0.0]]).log()
     results = measure({"k2": scores}, torch.tensor([0, 1]), 3)
     assert results["k2"] == {"top1": 0.0, "top5": 0.5}  # the tie goes to the smaller class
     assert results["top1"] == 0.0 and results["per_class"] == [0.0, 0.0, None]

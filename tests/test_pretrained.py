@@ -99,6 +99,38 @@ def test_safetensors_of_others_and_files_without_batch_counts_load(plain, tmp_pa
     assert_encodes_as(load_encoder(tmp_path / "weights.safetensors", RESNET18), plain)
 
 
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"config": "{}"}, {"model": "resnet18"}, {"format": "pt", "about": "a net"},
+        {"config": "a: 1", "about": "it"},
+    ],
+)  # fmt: skip
+def test_metadata_of_others_is_not_taken_for_ours(plain, tmp_path, metadata):
+    from safetensors.torch import save_file
+
+    save_file(plain.state_dict(), tmp_path / "weights.safetensors", metadata=metadata)
+    encoder = load_encoder(tmp_path / "weights.safetensors", RESNET18)
+    assert_encodes_as(encoder, plain)
+    assert encoder.config is None and encoder.about == {}
+
+
+@pytest.mark.parametrize("config", [{"model": {"depth": 18}}, {"model": {"projector": "8"}}, {}, 3])
+def test_a_configuration_of_others_beside_the_weights_is_left_alone(plain, tmp_path, config):
+    torch.save({"config": config, "model": plain.state_dict()}, tmp_path / "weights.pth")
+    encoder = load_encoder(tmp_path / "weights.pth", RESNET18)
+    assert_encodes_as(encoder, plain)
+    assert encoder.config is None
+
+
+def test_a_runs_state_that_does_not_say_its_step_is_of_no_known_epoch(run, tmp_path):
+    folder = shutil.copytree(run[0], tmp_path / "run")
+    state = torch.load(folder / "checkpoint.pt")
+    del state["step"]
+    torch.save(state, folder / "checkpoint.pt")
+    assert load_encoder(folder).about == COUNTS
+
+
 def test_a_network_made_from_an_encoder_comes_back_with_its_layers_and_history(run, tmp_path):
     before = load_encoder(run[0])
     keep_blocks(before.model, 1)
@@ -180,8 +212,24 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(plain, tmp_path):
     assert "not a readable checkpoint" in refusal(tmp_path / "text.pt", RESNET18)
     (tmp_path / "text.safetensors").write_text("hello")
     assert "not a readable safetensors" in refusal(tmp_path / "text.safetensors", RESNET18)
-    torch.save({"optimizer": {"lr": 1.0}}, tmp_path / "o.pt")
-    assert "no state dict of tensors" in refusal(tmp_path / "o.pt", RESNET18)
+    config = {"model": {"backbone": "resnet18", "stem": "imagenet", "projector": ""}}
+    for odd in (
+        {"optimizer": {"lr": 1.0}}, {0: torch.zeros(1)}, {}, {"state_dict": {}},
+        {"config": config, "model": {"lr": 1.0}}, {"config": config, "model": {0: torch.zeros(1)}},
+        {"config": config, "model": "x"},
+    ):  # fmt: skip
+        torch.save(odd, tmp_path / "o.pt")
+        assert "no state dict of tensors" in refusal(tmp_path / "o.pt", RESNET18)
+
+
+@pytest.mark.parametrize("key", ["layer1.0.conv1.weight", "bn1.running_var"])
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_weights_and_statistics_that_are_not_finite_are_refused(plain, tmp_path, key, value):
+    state = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+    state[key].view(-1)[3] = value
+    torch.save(state, tmp_path / "a.pth")
+    text = refusal(tmp_path / "a.pth", RESNET18)
+    assert f"backbone.{key} has values that are not finite" in text and "earlier" in text
 
 
 def test_a_depth_that_is_not_there_is_named_beside_those_that_are(run):

@@ -12,7 +12,8 @@ from ffcv_ssl.results import flatten, read_results, report, settings_key
 
 
 def table(folder):
-    with open(folder / "results.csv", newline="") as file:
+    path = folder / "results.csv"
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -64,6 +65,42 @@ def test_a_killed_writers_half_line_is_left_out(tmp_path):
     assert read_results(tmp_path) == [written] and read_results(tmp_path / "none") == []
 
 
+@pytest.mark.parametrize("half", ['{"a": 2, "b', '{"a": 2, "b": 1}'])
+def test_the_record_after_a_killed_writers_half_line_is_kept(tmp_path, half):
+    first = report({"a": 1}, tmp_path)
+    with open(tmp_path / "results.jsonl", "a") as file:
+        file.write(half)
+    rest = [report({"a": value}, tmp_path) for value in (3, 4)]
+    records = read_results(tmp_path)
+    assert [records[0], *records[-2:]] == [first, *rest] and len(records) == 3 + half.endswith("}")
+    assert not (tmp_path / "results.jsonl").read_text().count("\n\n")
+
+
+@pytest.mark.parametrize("half", ["t,2,3", 't,2,"3 and', "t,2,", ""])
+def test_the_row_after_one_without_its_newline_is_a_row_of_its_own(tmp_path, half):
+    report({"a": 1, "b": "x"}, tmp_path)
+    path = tmp_path / "results.csv"
+    path.write_text(path.read_text() + half if half else path.read_text().rstrip("\n"))
+    for value in (8, 9):
+        report({"a": value, "b": "y"}, tmp_path)
+    rows = [(row["a"], row["b"]) for row in table(tmp_path)]
+    assert rows[0] == ("1", "x") and rows[-2:] == [("8", "y"), ("9", "y")]
+    assert len(rows) == 3 + bool(half)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"time,a,b\nt,1,2,3\n", b"time,a,b\nt,1,\xe9\n", b"\xef\xbb\xbftime,a,b\r\nt,1\r\n"],
+)
+@pytest.mark.parametrize("column", ["a", "c"])
+def test_a_table_that_a_spreadsheet_changed_takes_more_rows(tmp_path, content, column):
+    (tmp_path / "results.csv").write_bytes(content)
+    report({column: 5}, tmp_path)
+    first, second = table(tmp_path)
+    assert first["a"] == "1" and second[column] == "5"
+    assert [key for key in second if key] == ["time", "a", "b", "c"][: 3 + (column == "c")]
+
+
 def test_a_folder_that_cannot_be_written_is_named_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file"):
@@ -74,4 +111,5 @@ def test_settings_differ_in_their_key_and_results_do_not():
     record = {"checkpoint": "a", "about": {"step": 1}, "data": {}, "settings": {"k": [1]}}
     assert settings_key(record) == settings_key({**record, "metrics": 1})
     assert settings_key(record) != settings_key({**record, "settings": {"k": [2]}})
+    assert settings_key(record) == settings_key({**record, "settings": {"k": [1], "out": "x"}})
     assert flatten({"a": {"b": {"c": 1}}, "d": []}) == {"a.b.c": 1, "d": "[]"}

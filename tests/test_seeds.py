@@ -20,9 +20,10 @@ def write(folder, top1, seed=0, protocol="knn", run=RUN, step=100, **settings):
     return write_result(folder, folder, top1, protocol, step, seed=seed, **settings)
 
 
-def write_result(folder, checkpoint, top1, protocol="knn", step=100, **settings):
+def write_result(folder, checkpoint, top1, protocol="knn", step=100, weights=None, **settings):
     record = {
         "protocol": protocol, "checkpoint": str(checkpoint), "name": "n", "about": {"step": step},
+        "weights": weights,
         "data": {"val": "/data/val.beton", "val_content": "1f"}, "settings": settings,
         "metrics": {"backbone": {"top1": top1, "top5": 0.9, "per_class": [1, 2]}},
     }  # fmt: skip
@@ -76,11 +77,53 @@ def test_seeds_of_labels_are_seeds_too_and_paths_make_no_difference(tmp_path, su
     assert [group["n"] for group in summarise(*folders)] == [2]
 
 
+def test_a_field_that_is_named_and_the_same_one_that_is_not_are_no_difference(tmp_path, summarise):
+    folders = [
+        write(tmp_path / f"a_{s}", 0.1, seed=s, data={"label_field": name, "image_field": name})
+        for s, name in enumerate((None, "x"))
+    ]
+    assert [group["n"] for group in summarise(*folders)] == [2]
+
+
 def test_the_newest_of_one_seed_counts(tmp_path, summarise):
     folder = write(tmp_path / "a_0", 0.1)
     write(tmp_path / "a_0", 0.7)
     (group,) = summarise(folder, write(tmp_path / "a_1", 0.9, seed=1))
     assert group["n"] == 2 and group["mean"] == pytest.approx(0.8)
+
+
+def rewrite_times(folder, *times):
+    """Give the results in a folder other times, in order."""
+    path = folder / "results.jsonl"
+    records = [json.loads(line) | {"time": t} for line, t in zip(path.open(), times)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_the_newest_is_the_one_of_the_latest_time(tmp_path, summarise):
+    write(tmp_path / "a", 0.1)
+    folder = write(tmp_path / "a", 0.7)
+    for times, expected in ((("2026-02", "2026-01"), 0.1), (("2026-01", "2026-01"), 0.7)):
+        rewrite_times(tmp_path / "a", *times)
+        assert [group["mean"] for group in summarise(folder, f"{folder}/.")] == [expected]
+
+
+def test_runs_of_equal_seeds_in_different_folders_are_refused_by_name(tmp_path, capsys):
+    folders = [write(tmp_path / f"chain_{n}", n / 10, seed=min(n, 1)) for n in range(3)]
+    assert evaluate.main(["seeds", "--checkpoint", *folders]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{folders[1]}, {folders[2]}: knn on val has equal seeds")
+
+
+def test_in_one_folder_other_files_of_other_weights_are_other_runs(tmp_path, capsys, summarise):
+    folder = tmp_path / "out"
+    for name, weights in (("a", "1f"), ("b", "1f"), ("b", "2e"), ("c", "3d")):
+        write(tmp_path / name, 0.1)
+        write_result(folder, tmp_path / name, 0.2, weights=weights, seed=0)
+        if name != "c":  # the same weights under another path, and a run that was made anew
+            (group,) = summarise(str(folder))
+            assert group["n"] == 1
+    assert evaluate.main(["seeds", "--checkpoint", str(folder)]) == 2
+    assert f"{tmp_path}/b, {tmp_path}/c: knn on val has equal" in capsys.readouterr().err
 
 
 def test_a_fine_tuned_network_belongs_to_the_run_it_began_with(tmp_path, summarise):
@@ -114,10 +157,15 @@ def test_a_metric_is_taken_by_its_name(tmp_path, summarise):
         ([], "checkpoint: got none"),
         (["--checkpoint", "/nope"], "/nope: no results.jsonl"),
         (["--metric=x"], "metric: got 'x', but no result has it"),
+        (["--out=/proc/nope"], "/proc/nope: cannot hold results"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, words, message, capsys):
-    given = ["--checkpoint", write(tmp_path / "a", 0.1)] if "metric" in message else []
+    given = (
+        ["--checkpoint", write(tmp_path / "a", 0.1)]
+        if "--checkpoint" not in words[:1] and words
+        else []
+    )
     assert evaluate.main(["seeds", *given, *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line

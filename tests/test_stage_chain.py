@@ -15,7 +15,7 @@ from conftest import REPOSITORY
 
 import evaluate
 import train
-from ffcv_ssl import chain, slurm
+from ffcv_ssl import chain, slurm, stage_marks
 from ffcv_ssl.command import StopSignal, UserError
 
 # Notes that it ran, with which arguments; fails, waits or counts ranks where it is told to.
@@ -113,7 +113,7 @@ def test_finished_stages_are_skipped_and_still_told(file, capfd):
     assert json.loads(capfd.readouterr().out.splitlines()[-1]) == first
 
 
-def test_another_setting_runs_its_stage_and_those_after_it_again(file):
+def test_another_setting_runs_its_stage_again_where_that_takes_it_and_those_after_it(file):
     run(file)
     assert run(file, "--finetune.lr", "0.5") == 0
     assert [len(calls(file, stage)) for stage in STAGES] == [1, 2, 2]
@@ -133,9 +133,21 @@ def test_the_command_line_wins_over_the_file_and_reaches_the_stages_it_names(fil
 def test_an_exit_code_ends_the_chain_and_is_its_own_and_it_goes_on_from_there(file, capfd):
     assert run(file, "--finetune.code=7") == 7
     assert calls(file, "npi") == []
-    assert json.loads(capfd.readouterr().out.splitlines()[-1])["status"] == "failed"
+    printed = capfd.readouterr()
+    assert json.loads(printed.out.splitlines()[-1])["status"] == "failed"
+    assert printed.err.splitlines()[-1] == "finetune: exit code 7"
+    assert run(file, "--finetune.code=75") == 75
+    line = "finetune: exit code 75; the same command goes on from here"
+    assert capfd.readouterr().err.splitlines()[-1] == line
     assert run(file) == 0
-    assert [len(calls(file, stage)) for stage in STAGES] == [1, 2, 1]
+    assert [len(calls(file, stage)) for stage in STAGES] == [1, 3, 1]
+
+
+def test_a_chain_that_was_killed_after_a_stage_ran_again_runs_those_after_it_again(file):
+    run(file)
+    assert run(file, "--finetune.lr=0.5", "--npi.code=7") == 7
+    assert run(file, "--finetune.lr=0.5") == 0
+    assert [len(calls(file, stage)) for stage in STAGES] == [1, 2, 3]
 
 
 def test_a_mistake_in_a_late_stage_is_found_before_the_first_one_starts(file, capfd):
@@ -275,7 +287,7 @@ def test_jobs_wait_for_one_another_and_finished_stages_are_not_submitted(file, m
     assert [config.gpus_per_node for _, config, _ in given] == [0, 0, 2]
     assert not any("slurm" in word for _, _, argv in given for word in argv)
     (stage, *_) = chain.read_chain([str(file)])
-    chain.mark_finished(stage.folder, chain.settings_of(stage), None)
+    stage_marks.mark_finished(stage.folder, chain.settings_of(stage), {}, None)
     given.clear()
     run(file, *words)
     assert [name for name, _, _ in given] == STAGES[1:]
@@ -294,17 +306,17 @@ def test_only_the_first_rank_of_a_job_notes_that_it_finished_and_only_if_it_did(
             if self.code:
                 raise SystemExit(self.code)
 
-    mark = tmp_path / chain.MARK
+    mark = tmp_path / stage_marks.MARK
     monkeypatch.setenv("SLURM_PROCID", "0")
     with pytest.raises(SystemExit):
-        chain.StageJob(Ends(75), "settings")()
+        chain.StageJob(Ends(75), "a: settings")()
     assert not mark.exists()
     monkeypatch.setenv("SLURM_PROCID", "1")
-    chain.StageJob(Ends(0), "settings")()
+    chain.StageJob(Ends(0), "a: settings")()
     assert not mark.exists()
     monkeypatch.setenv("SLURM_PROCID", "0")
-    chain.StageJob(Ends(0), "settings")()
-    assert json.loads(mark.read_text())["settings"] == "settings"
+    chain.StageJob(Ends(0), "a: settings")()
+    assert stage_marks.is_finished(tmp_path, "a: settings")
 
 
 def test_without_slurm_a_chain_of_jobs_is_refused_in_one_line(file, monkeypatch, capsys):

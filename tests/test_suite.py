@@ -2,6 +2,7 @@
 place."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -92,14 +93,80 @@ def test_every_dataset_is_probed_with_its_own_field_and_settings(checkpoint, tas
     assert Path(found["chart"]).read_bytes()[:4] == b"\x89PNG"
 
 
+def last_record(capsys, *words):
+    assert evaluate.main([*words, "--system.torch_threads=1", "--data.num_workers=1"]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.mark.parametrize("protocol", ["knn", "finetune"])
+def test_fields_that_are_not_named_are_the_runs(checkpoint, two_tasks, tmp_path, capsys, protocol):
+    path = f"{checkpoint}/checkpoint.pt"
+    state = torch.load(path)
+    state["config"]["data"] = {"train": two_tasks, "val": two_tasks, "label_field": "parity"}
+    torch.save(state, path)
+    words = [protocol, "--checkpoint", checkpoint]
+    if protocol == "finetune":
+        words += ["--epochs=1", "--select=last", "--data.batch_size=20", "--log.tensorboard=false"]
+    record = last_record(capsys, *words)
+    assert record["data"]["label_field"] == "parity" and record["data"]["num_classes"] == 2
+    if protocol == "finetune":  # whether named or not, it is one run
+        assert record["settings"]["data"]["label_field"] == "parity"
+        assert last_record(capsys, *words, "--data.label_field=parity") == record
+    record = last_record(capsys, *words, "--data.label_field=label", f"--out={tmp_path}/out")
+    assert record["data"]["label_field"] == "label" and record["data"]["num_classes"] == 7
+    assert evaluate.main([*words, "--data.label_field=nope", f"--out={tmp_path}/no"]) == 2
+    assert "no labels in field 'nope'; name another with --data.l" in capsys.readouterr().err
+
+
 def test_headings_tell_apart_what_differs():
-    same = [("a", "linear", "backbone"), ("a", "mlp", "backbone")]
-    assert list(suite.labels_of(same).values()) == ["linear", "mlp"]
-    assert list(suite.labels_of(same[:1]).values()) == ["linear"]
-    other = [*same, ("b epoch 3", "mlp", "projector_1")]
-    assert list(suite.labels_of(other).values())[1:] == [
-        "a, mlp, backbone", "b epoch 3, mlp, projector_1"
+    names = {"runs/a": "a", "b.pt": "b epoch 3", "x/b": "b epoch 3"}
+    same = [("runs/a", "linear", "backbone"), ("runs/a", "mlp", "backbone")]
+    assert list(suite.labels_of(same, names).values()) == ["linear", "mlp"]
+    assert list(suite.labels_of(same[:1], names).values()) == ["linear"]
+    other = [*same, ("b.pt", "mlp", "projector_1")]
+    assert list(suite.labels_of(other, {"runs/a": "a", "b.pt": "b"}).values())[1:] == [
+        "a, mlp, backbone", "b, mlp, projector_1"
     ]  # fmt: skip
+    assert suite.labels_of(other, names)[other[-1]] == "b.pt, mlp, projector_1"
+
+
+def test_runs_in_folders_of_one_name_keep_a_column_each(checkpoint, tasks, tmp_path, capsys):
+    paths = [str(tmp_path / parent / "run") for parent in "xy"]
+    torch.manual_seed(1)
+    for path in paths:
+        shutil.copytree(checkpoint, path)
+        state = torch.load(f"{path}/checkpoint.pt")
+        for key, value in state["model"].items():
+            if key.endswith("conv1.weight"):
+                torch.nn.init.normal_(value)
+        torch.save(state, f"{path}/checkpoint.pt")
+    words = ["--checkpoint", *paths, "--suite", tasks, "--system.torch_threads=1"]
+    words += ["--protocols=knn", "--data.num_workers=1"]
+    assert evaluate.main(["suite", *words]) == 0
+    top1 = json.loads(capsys.readouterr().out.splitlines()[-1])["top1"]
+    for path in paths:
+        own = [record["metrics"]["backbone"]["top1"] for record in read_results(path)]
+        assert list(top1[f"{path}, knn, backbone"].values()) == own and len(own) == 2
+    assert len({tuple(values.values()) for values in top1.values()}) == 2
+
+
+def test_with_out_all_that_is_written_goes_there(checkpoint, tasks, tmp_path, capsys):
+    before, out = sorted(Path(checkpoint).iterdir()), tmp_path / "out"
+    words = ["--checkpoint", checkpoint, "--suite", tasks, "--system.torch_threads=1"]
+    words += ["--protocols=knn", "--data.num_workers=1", f"--out={out}"]
+    assert evaluate.main(["suite", *words]) == 0
+    assert sorted(Path(checkpoint).iterdir()) == before
+    assert len(read_results(out)) == 2 and (out / "suite_tasks.md").is_file()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(
+    checkpoint, tasks, tmp_path, capsys
+):
+    (tmp_path / "file").touch()
+    words = ["--checkpoint", checkpoint, "--suite", tasks, f"--out={tmp_path}/file/out"]
+    assert evaluate.main(["suite", *words, "--protocols=knn"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "file/out: cannot hold results" in line and read_results(checkpoint) == []
 
 
 def test_several_checkpoints_and_depths_become_columns(checkpoint, tasks, monkeypatch, tmp_path):
@@ -131,6 +198,8 @@ def test_settings_of_an_entry_win_over_those_of_the_command(tmp_path):
     assert [data.batch_size for data in read.values()] == [3, 4]
     assert read["a"].num_workers == 2 and read["a"].train == "t"
     assert read["a"].mean == (1, 2, 3) and read["a"].std == (4, 5, 6)
+    assert read["a"].label_field == "label"
+    assert suite.read_suite(path, EvalData(label_field="x"))["a"].label_field == "x"
 
 
 @pytest.mark.parametrize(

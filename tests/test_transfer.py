@@ -23,7 +23,7 @@ from ffcv_ssl.command import Interrupted, NonFiniteLoss, UserError
 from ffcv_ssl.mean_ap import mean_average_precision
 from ffcv_ssl.protocols import common, transfer
 from ffcv_ssl.protocols.transfer import GridConfig, Transfer
-from ffcv_ssl.protocols.tuning import MultiTargets, Tuner
+from ffcv_ssl.protocols.tuning import Classifier, MultiTargets, Tuner
 from ffcv_ssl.results import read_results
 
 CONFIGS = sorted((REPOSITORY / "configs/transfer").glob("*.yaml"))
@@ -145,6 +145,48 @@ def test_a_trial_whose_loss_is_not_finite_is_left_out(transferred, tmp_path):
         transferred("b", grid__lrs="[1e30]", grid__weight_decays="[0]")
 
 
+@pytest.mark.parametrize("kind", ["data", "multi"])
+def test_a_trial_whose_weights_are_finite_but_not_its_outputs_is_left_out(transferred, kind):
+    settings = {"steps": 2, "grid__weight_decays": "[0]"}
+    metrics = transferred(kind=kind, grid__lrs="[3e8, 0.3]", **settings)["metrics"]
+    assert metrics["num_diverged"] == 1 and metrics["lr"] == 0.3
+    with pytest.raises(NonFiniteLoss, match=r"none of 1 trials had a finite loss; lower grid.lrs"):
+        transferred("b", kind=kind, grid__lrs="[3e8]", **settings)
+
+
+def norm_momenta(network):
+    """The momenta of a network's batch-norms."""
+    return {m.momentum for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)}
+
+
+@pytest.mark.parametrize("steps, kept", [(5, 0.9), (100, 0.9), (200, 0.95), (1000, 0.99)])
+def test_batch_norm_keeps_the_papers_share_of_its_statistics_a_step(steps, kept):
+    network = Classifier(tiny_encoder().model, 0, 3)
+    transfer.set_norm_momentum(network, steps)
+    images = torch.randn(8, 3, 16, 16)
+    before = network.backbone[1].running_mean.clone()
+    now = network.backbone[0](images).mean(dim=(0, 2, 3))
+    network.train()(images)
+    expected = kept * before + (1 - kept) * now
+    torch.testing.assert_close(network.backbone[1].running_mean, expected)
+
+
+def test_each_training_has_the_batch_norm_of_its_own_steps_an_epoch(transferred, monkeypatch):
+    seen, set_momentum = set(), transfer.set_norm_momentum
+    monkeypatch.setattr(
+        transfer, "set_norm_momentum", lambda network, steps: set_momentum(network, 100 * steps)
+    )
+    train_step = Tuner._train_step
+
+    def spy(self, batch):
+        seen.update((self.steps_per_epoch, m) for m in norm_momenta(self.network))
+        return train_step(self, batch)
+
+    monkeypatch.setattr(Tuner, "_train_step", spy)
+    transferred(steps=2)
+    assert seen == {(4, 0.025), (5, 0.02)}
+
+
 @pytest.mark.parametrize("looks", [0, 3, 7, 8, 12, 17, 22, 25])
 def test_a_run_that_was_stopped_anywhere_goes_on_to_the_same_result(transferred, tmp_path, looks):
     settings = {"grid__weight_decays": "[0]"}
@@ -166,6 +208,20 @@ def test_several_labels_an_image_are_learnt_and_measured_by_their_mean_precision
     assert metrics["map"] == pytest.approx(np.mean(metrics["per_class"]))
     assert record["data"]["labels"] == "100 images, 4 labels each"
     assert "top1" not in metrics and read_results(tmp_path / "a") == [record]
+    assert (record["data"]["num_trained"], record["data"]["num_held_out"]) == (100, 10)
+
+
+def test_images_of_which_none_has_a_label_select_and_measure_nothing(transferred, tmp_path):
+    labels = np.zeros((100, NUM_CLASSES), np.int8)
+    labels[::7, 1] = 1
+    sparse = write_coloured(tmp_path / "sparse.beton", labels)
+    held_out = {s: common.split_holdout(np.zeros(100, int), 0.02, s)[1] for s in range(50)}
+    seed = next(s for s, rows in held_out.items() if not labels[rows].any())
+    with pytest.raises(UserError, match="none of the 2 images held out has any of the labels; use"):
+        transferred(kind="multi", data__train=sparse, seed=seed, holdout=0.02)
+    empty = write_coloured(tmp_path / "empty.beton", np.zeros((9, NUM_CLASSES), np.int8))
+    with pytest.raises(UserError, match=r"empty.beton: field 'label': no image has any of the"):
+        transferred(kind="multi", data__val=empty)
 
 
 def test_left_out_labels_give_neither_loss_nor_gradient():

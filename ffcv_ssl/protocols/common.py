@@ -7,8 +7,11 @@ Settings that are left open are the pretraining run's, so that images look here 
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -34,10 +37,10 @@ class EvalData:
     """The `.beton` file to learn from."""
     val: str | None = None
     """The `.beton` file to measure on."""
-    image_field: str = "image"
-    """Name of the image field in both."""
-    label_field: str = "label"
-    """Name of the field with the class in both."""
+    image_field: str | None = None
+    """Name of the image field in both; null: the run's, or `image`."""
+    label_field: str | None = None
+    """Name of the field with the class in both; null: the run's, or `label`."""
     batch_size: PositiveInt = 256
     """Images a batch, over all ranks."""
     resolution_px: PositiveInt | None = None
@@ -132,8 +135,10 @@ class Pair:
             "val": self.val.path,
             "train_content": self.train.describe(),
             "val_content": self.val.describe(),
+            "image_field": self.loading.image_field,
             "label_field": self.loading.label_field,
             "labels": class_counts(self.labels, self.num_classes),
+            "labels_digest": labels_digest(self),
             "num_labels": len(self.chosen),
             "num_classes": self.num_classes,
             "resolution_px": self.resolution_px,
@@ -172,7 +177,13 @@ def open_frozen(protocol, config, world):
 def results_folder(config):
     """Where an Evaluation's results go: `out`, or the checkpoint's folder; made if need be."""
     path = Path(config.checkpoint)
-    folder = Path(config.out) if config.out else path if path.is_dir() else path.parent
+    return writable_folder(config.out or (path if path.is_dir() else path.parent))
+
+
+def writable_folder(folder):
+    """A folder for results as a Path, made if need be. Raises UserError where it cannot be written,
+    which is better known before anything is measured."""
+    folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -185,8 +196,10 @@ def results_folder(config):
 def open_pair(data, labels, encoder):
     """The datasets of an EvalData, with the labels that EvalLabels choose.
 
-    Raises UserError where a file or its labels are missing, or the classes of the two files differ.
+    Where both files have the same content, a line on stderr says so. Raises UserError where a file
+    or its labels are missing, or the classes of the two files differ.
     """
+    data = with_fields(data, encoder)
     loading, resolution_px, center_ratio = resolve_data(data, encoder)
     train, val = (
         open_dataset(_given(path, name, encoder), data.image_field, data.label_field)
@@ -194,7 +207,11 @@ def open_pair(data, labels, encoder):
     )
     for dataset in (train, val):
         if dataset.labels is None:
-            raise UserError(f"{dataset.path}: no labels in field '{data.label_field}'")
+            got = f"no labels in field '{data.label_field}'"
+            raise UserError(f"{dataset.path}: {got}; name another with --data.label_field")
+    if train.fingerprint == val.fingerprint and os.environ.get("RANK", "0") == "0":
+        same = f"{val.path} has the same content as {train.path}"
+        _warn_once(f"warning: {same}: accuracies are those of training images")
     names = check_classes(train, val, data.label_field)
     return Pair(
         train, val, allowed_labels(train, labels), train.num_classes, names, loading,
@@ -202,9 +219,23 @@ def open_pair(data, labels, encoder):
     )  # fmt: skip
 
 
+@functools.cache
+def _warn_once(line):
+    print(line, file=sys.stderr, flush=True)
+
+
+def with_fields(data, encoder):
+    """An EvalData that names its fields: those of the encoder's run where it names none."""
+    its, usual = (encoder.config or {}).get("data", {}), settings.DataConfig()
+    names = ("image_field", "label_field")
+    found = {key: getattr(data, key) or its.get(key) or getattr(usual, key) for key in names}
+    return replace(data, **found)
+
+
 def resolve_data(data, encoder):
-    """(DataConfig, side of the crops in pixels, ratio of the centre crop): an EvalData with what it
-    leaves open taken from the encoder's run, or ImageNet's where there is none."""
+    """(DataConfig, side of the crops in pixels, ratio of the centre crop): an EvalData that names
+    its fields, with what it leaves open taken from the encoder's run, or ImageNet's where there is
+    none."""
     run = encoder.config or {}
     its, usual = run.get("data", {}), settings.DataConfig()
     small = run.get("views", {}).get("small_images", False)
@@ -229,6 +260,15 @@ def allowed_labels(dataset, labels):
         )  # fmt: skip
     except UserError as error:  # the setting has another place in a training run
         raise UserError(str(error).removeprefix("labelled.")) from None
+
+
+def labels_digest(pair):
+    """16 hex digits of the training labels that a Pair may use, ids and classes: equal for equal
+    choices, however they were made."""
+    digest = hashlib.blake2b(digest_size=8)
+    for values in (pair.chosen, pair.labels[pair.chosen]):
+        digest.update(np.ascontiguousarray(values, "<i8").data)
+    return digest.hexdigest()
 
 
 def check_classes(train, val, label_field):

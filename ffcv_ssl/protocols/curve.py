@@ -4,7 +4,8 @@ A run's folder stands for all its kept copies (`checkpoint.keep_every`). One poi
 the protocol for one checkpoint; the curve is a table and a picture over epochs, images, FLOPs and
 hours. Of two or more runs, the first is the yardstick: its best value, or `reach`, is looked up in
 the others, linearly between their points, as in the savings of the SuNCEt paper (Assran et al.
-2020, 4.1).
+2020, 4.1). That best value is the highest on the validation file, over all of the run's points; the
+result's `selected_on` says so.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ from ffcv_ssl.checkpoint import write_text
 from ffcv_ssl.command import UserError, one_line
 from ffcv_ssl.metrics_log import is_evaluation, read_metrics
 from ffcv_ssl.protocols import nested
-from ffcv_ssl.protocols.common import refuse_ranks, stop_if_asked
+from ffcv_ssl.protocols.common import (
+    refuse_ranks,
+    results_folder,
+    stop_if_asked,
+    writable_folder,
+)
 from ffcv_ssl.settings import SystemConfig
 
 AXES = ("epoch", "updates", "images", "views", "flops", "hours")
@@ -34,7 +40,8 @@ class CurveConfig:
     checkpoint: list[str] = field(default_factory=list)
     """Checkpoints, or runs' folders: all kept copies of the run. The first run is the yardstick."""
     out: str | None = None
-    """Folder of the table and the picture; null: the first run's."""
+    """Folder of the table, the picture and the protocol's results; null: the first run's, and for
+    results each checkpoint's own."""
     protocol: Literal["online", "linear", "mlp", "knn", "snn", "finetune", "transfer"] = "knn"
     """online: what the run itself recorded while it trained."""
     metric: str | None = None
@@ -51,21 +58,22 @@ def run(config, world, stop):
     refuse_ranks("curve", world)
     if not config.checkpoint:
         raise UserError("checkpoint: got none, expected --checkpoint RUN RUN ... or files")
-    folder = Path(config.out) if config.out else nested.run_folder(config.checkpoint[0])
+    calls = calls_of(config)
+    nested.check_paths(config.checkpoint)
+    folder = writable_folder(config.out or nested.run_folder(config.checkpoint[0]))
     if config.protocol == "online":
-        if config.settings:
-            raise UserError("settings: protocol online has none; choose another --protocol")
         metric, runs = recorded_points(config.checkpoint, config.metric)
     else:
-        metric, runs = measured_points(config, world, stop)
+        metric, runs = measured_points(config, calls, world, stop)
     for name, points in runs.items():
         points.sort(key=lambda point: point["step"])
         if len(points) < 2:
             world.say(f"{name}: one checkpoint makes no curve; pretrain with checkpoint.keep_every")
     names = list(runs)
-    target, savings = None, {}
+    target, savings, selected_on = None, {}, None
     if len(names) > 1 or config.reach is not None:
         target, savings = compare(runs, config.reach)
+        selected_on = "val" if config.reach is None else None
     text = render(config.protocol, metric, runs, target, savings)
     stem = f"curve_{config.protocol}_{metric}"
     try:
@@ -77,7 +85,8 @@ def run(config, world, stop):
     world.say(text)
     return {
         "protocol": "curve", "of": config.protocol, "metric": metric, "runs": runs,
-        "reach": target, "savings": savings, "table": str(folder / f"{stem}.md"),
+        "reach": target, "selected_on": selected_on, "savings": savings,
+        "table": str(folder / f"{stem}.md"),
         "picture": str(folder / f"{stem}.png"),
     }  # fmt: skip
 
@@ -85,14 +94,29 @@ def run(config, world, stop):
 # ---- Points --------------------------------------------------------------------------------------
 
 
-def measured_points(config, world, stop):
+def calls_of(config):
+    """The protocol's configuration for each checkpoint; none for `online`. Raises UserError."""
+    if config.protocol == "online":
+        if config.settings:
+            raise UserError("settings: protocol online has none; choose another --protocol")
+        return []
+    calls, paths = [], checkpoints_of(config.checkpoint)
+    names = run_names(paths)
+    for path in paths:
+        out = config.out
+        if out and config.protocol in nested.RESUMED:  # each has a run's folder of its own
+            words = [config.protocol, names[nested.run_folder(path)].strip("/").replace("/", "_")]
+            words += [] if Path(path).is_dir() else [Path(path).stem]
+            out = str(Path(out) / "_".join(words))
+        fixed = {"checkpoint": path, "out": out, "system": config.system}
+        calls.append(nested.protocol_config(config.protocol, config.settings, **fixed))
+    return calls
+
+
+def measured_points(config, calls, world, stop):
     """(metric, {run: points}) of a protocol on every checkpoint, those on record not again."""
-    calls = [
-        nested.protocol_config(
-            config.protocol, config.settings, checkpoint=path, system=config.system
-        )
-        for path in checkpoints_of(config.checkpoint)
-    ]
+    for call in calls:
+        results_folder(call)  # made, or refused, before the first one is measured
     names = run_names([call.checkpoint for call in calls])
     metric, runs = config.metric, {}
     for call in calls:

@@ -71,7 +71,8 @@ def export_folder(config):
 def measured(encoder):
     """What is on record of an encoder: [{protocol, data, metric, value}], value in [0, 1].
 
-    The newest of each, of the run's own evaluations and of those in its folder.
+    The newest of each, of the run's own evaluations and of those in its folder. A record that says
+    other weights, as a file under this name had before, is left out.
     """
     folder, step = Path(encoder.path), encoder.about.get("step")
     folder = folder if folder.is_dir() else folder.parent
@@ -82,7 +83,9 @@ def measured(encoder):
             data = Path((encoder.config or {}).get("data", {}).get("val") or "val").stem
             found |= {("online", data, key.removeprefix("val/")): own[key] for key in own}
     for record in read_results(folder):
-        if record.get("name") == encoder.name and record.get("about", {}).get("step") == step:
+        is_ours = record.get("weights", encoder.fingerprint) == encoder.fingerprint
+        is_ours = is_ours and record.get("name") == encoder.name
+        if is_ours and record.get("about", {}).get("step") == step:
             data = Path(str(record.get("data", {}).get("val"))).stem
             for key, value in flatten(record.get("metrics", {})).items():
                 found[record["protocol"], data, key] = value

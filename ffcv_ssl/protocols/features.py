@@ -55,7 +55,8 @@ def extract(encoder, dataset, pair, depths, folder, dtype, world, stop=None, ind
     from files in `folder` where they are there, else computed and written.
 
     depths: names; all that lack a file are computed in one pass. dtype: "float32" or "float16".
-    Raises UserError where the disk is full, Interrupted where `stop` asks for it.
+    Raises UserError where the disk is full, and where a feature is not finite; Interrupted where
+    `stop` asks for it.
     """
     indices = np.arange(dataset.num_samples) if indices is None else np.asarray(indices, np.int64)
     whole = _Files(folder, encoder, dataset, pair, dtype, None)
@@ -94,6 +95,7 @@ class _Files:
 
     def __init__(self, folder, encoder, dataset, pair, dtype, indices):
         self.folder, self.dtype, self.widths = Path(folder), np.dtype(dtype), encoder.widths
+        self.checkpoint = encoder.path
         indices = None if indices is None or len(indices) == dataset.num_samples else indices
         self.num_rows = dataset.num_samples if indices is None else len(indices)
         chosen = b"" if indices is None else np.ascontiguousarray(indices).tobytes()
@@ -129,7 +131,7 @@ class _Files:
                     ids.append(numbers)
                     for depth, file in files.items():
                         # plain writes: a full disk is an error here, and a killed process with mmap
-                        file.write(np.ascontiguousarray(rows[depth], self.dtype).data)
+                        file.write(self._rounded(rows[depth], depth).data)
                 for file in files.values():
                     file.flush()
                     os.fsync(file.fileno())
@@ -146,6 +148,16 @@ class _Files:
         finally:
             for path in temporary.values():
                 path.unlink(missing_ok=True)
+
+    def _rounded(self, rows, depth):
+        with np.errstate(over="ignore"):
+            values = np.ascontiguousarray(rows, self.dtype)
+        if not np.isfinite(values).all():
+            advice = "take another checkpoint"
+            if np.isfinite(rows).all():
+                advice = f"{self.dtype.name} is too short for them; use --features.dtype float32"
+            raise UserError(f"{self.checkpoint}: features at {depth} are not finite; {advice}")
+        return values
 
     def _check_space(self, count):
         """Refuse at once what cannot fit."""

@@ -93,10 +93,11 @@ class FineTuning:
 
     def _open_loaders(self):
         config, task, world = self.config, self.task, self.world
-        loaders, train = {}, task.pair.chosen
+        loaders, train, held_out = {}, task.pair.chosen, []
         if config.select == "holdout":
             train, held_out = task.split(config.holdout, config.seed)
             loaders["holdout"] = task.clean_loader("train", world, held_out)
+        self.used = {"num_trained": len(train), "num_held_out": len(held_out)}
         batch_size = config.data.batch_size
         loaders["train"] = task.train_loader(train, batch_size, config.seed, world)
         loaders["val"] = task.clean_loader("val", world)
@@ -108,7 +109,8 @@ class FineTuning:
         self.folder.open_log(saved and saved["tuner"]["done"]["step"], self.config.log.tensorboard)
         if saved is None:
             how = f"{self.config.epochs} epochs of {self.tuner.steps_per_epoch} steps"
-            self.world.say(f"{self.folder.path}: {how} on {self.task.labels}")
+            held_out = f"{self.used['num_held_out']} of them held out"
+            self.world.say(f"{self.folder.path}: {how} on {self.task.labels}, {held_out}")
             return
         self.tuner.load_state_dict(saved["tuner"])
         self.best, self.is_due = saved["best"], saved["is_due"]
@@ -153,7 +155,7 @@ class FineTuning:
 
     def _measure(self, network, part):
         targets = self.task.val if part == "val" else self.task.train
-        rest = (self.world, self.config.precision, self.keeper.exit_if_asked)
+        rest = (self.world, self.config.precision, self.keeper.exit_if_asked, self.folder.path)
         return evaluate(network, self.loaders[part], targets, *rest)
 
     def _select(self, epoch):
@@ -172,6 +174,7 @@ class FineTuning:
 
     def _finish(self, results):
         """Measure on the validation file, save the network, report the record and return it."""
+        self.keeper.save()
         network, last = self.tuner.network, self._measure(self.tuner.network, "val")
         metrics = {"selected_on": self.config.select, "best_epoch": self.config.epochs, **last}
         if self.best is not None:

@@ -89,7 +89,7 @@ def run_snn(config, world, stop):
 
     def scores(states, num_classes):
         for t, state in zip(config.temperature, states):
-            yield f"t{t:g}", state.probabilities()
+            yield f"t{t:g}", state.log_probabilities()
 
     return _run("snn", config, world, stop, start, scores)
 
@@ -216,15 +216,19 @@ def first_largest(values, k):
 
 
 def vote(similarities, labels, num_classes, k, temperature=None):
-    """Votes (Q, K) float64 of the first k neighbours, by exp((similarity - 1) / temperature), or
-    one each without a temperature. similarities, labels: (Q, at least k where the bank has)."""
+    """Logarithms (Q, K) float64 of the votes of the first k neighbours, exp(similarity /
+    temperature) each, or one without a temperature; -inf for a class without votes. similarities,
+    labels: (Q, at least k where the bank has)."""
     similarities, labels = similarities[:, :k], labels[:, :k]
     if temperature is None:
-        weights = torch.ones_like(similarities)
-    else:  # over the largest, which changes no ranking and keeps every temperature finite
-        weights = torch.exp((similarities - similarities[:, :1]) / temperature)
-    votes = weights.new_zeros(len(labels), num_classes)
-    return votes.scatter_add_(1, labels, weights)
+        logits = torch.zeros_like(similarities)
+    else:  # over the largest: its precision is that of differences
+        logits = (similarities - similarities[:, :1]) / temperature
+    largest = logits.new_full((len(labels), num_classes), -math.inf)
+    largest.scatter_reduce_(1, labels, logits, "amax")
+    sums = torch.zeros_like(largest)
+    sums.scatter_add_(1, labels, torch.exp(logits - largest.gather(1, labels)))
+    return largest + sums.log()
 
 
 class ClassSimilarity:
@@ -252,23 +256,24 @@ class ClassSimilarity:
             sums.scatter_add_(1, columns, torch.exp(logits - largest.gather(1, columns)))
             self.largest[chosen], self.sums[chosen] = largest, sums
 
-    def probabilities(self):
-        """(Q, K) float64, rows sum to 1; 0 for a class that the bank lacks."""
-        return torch.softmax(self.largest + self.sums.log(), dim=1)
+    def log_probabilities(self):
+        """log p (Q, K) float64; -inf for a class that the bank lacks, and for that alone: p itself
+        underflows where the temperature is low."""
+        return torch.log_softmax(self.largest + self.sums.log(), dim=1)
 
 
 def measure(named, labels, num_classes):
-    """Metrics of scores (Q, K) by the name of their setting; labels: (Q,) in [0, K).
+    """Metrics of log scores (Q, K) by the name of their setting; labels: (Q,) in [0, K).
 
-    {name: {"top1", "top5"}}, and the first one's top1, top5, per_class and confusion. A class
-    without any score is never among the best.
+    {name: {"top1", "top5"}}, and the first one's top1, top5, per_class and confusion. A class whose
+    score is -inf or NaN is never among the best.
     """
     results = {}
     for name, scores in named.items():
         own = scores.gather(1, labels[:, None])
         smaller = torch.arange(num_classes, device=labels.device) < labels[:, None]
         rank = ((scores > own) | ((scores == own) & smaller)).sum(dim=1)
-        rank = rank.masked_fill(own[:, 0] <= 0, num_classes + max(TOP))
+        rank = rank.masked_fill(~(own[:, 0] > -math.inf), num_classes + max(TOP))
         results[name] = {f"top{k}": float((rank < k).double().mean()) for k in TOP}
     first = next(iter(named.values())).argmax(dim=1)
     matrix = confusion_matrix(labels.cpu().numpy(), first.cpu().numpy(), num_classes)

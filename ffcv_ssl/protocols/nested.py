@@ -33,9 +33,11 @@ def protocol_config(protocol, settings, where="settings", **fixed):
 
 
 def call(protocol, config, world, stop):
-    """Run a protocol; or return the newest record in its folder, if it is of the same weights, data
-    and settings. Raises as the protocol."""
-    known = [r for r in read_results(results_folder(config)) if r.get("protocol") == protocol]
+    """Run a protocol; or return the newest record of the same weights, data, labels and settings,
+    as they are in the files now, from its folder or the checkpoint's. Raises as the protocol."""
+    folders = dict.fromkeys([run_folder(config.checkpoint), results_folder(config)])
+    records = [record for folder in folders for record in read_results(folder)]
+    known = [record for record in records if record.get("protocol") == protocol]
     if known and protocol not in RESUMED:
         encoder = open_encoder(config, world)
         data = open_pair(config.data, config.labels, encoder).describe()
@@ -67,6 +69,13 @@ def run_folder(checkpoint):
     """The folder of the run that a checkpoint belongs to."""
     path = Path(checkpoint)
     return path if path.is_dir() else path.parent
+
+
+def check_paths(checkpoints):
+    """Raise UserError for a checkpoint that is not there: the folder around it may be a run too."""
+    for path in checkpoints:
+        if not Path(path).exists():
+            raise UserError(f"checkpoint: no file or folder '{path}'; give a run's folder or file")
 
 
 def words_of(settings):

@@ -3,8 +3,9 @@
     python evaluate.py seeds --checkpoint runs/simclr_seed* runs/suncet_seed*
 
 Results are those in the folders' `results.jsonl`. They belong together where protocol, data,
-settings and the pretraining run's configuration are the same but for seeds and paths; of several of
-one seed the newest counts. The spread is the standard deviation of one result (n - 1).
+settings and the pretraining run's configuration are the same but for seeds and paths. Of several of
+one run the newest counts; several runs of one seed are refused, as one would count for all. The
+spread is the standard deviation of one result (n - 1).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import yaml
 
 from ffcv_ssl.checkpoint import write_text
 from ffcv_ssl.command import UserError
-from ffcv_ssl.protocols.common import refuse_ranks
+from ffcv_ssl.protocols.common import refuse_ranks, writable_folder
 from ffcv_ssl.protocols.nested import MAIN_METRICS, run_folder
 from ffcv_ssl.results import flatten, read_results
 
@@ -31,6 +32,8 @@ FREE = (
     "out",
     "checkpoint",
     "data.num_workers",
+    "data.image_field",
+    "data.label_field",
     "data.train",
     "data.val",
     "features.folder",
@@ -53,28 +56,36 @@ class SeedsConfig:
 def run(config, world, stop):
     """Average the results; returns them by group. Raises UserError."""
     refuse_ranks("seeds", world)
+    folder = writable_folder(config.out) if config.out else None
     groups = collect(config.checkpoint, config.metric)
     rows = [
         {"checkpoint": common_name(paths), **about, **summary(values)}
         for about, paths, values in groups
     ]
     text = render(rows)
-    if config.out:
-        Path(config.out).mkdir(parents=True, exist_ok=True)
-        write_text(Path(config.out) / TABLE, text)
+    if folder is not None:
+        _write(folder / TABLE, text)
     world.say(text)
     return {"protocol": "seeds", "groups": rows}
+
+
+def _write(path, text):
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); use --out") from None
 
 
 def collect(folders, metric=None):
     """[(what a group is, checkpoints, values)] of all results in some folders, in their order.
 
-    Raises UserError for a folder without results, and where none has the metric.
+    Raises UserError for a folder without results, where none has the metric, and for two runs with
+    equal seeds.
     """
     if not folders:
         raise UserError("checkpoint: got none, expected --checkpoint RUN RUN ...")
     groups = {}
-    for folder in dict.fromkeys(folders):
+    for folder in {Path(folder).resolve(): folder for folder in folders}.values():
         records = read_results(folder)
         if not records:
             raise UserError(f"{folder}: no results.jsonl with results; evaluate something there")
@@ -83,10 +94,30 @@ def collect(folders, metric=None):
             for name, value in numbers.items():
                 about, key, seeds = describe(record, name)
                 _, members = groups.setdefault(key, (about, {}))
-                members[seeds] = (record.get("checkpoint"), value)
+                before = members.setdefault(seeds, (folder, record, value))
+                _refuse_other_run(before, folder, record, about)
+                if str(record.get("time")) >= str(before[1].get("time")):
+                    members[seeds] = (folder, record, value)
     if not groups:
         raise UserError(f"metric: got {metric!r}, but no result has it")
-    return [(about, *zip(*members.values())) for about, members in groups.values()]
+    found = []
+    for about, members in groups.values():
+        _, records, values = zip(*members.values())
+        found.append((about, [record.get("checkpoint") for record in records], values))
+    return found
+
+
+def _refuse_other_run(before, folder, record, about):
+    """Raise UserError where two results of equal seeds are not of one run: they lie in different
+    folders, or are of different files with different weights."""
+    sides = [before[0], folder]
+    if before[0] == folder:
+        sides = [side.get("checkpoint") for side in (before[1], record)]
+        if before[1].get("weights") == record.get("weights"):
+            return
+    if sides[0] != sides[1]:
+        what = f"{about['protocol']} on {about['data']} has equal seeds and settings"
+        raise UserError(f"{sides[0]}, {sides[1]}: {what} in both; give one of them")
 
 
 def common_name(paths):
@@ -118,6 +149,7 @@ def describe(record, metric):
     words = {"protocol": record["protocol"], "data": Path(str(data.get("val"))).stem}
     words["metric"] = metric
     content = [data.get(key) for key in ("train_content", "val_content", "label_field")]
+    content.append(data.get("image_field", "image"))  # which records of before do not say
     whose = [_bound(config) for config in origin] or record.get("checkpoint")
     key = [record["protocol"], metric, content, _bound(settings), whose, about.get("step")]
     seeds = [[side.get(key) for key in SEEDS] for side in (settings, *origin)]

@@ -10,6 +10,7 @@ trained, and what is on record with the same settings is not trained again.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +27,9 @@ from ffcv_ssl.protocols.common import (
     open_encoder,
     open_pair,
     refuse_ranks,
+    results_folder,
     stop_if_asked,
+    writable_folder,
 )
 from ffcv_ssl.results import flatten
 from ffcv_ssl.settings import SystemConfig
@@ -41,7 +44,8 @@ class SuiteConfig:
     suite: str = ""
     """YAML list of datasets."""
     out: str | None = None
-    """Folder of the table and the chart; null: the first checkpoint's."""
+    """Folder of the table, the chart and the probes' results; null: the first checkpoint's, and for
+    results each checkpoint's own."""
     protocols: list[Literal["linear", "mlp", "knn", "snn"]] = field(
         default_factory=lambda: ["linear", "mlp"]
     )
@@ -77,17 +81,20 @@ def run(config, world, stop):
     datasets = read_suite(config.suite, config.data)
     calls = _calls(config, datasets)
     _check(calls, world)
-    cells = {}
+    folder = writable_folder(config.out or nested.run_folder(config.checkpoint[0]))
+    for _, _, call in calls:
+        results_folder(call)  # made, or refused, before the first probe is trained
+    cells, names = {}, {}
     for dataset, protocol, call in calls:
         stop_if_asked(stop)
         world.say(f"{dataset}: {protocol} of {call.checkpoint}")
         record = nested.call(protocol, call, world, stop)
+        names[call.checkpoint] = record["name"]
         for metric, value in flatten(record["metrics"]).items():
             if metric.rsplit(".", 1)[-1] == "top1":
-                column = (record["name"], protocol, metric.removesuffix(".top1"))
+                column = (call.checkpoint, protocol, metric.removesuffix(".top1"))
                 cells.setdefault(column, {})[dataset] = value
-    columns = {label: cells[column] for column, label in labels_of(list(cells)).items()}
-    folder = Path(config.out) if config.out else nested.run_folder(config.checkpoint[0])
+    columns = {label: cells[column] for column, label in labels_of(list(cells), names).items()}
     table, chart = write(folder, Path(config.suite).stem, columns, list(datasets))
     world.say(render(columns, list(datasets)))
     return {
@@ -123,8 +130,10 @@ def read_suite(path, data):
 
 
 def _data(entry, data, where):
-    """An EvalData of the command's settings with an entry's over them."""
-    settings = {key: value for key, value in vars(data).items() if value is not None} | entry
+    """An EvalData of the command's settings with an entry's over them. Fields that neither names
+    have the usual names: the pretraining run's are of another file."""
+    settings = {"image_field": "image", "label_field": "label"}
+    settings |= {key: value for key, value in vars(data).items() if value is not None} | entry
     words = nested.words_of({"data": settings})
     try:
         return parse_config(Entry, words, "suite", "")[0].data
@@ -135,6 +144,7 @@ def _data(entry, data, where):
 def _calls(config, datasets):
     """[(dataset, protocol, its configuration)], by checkpoint, dataset and protocol."""
     same = {"model": config.model, "labels": config.labels, "system": config.system}
+    same["out"] = config.out
     calls = []
     for checkpoint in config.checkpoint:
         for name, data in datasets.items():
@@ -159,12 +169,18 @@ def _check(calls, world):
             raise UserError(f"{dataset}: {error}") from None
 
 
-def labels_of(columns):
-    """{column: its heading} of (checkpoint's name, protocol, depth): the parts that differ, and
-    always the protocol."""
+def labels_of(columns, names):
+    """{column: its heading} of (checkpoint, protocol, depth): the parts that differ, and always the
+    protocol. A checkpoint goes by its name in `names`, or by its path where two share that."""
     varies = [len({column[part] for column in columns}) > 1 for part in range(3)]
     varies[1] = True
-    return {c: ", ".join(c[part] for part in range(3) if varies[part]) for c in columns}
+    shared = {name for name, count in Counter(names.values()).items() if count > 1}
+    labels = {}
+    for column in columns:
+        name = names[column[0]]
+        parts = (column[0] if name in shared else name, *column[1:])
+        labels[column] = ", ".join(part for part, shown in zip(parts, varies) if shown)
+    return labels
 
 
 def render(columns, datasets):
@@ -196,7 +212,8 @@ def draw(path, columns, datasets):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # no pyplot: it would choose a backend for the process
 
-    figure = Figure(figsize=(2 + 1.6 * len(datasets), 4.5), layout="constrained")
+    inches = max(2 + 1.6 * len(datasets), 1.5 + 0.09 * max(map(len, columns)))  # for the legend
+    figure = Figure(figsize=(inches, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     panel, width = figure.subplots(), 0.8 / len(columns)
     for place, (label, values) in enumerate(columns.items()):

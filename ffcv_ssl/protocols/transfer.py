@@ -6,9 +6,10 @@
 
 The procedure of Assran et al. 2020, appendix C (that of Chen et al. 2020a, after Kornblith et al.
 2019): 20,000 steps of SGD with Nesterov momentum at batch 256, crops and flips, a cosine to 0
-without warm-up; weight decays of the grid are divided by the rate. Each trial trains without a
-held-out part of the training file, which selects one; that one is trained again on all of it, and
-measured on centre crops of the validation file. A label field with an array of 1, 0 and -1 (left
+without warm-up, a momentum of batch-norm's statistics that goes by the steps an epoch; weight
+decays of the grid are divided by the rate. Each trial trains without a held-out part of the
+training file, which selects one; that one is trained again on all of it, and measured on centre
+crops of the validation file. A label field with an array of 1, 0 and -1 (left
 out) a sample is taken for several labels: binary cross-entropy, and the mean average precision of
 VOC07. The same command again goes on exactly where it stopped, in the middle of a trial too.
 """
@@ -24,6 +25,7 @@ from typing import Literal
 import numpy as np
 import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ffcv_ssl import checkpoint, settings
 from ffcv_ssl.command import NonFiniteLoss, UserError
@@ -93,6 +95,14 @@ class Transfer(Tuning):
             raise UserError(f"momentum: got {self.momentum:g}, expected below 1")
 
 
+def set_norm_momentum(network, steps_per_epoch):
+    """Let batch-norm's running statistics forget as in Chen et al. 2020a, appendix B.8: a step
+    keeps max(1 - 10 / s, 0.9) of them, s steps an epoch. torch's momentum is what it takes anew."""
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = min(10 / steps_per_epoch, 0.1)
+
+
 def run(config, world, stop=None):
     """Do what a Transfer says, or go on; returns the result's record, the same one if it was
     finished. Raises UserError, Interrupted, and NonFiniteLoss where no trial had a finite loss."""
@@ -111,7 +121,7 @@ class Transferring:
         self.folder, self.world = folder, world
         self.trials, self.scores, self.tuner = config.grid.trials(), [], None
         self.spent = dict.fromkeys((*Counters.NAMES, "seconds"), 0)
-        everything, part = task.pair.chosen, task.pair.chosen
+        everything, part, held_out = task.pair.chosen, task.pair.chosen, []
         self.selection = task.clean_loader("val", world)
         self.loaders = [self.selection]
         self.val_loader = self.selection
@@ -119,6 +129,7 @@ class Transferring:
             part, held_out = task.split(config.holdout, config.seed)
             self.selection = task.clean_loader("train", world, held_out)
             self.loaders.append(self.selection)
+        self.used = {"num_trained": len(everything), "num_held_out": len(held_out)}
         rest = (config.data.batch_size, config.seed, world)
         self.trial_loader, self.final_loader = (
             task.train_loader(indices, *rest) for indices in (part, everything)
@@ -132,7 +143,8 @@ class Transferring:
         if saved is None:
             self.folder.open_log(None, self.config.log.tensorboard)
             each = f"{len(self.trials)} trials and a final one of {self.config.steps} steps each"
-            self.world.say(f"{self.folder.path}: {each} on {self.task.labels}")
+            held_out = f"{self.used['num_held_out']} of them held out of the trials"
+            self.world.say(f"{self.folder.path}: {each} on {self.task.labels}, {held_out}")
             return
         self.scores, self.spent = saved["scores"], saved["spent"]
         self.tuner = self._make_tuner()
@@ -155,6 +167,7 @@ class Transferring:
             self._try_next()
         best, (lr, decay) = self._best()
         self._train(f"final: lr {lr:.4g}, weight decay {decay:.4g}")
+        self.keeper.save()
         network, done = self.tuner.network, self._done()
         metrics = evaluate(network, self.val_loader, self.task.val, *self._how())
         metrics |= {
@@ -216,6 +229,7 @@ class Transferring:
         torch.manual_seed(config.seed)
         network = Classifier(self.encoder.model, config.layer, self.task.train.num_outputs)
         loader = self.final_loader if is_final else self.trial_loader
+        set_norm_momentum(network, len(loader))
 
         def lr_of(step):
             return lr_at(step, optim, config.data.batch_size, 1, config.steps)
@@ -223,7 +237,7 @@ class Transferring:
         return Tuner(network, loader, self.task.train, optim, lr_of, config, self.world)
 
     def _how(self):
-        return self.world, self.config.precision, self.keeper.exit_if_asked
+        return self.world, self.config.precision, self.keeper.exit_if_asked, self.folder.path
 
     def _log(self):
         self.tuner.check_finite(self.folder.path)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ffcv_ssl.command import NonFiniteLoss
 from ffcv_ssl.distributed import share_learning
 from ffcv_ssl.mean_ap import mean_average_precision
 from ffcv_ssl.meters import Averages, Counters, FiniteWatch, Interval, flops_per_image
@@ -26,7 +27,8 @@ class Classifier(nn.Module):
     """A pretrained model up to one of its depths, and a linear classifier that begins at zero.
 
     layer 0: the backbone's features; k: those after the projector's k-th block, with its batch-norm
-    and ReLU (Chen et al. 2020b, section 2). Trains copies: the model itself is left alone.
+    and ReLU (Chen et al. 2020b, section 2); the last block has no ReLU, and batch-norm only where
+    the projector's norm is `all`. Trains copies: the model itself is left alone.
     """
 
     def __init__(self, model, layer, num_classes):
@@ -109,21 +111,26 @@ def autocast(precision, device):
 
 
 @torch.no_grad()
-def evaluate(network, loader, targets, world, precision, before_batch):
+def evaluate(network, loader, targets, world, precision, before_batch, path):
     """What `targets.measure` says of a network in evaluation mode, on every rank alike.
 
     Each sample of `loader` (of clean views, not random) counts once. before_batch() is called
-    before each batch and may raise to end the evaluation.
+    before each batch and may raise to end the evaluation. Raises NonFiniteLoss, naming the folder
+    `path`, for outputs that are not finite: weights that are may still be too large.
     """
     network.eval()
     world.broadcast_(network.buffers())  # the ones the checkpoint holds
-    digests, rows = [], []
+    digests, rows, is_finite = [], [], torch.ones((), dtype=torch.bool, device=world.device)
     for batch in loader:
         before_batch()
         with autocast(precision, world.device):
             logits = network.forward(batch.view_0)  # not compiled, where training is
+        is_finite &= torch.isfinite(logits).all()
         digests.append(targets.digest(logits.float()))
         rows.append(batch.indices.masked_fill(~torch.as_tensor(batch.valid), -1).to(world.device))
+    if world.any(not is_finite)[0]:
+        what = f"an output of the network is not finite when it is measured, in {precision}"
+        raise NonFiniteLoss(f"{path}: {what}; lower the learning rate or raise the precision")
     digests, rows = world.gather(torch.cat(digests)), world.gather(torch.cat(rows))
     return targets.measure(digests[rows >= 0], rows[rows >= 0])
 

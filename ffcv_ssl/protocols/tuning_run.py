@@ -55,7 +55,7 @@ class Tuning(common.Evaluation):
     """Of the network's forward pass; bf16 is autocast. The loss is float32 in any case."""
     layer: NonNegativeInt = 0
     """What the classifier sees: 0 the backbone's features, k those after the projector's layer k
-    with its batch-norm and ReLU."""
+    with its batch-norm and ReLU (the last layer has no ReLU)."""
     holdout: float = 0.1
     """Share of the training labels, of each class, that `select: holdout` selects on."""
     saving: SavingConfig = field(default_factory=SavingConfig)
@@ -85,19 +85,27 @@ class Task:
     """The labels that may be used, in words."""
 
     def split(self, fraction, seed):
-        """Indices (rest, held out) of the training samples that may be used."""
+        """Indices (rest, held out) of the training samples that may be used. Raises UserError
+        where the latter can select nothing."""
         rest, held_out = common.split_holdout(self.pair.labels, fraction, seed)
         if len(held_out) == 0:
             raise UserError("holdout: no class has two labels to hold one out; choose more labels")
+        several = isinstance(self.train, MultiTargets)
+        if several and not (self.train.labels[held_out] == 1).any():
+            got = f"none of the {len(held_out)} images held out has any of the labels"
+            raise UserError(f"holdout: {got}; use a larger --holdout or another --seed")
         return rest, held_out
 
     def train_loader(self, indices, batch_size, seed, world):
         """Cropped and flipped views of some training samples, in random order. Raises UserError
-        where they make no batch."""
+        where they make no batch, or one of a single image a rank."""
+        share = rank_share("data.batch_size", batch_size, world)
+        if share == 1:
+            got = f"got {batch_size} for {world.size} ranks, so that batch-norm would see one image"
+            raise UserError(f"data.batch_size: {got} alone; expected {2 * world.size} or more")
         loader = common.augmented_loader(
-            self.pair.train, self.pair, world, seed, indices=indices,
-            batch_size=rank_share("data.batch_size", batch_size, world),
-        )  # fmt: skip
+            self.pair.train, self.pair, world, seed, indices=indices, batch_size=share
+        )
         if len(loader) == 0:
             loader.close()
             got = f"{len(indices)} labelled samples make no batch of {batch_size}"
@@ -151,6 +159,8 @@ def _open_labels(config, encoder, world):
     if train.shape[1] != val.shape[1]:
         sides = f"{val.shape[1]} labels an image, expected {train.shape[1]} as in {data.train}"
         raise UserError(f"{data.val}: field '{data.label_field}': got {sides}")
+    if not (val == 1).any():
+        raise UserError(f"{data.val}: field '{data.label_field}': no image has any of the labels")
     loading, px, ratio = common.resolve_data(data, encoder)
     everyone = np.zeros(len(train), np.int64)  # one class of samples, of which any may be held out
     pair = common.Pair(*sets, everyone, train.shape[1], None, loading, px, ratio)
@@ -179,14 +189,14 @@ def _read_labels(dataset, field_name):
 
 
 @dataclass(frozen=True)
-class Weights:
-    """A network's weights as a RunFolder compares them."""
+class Content:
+    """What a run begins with, weights or labels, as a RunFolder compares it."""
 
-    fingerprint: str
+    text: str
 
     def describe(self):
-        """Equal for equal weights."""
-        return self.fingerprint
+        """Equal for equal content."""
+        return self.text
 
 
 @contextlib.contextmanager
@@ -200,13 +210,15 @@ def open_run(config, name, encoder, task, world):
     path = results if config.out else results / name
     source = Path(config.checkpoint)
     source = source if source.is_dir() else source.parent
-    if (path / BACKBONE).exists() or path.resolve() == source.resolve():
+    has_copies = any(path.glob("checkpoint_epoch_*.pt"))  # which a run of this kind never makes
+    if (path / BACKBONE).exists() or has_copies or path.resolve() == source.resolve():
         raise UserError(f"out: got {path}, a pretraining run's folder; use another --out")
     with hold_folder(path) if world.is_first else contextlib.nullcontext():
         sets = {
             "train": task.pair.train,
             "val": task.pair.val,
-            "pretrained": Weights(encoder.fingerprint),
+            "pretrained": Content(encoder.fingerprint),
+            "labels": Content(f"{common.labels_digest(task.pair)} ({task.labels})"),
         }
         folder = RunFolder(path, config_dict(config), sets, FREE_KEYS, FREE_GROUPS, world.is_first)
         saved = folder.read_checkpoint()
@@ -221,6 +233,7 @@ def tune(protocol, make, config, world, stop):
     """Do what a `Tuning` says, or go on; returns the result's record, the same one if it was
     finished. make: the run's class. The folder of a transfer also bears its data's name."""
     encoder = common.open_encoder(config, world)
+    config = replace(config, data=common.with_fields(config.data, encoder))
     check_layer(encoder, config.layer)
     task = open_task(config, encoder, world)
     config = resolved(config, task.pair)
@@ -280,17 +293,19 @@ def log_record(tuner, total_steps, world):
 def finish_run(protocol, run, network, metrics, done, results):
     """Save a run's network and report its result in the folder `results`; returns the record.
 
-    run: has config, encoder, task, folder, world. done: the counters' record. The checkpoint keeps
-    the record alone: the run is finished.
+    run: has config, encoder, task, folder, world, and used: {num_trained, num_held_out} images; it
+    is saved, so that a failure here (disk full) costs no training. done: the counters' record. The
+    checkpoint keeps the record alone: the run is finished.
     """
     folder, world = run.folder, run.world
-    shown = {f"val/{key}": metrics[key] for key in ("top1", "top5", "map") if key in metrics}
-    folder.write({**done, **shown})
-    record = make_record(protocol, run.encoder, run.task.describe(), run.config, metrics)
+    data = {**run.task.describe(), **run.used}
+    record = make_record(protocol, run.encoder, data, run.config, metrics)
     record["finetuned"] = str(folder.path / FINETUNED)
     if world.is_first:
         save_encoder(record["finetuned"], network, run.encoder, run.encoder.about)
         record = report(record, results)
+    shown = {f"val/{key}": metrics[key] for key in ("top1", "top5", "map") if key in metrics}
+    folder.write({**done, **shown})  # last: what a failure before it left is not written twice
     folder.save({"result": record})
     words = f"{run.task.val.metric} on val: {metrics[run.task.val.metric]:.2%}"
     world.say(f"{folder.path}: finished, {words}")
