@@ -299,9 +299,13 @@ def job_of(stage, settings):
 def submit_stages(stages, settings, jobs):
     """Submit stages as jobs, each after the one before it; returns {stage: job}.
 
-    settings, jobs: the settings and the SlurmConfig of each. Raises UserError where Slurm refuses.
+    settings, jobs: the settings and the SlurmConfig of each. Raises UserError where Slurm refuses,
+    or has a job for one of them already.
     """
     submitted, before = {}, None
+    for stage in stages:
+        if jobs[stage.name].dependency is None:
+            slurm.check_not_queued(stage.folder)
     unmark(stage.folder for stage in stages[1:])
     for stage in stages:
         config, folder = jobs[stage.name], str(stage.folder.resolve())

@@ -21,6 +21,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -250,12 +251,25 @@ def _check(config):
     for path in (config.data.train, config.data.val):
         if path and not Path(path).exists():  # a file on the nodes' own disks, perhaps
             print(f"note: {path} is not here; the job's nodes must have it", file=sys.stderr)
+    if config.slurm.dependency is None:
+        check_not_queued(config.out)
 
 
 def check_sbatch():
     """Raise UserError where jobs cannot be submitted."""
     if shutil.which("sbatch") is None:
         raise UserError("slurm.partition: there is no sbatch here; submit from a login node")
+
+
+def check_not_queued(run):
+    """Raise UserError where a job that was submitted for the folder `run` still waits or runs."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        made = {path.name.partition("_")[0] for path in (Path(run) / "slurm").iterdir()}
+        words = ["squeue", "--me", "--noheader", "--format=%A"]
+        asked = made and subprocess.run(words, capture_output=True, text=True, timeout=60)
+        for job_id in sorted(made & set(asked.stdout.split()) if made else ()):
+            remedy = f"wait for it, or end it: scancel {job_id}"
+            raise UserError(f"{run}: job {job_id} of this folder waits or runs; {remedy}")
 
 
 def _submit_job(config, argv, script):

@@ -437,6 +437,12 @@ def test_a_batch_submits_a_job_for_each_run(cluster, tmp_path, settings):
     for entry in jobs:
         assert cluster.job(entry["job_id"])["JobName"] == Path(entry["out"]).name
         assert f"{entry['job_id']}  {entry['out']}  {entry['stdout']}" in done.stdout
+    again = subprocess.run(
+        command, env=cluster.environment, capture_output=True, text=True, timeout=120, **where
+    )
+    assert again.returncode == 2 and again.stderr.count("\n") == 1
+    assert f"{tmp_path}/a: job {jobs[0]['job_id']} of this folder waits or runs" in again.stderr
+    for entry in jobs:
         cluster.run("scancel", entry["job_id"])
 
 

@@ -337,6 +337,8 @@ def test_a_chain_on_slurm_runs_in_order_and_a_failed_stage_cancels_the_rest(file
         words = ["--slurm.partition=low", "--slurm.cpus_per_task=1", "--npi.slurm.gpus_per_node=0"]
         stages = chain.read_chain([str(file), *words])
         jobs = submit_chain(stages)
+        with pytest.raises(UserError, match=r"pretrain: job \d+ of this folder waits or runs"):
+            submit_chain(stages)
         ends = {name: cluster.wait_for_end(job["job_id"], 120) for name, job in jobs.items()}
         assert [end["JobState"] for end in ends.values()] == ["COMPLETED"] * 3
         starts = [end["StartTime"] for end in ends.values()]
