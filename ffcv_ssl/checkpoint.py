@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -66,21 +67,34 @@ def _replacing(path):
         raise
 
 
-def load(path):
-    """Read a checkpoint onto the CPU, without executing anything in it. Raises CheckpointError."""
+def load(path, remedy="restore a kept copy, or delete it to start again"):
+    """Read a checkpoint onto the CPU, without executing anything in it. Raises CheckpointError,
+    with `remedy` for a file that is none."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen types for bad files
-        reason = one_line(error)[:160] or type(error).__name__
-        raise CheckpointError(
-            f"{path}: not a readable checkpoint ({reason}); "
-            "restore a kept copy, or delete it to start again"
-        ) from error
+        reason = f"not a readable checkpoint ({_reason(path, error)})"
+        raise CheckpointError(f"{path}: {reason}; {remedy}") from error
     if not isinstance(state, dict):
         raise CheckpointError(
             f"{path}: got a {type(state).__name__}, expected a checkpoint's dict of state"
         )
     return state
+
+
+def _reason(path, error):
+    """Why torch could not read a file, in fewer words than its own, which advise to trust it."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+    except OSError as own:
+        return own.strerror
+    if not start:
+        return "it is empty"
+    if start != b"PK\x03\x04" and start[:1] != b"\x80":  # a zip archive; a pickle, before torch 1.6
+        return "torch.save did not write it"
+    is_foreign = isinstance(error, pickle.UnpicklingError)
+    return "it holds other objects than tensors" if is_foreign else "it is damaged or cut off"
 
 
 def keep_copy(path, kept):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import re
 import signal
@@ -70,6 +71,7 @@ def _fill(config_class, prog, description, sort_out, argv, settings):
         # its name from jsonargparse 4.49 on, and before
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
         config = config_class(**instantiate(namespace).as_dict())
+        _check_finite(config_dict(config))
         if sort_out is not None:
             sort_out(config)
     except (ArgumentError, ValueError, TypeError, OSError) as error:
@@ -157,8 +159,52 @@ def one_line(error):
     text = re.sub(r"Unexpected keys: \{([^}]+)\}\. Got value: .*", r"unknown key \1", text)
     text = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", text).replace("typing.", "")
     text = re.sub(r"unrecognized arguments: --([^\s=]+).*$", r"\1: unknown key", text)
+    text = _UNION.sub(_one_of_several, text)
+    text = re.sub(
+        r"Not of type \w+: (\S+) does not conform to restriction (.*)$",
+        lambda found: f"got {found[1]}, expected {_in_words(found[2])}",
+        text,
+    )
+    text = _NO_NUMBER.sub(r"got \1, expected a number", text)
     text = re.sub(r"Expected an? (.*)\. Got value: (.*)$", r"got \2, expected \1", text)
+    text = re.sub(r"expected tuple(?: with (\d+) elements)?$", _list_of, text)
     return text.replace("expected Literal", "expected one of ")
+
+
+_UNION = re.compile(
+    r"Does not validate against any of the Union subtypes Subtypes: \[(?P<types>.*?)\] Errors: "
+    r"(?P<errors>.*) Given value type: .*? Given value: (?P<value>.*)$"
+)
+_NO_NUMBER = re.compile(
+    r"Not of type \w+: (?:could not convert string to float|invalid literal for int.*?): ('[^']*')$"
+)
+_BOUNDS = {">": "above", ">=": "of at least", "<": "below", "<=": "of at most"}
+
+
+def _one_of_several(found):
+    """`got V, expected A or null` for a value that fits none of several types."""
+    bounds = re.search(r"restriction (v.*?)(?= - |$)", found["errors"])
+    number = _in_words(bounds[1]) if bounds else "a number"  # its type is one of jsonargparse's own
+    kinds = []
+    for name in re.split(r", (?![^\[]*\])", found["types"]):
+        if name.startswith("tuple["):
+            each = f", each {number}" if bounds else ""
+            kinds.append(f"a list of {name.count(',') + 1}{each}")
+        else:
+            kinds.append(_PLAIN.get(name, number if name.isidentifier() else name))
+    return f"got {found['value']}, expected {' or '.join(kinds)}"
+
+
+_PLAIN = {"NoneType": "null", "str": "text", "int": "a whole number", "float": "a number"}
+
+
+def _list_of(found):
+    return f"expected a list of {found[1]}" if found[1] else "expected a list"
+
+
+def _in_words(bounds):
+    """`v>=0 and v<=1` -> `a number of at least 0 and of at most 1`."""
+    return "a number " + re.sub(r"v([<>]=?)", lambda found: f"{_BOUNDS[found[1]]} ", bounds)
 
 
 def config_dict(config):
@@ -175,6 +221,14 @@ def config_dict(config):
         return value
 
     return plain(asdict(config))
+
+
+def _check_finite(settings):
+    """Raise UserError for a number that is infinite or not one, in what `config_dict` returns."""
+    for key, value in _flatten(settings).items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{key}: got {number}, expected a finite number")
 
 
 def config_differences(before, now, free_keys=(), free_groups=()):

@@ -163,7 +163,8 @@ def _find_file(path):
 def _read(file):
     """A file's dict of state, and its metadata if that is ours, else {}."""
     if file.suffix != ".safetensors":
-        return checkpoint.load(file), {}
+        expected = "expected a run of ours, or what torch.save(model.state_dict(), FILE) writes"
+        return checkpoint.load(file, expected), {}
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -12,9 +12,11 @@ from typing import Literal
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFloat
 
-from jsonargparse.typing import NonNegativeInt, PositiveInt  # isort: skip
+from jsonargparse.typing import NonNegativeInt, PositiveInt, restricted_number_type  # isort: skip
 
 from ffcv_ssl.command import UserError
+
+Workers = restricted_number_type("Workers", int, (">=", -1))
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class DataConfig:
     chunk_size: NonNegativeInt = 0
     """Images a forward pass and rank, for batches that do not fit on the device at once: embeddings
     first, then gradients (two passes, the same gradients but for batch-norm); 0: all at once."""
-    num_workers: int = -1
+    num_workers: Workers = -1
     """Loader threads a rank; -1: all cores with a GPU, half of them where torch needs them too."""
     batches_ahead: PositiveInt = 3
     """Batches prepared in advance."""

@@ -7,8 +7,10 @@ from typing import Literal, TypedDict
 import pytest
 import yaml
 
+import train
 from ffcv_ssl.command import UserError, config_dict, parse_config
 from ffcv_ssl.config_files import read_layers
+from ffcv_ssl.protocols.linear import LinearConfig
 
 
 class Extras(TypedDict, total=False):
@@ -235,3 +237,33 @@ def test_a_file_of_other_bytes_than_text_and_a_folder_are_refused(write, tmp_pat
 @pytest.mark.parametrize("argv", [["--config"], ["--config="]], ids=str)
 def test_config_without_a_file_is_refused(argv):
     assert refusal("--epochs=3", *argv) == "--config: got nothing, expected a YAML file"
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("--optim.lr=-1", "optim.lr: got -1, expected a number above 0"),
+        ("--optim.lr=fast", "optim.lr: got 'fast', expected a number"),
+        ("--optim.lr=inf", "optim.lr: got inf, expected a finite number"),
+        ("--data.num_workers=-5", "data.num_workers: got -5, expected a number of at least -1"),
+        ("--evaluation.resolution=0", "evaluation.resolution: got 0, expected a number above 0 or"),
+        ("--labelled.labels.fraction=x", "labelled.labels.fraction: got x, expected a number or"),
+        ("--data.mean=3", "data.mean: got 3, expected a list"),
+        ("--data.mean=[1,2]", "data.mean: got [1, 2], expected a list of 3"),
+        ("--data.std=[0,1,1]", "data.std: got 0, expected a number above 0"),
+        ("--data.mean=[0,1,.inf]", "data.mean: got inf, expected a finite number"),
+        ("--precision=fp8", "precision: got fp8, expected one of ['bf16', 'fp16', 'fp32']"),
+        ("--optim.betas=[1]", "optim.betas: got [1], expected a list of 2"),
+    ],
+)
+def test_refusals_are_in_words_of_our_own(words, message):
+    with pytest.raises(UserError) as caught:
+        train.read_config([words])
+    assert str(caught.value).startswith(message)
+
+
+def test_a_list_or_null_is_refused_with_what_each_of_its_numbers_must_be():
+    with pytest.raises(UserError) as caught:
+        parse_config(LinearConfig, ["--data.std=[1,2,0]"], "command", "A command.")
+    expected = "a list of 3, each a number above 0 or null"
+    assert str(caught.value) == f"data.std: got [1, 2, 0], expected {expected}"

@@ -203,13 +203,23 @@ def test_an_architecture_that_contradicts_the_file_is_refused(run):
     assert load_encoder(run[0], RESNET18).widths["projector_2"] == 8
 
 
+SAVED_HOW = "expected a run of ours, or what torch.save(model.state_dict(), FILE) writes"
+
+
 def test_what_is_no_checkpoint_is_refused_in_one_line(plain, tmp_path):
     torch.save(plain.state_dict(), tmp_path / "a.pth")
     assert "give --model.backbone" in refusal(tmp_path / "a.pth")
     assert "no checkpoint.pt, backbone.safetensors or" in refusal(tmp_path)
     assert "no file or folder" in refusal(tmp_path / "nothing")
     (tmp_path / "text.pt").write_text("hello")
-    assert "not a readable checkpoint" in refusal(tmp_path / "text.pt", RESNET18)
+    text = refusal(tmp_path / "text.pt", RESNET18)
+    assert text.endswith("(torch.save did not write it); " + SAVED_HOW) and "delete" not in text
+    (tmp_path / "none.pt").write_bytes(b"")
+    assert f"(it is empty); {SAVED_HOW}" in refusal(tmp_path / "none.pt", RESNET18)
+    torch.save(plain, tmp_path / "module.pt")
+    assert f"(it holds other objects than tensors); {SAVED_HOW}" in refusal(tmp_path / "module.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "a.pth").read_bytes()[:5000])
+    assert f"(it is damaged or cut off); {SAVED_HOW}" in refusal(tmp_path / "cut.pt", RESNET18)
     (tmp_path / "text.safetensors").write_text("hello")
     assert "not a readable safetensors" in refusal(tmp_path / "text.safetensors", RESNET18)
     config = {"model": {"backbone": "resnet18", "stem": "imagenet", "projector": ""}}

@@ -52,7 +52,7 @@ class EvalData:
     """Subtracted from the pixels, on the 0..255 scale; null: the run's, or ImageNet's."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     """Pixels are divided by this, on the 0..255 scale; null: the run's, or ImageNet's."""
-    num_workers: int = -1
+    num_workers: settings.Workers = -1
     """Loader threads a rank; -1: all cores with a GPU, half of them where torch needs them too."""
     os_cache: bool = True
     """False for files larger than memory."""
