@@ -122,9 +122,10 @@ def check_config(config):
                 raise UserError(f"views.{name}.crop: a {view.crop} crop has one size: no ramp")
 
 
-# A resumed run may differ in these and in nothing else: they do not change what is learnt.
+# A resumed run may differ in these and in nothing else: they do not change what is learnt. (Which
+# labels were chosen is in the state of the labelled stream.)
 FREE_KEYS = ("out", "data.train", "data.val", "data.num_workers", "data.batches_ahead")
-FREE_GROUPS = ("checkpoint.", "log.", "system.", "slurm.", "data.os_cache")
+FREE_GROUPS = ("checkpoint.", "log.", "system.", "slurm.", "data.os_cache", "labelled.labels.file")
 
 
 class Learner(nn.Module):
@@ -514,8 +515,6 @@ class Trainer:
         self.loader = self.labelled = None
         if config.own_batch_size:
             share = rank_share("data.batch_size", config.own_batch_size, world)
-            sides = [view.size_px(config.resolution.max) for view in self.views.values()]
-            check_parts(share, config.data.chunk_size, sides)
             self.loader = make_loader(
                 train, config.data, ops, world, config.channels_last, drop_last=True,
                 seed=config.seed, order=OrderOption[config.data.order.upper()], batch_size=share,
@@ -525,7 +524,7 @@ class Trainer:
             self.labelled = LabelledStream(
                 config.labelled, train, config.data, some, config.seed, world, config.channels_last
             )
-            self.world.say(f"labelled stream: {self.labelled.description}")
+        check_parts(config, [v.size_px(config.resolution.max) for v in self.views.values()], world)
         self.steps_per_epoch = len(self.loader if self.loader is not None else self.labelled)
         if self.steps_per_epoch == 0:
             got = f"{train.num_samples} samples make no batch of {config.own_batch_size}"
@@ -534,6 +533,8 @@ class Trainer:
         self.labelled_until = 0
         if self.labelled is not None:
             self.labelled_until = self.labelled.end_step(self.steps_per_epoch)
+            until = f"until step {min(self.labelled_until, self.total_steps)}"
+            world.say(f"labelled stream: {self.labelled.description}; {until}")
 
     def _build_model(self):
         config, device, num_classes = self.config, self.world.device, self.train_set.num_classes
@@ -555,8 +556,7 @@ class Trainer:
         if self.train_set.labels is not None:
             probes = Probes(self.model.widths, num_classes).to(device)
             self.probes = ProbeTrainer(probes, config.probes, self.world)
-        # not every loss reaches every head: the classifier after its stream has ended, and the
-        # method's heads where labels train alone
+        # no loss may reach the classifier (its stream ended) or the heads (labels alone)
         unreached = classifier is not None or self.loader is None
         self.network = share_learning(self.learner, self.world, unreached, config.system.compile)
 
@@ -824,7 +824,8 @@ class Trainer:
         self.folder.open_log(None, config.log.tensorboard)
         self._save()
         streams = [(config.own_batch_size, "images", len(self.views))]
-        streams += [(config.labelled_batch_size, "labelled", config.labelled.num_views)]
+        if self.labelled_until:
+            streams += [(config.labelled_batch_size, "labelled", config.labelled.num_views)]
         self.world.say(
             f"{self.folder.path}: {config.epochs} epochs of {self.steps_per_epoch} steps, "
             f"{sum(size * views for size, _, views in streams)} views a step: "

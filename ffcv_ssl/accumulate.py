@@ -25,13 +25,27 @@ def split_views(views, chunk_size):
     return list(zip(*[view.tensor_split(num_parts) for view in views]))
 
 
-def check_parts(rows, chunk_size, sides_px):
-    """Raise UserError where a part of a batch of `rows` images, in views of such sides, would show
-    batch-norm a single row, of which there is no spread."""
-    num_parts = -(-rows // chunk_size) if chunk_size else 1
-    if num_parts > 1 and rows // num_parts == 1 and 1 in Counter(sides_px).values():
-        got = f"got {chunk_size} for {rows} images, so that batch-norm would see one image alone"
-        raise UserError(f"data.chunk_size: {got}; expected 0 or more images")
+def check_parts(config, sides_px, world):
+    """Raise UserError where a pass would show batch-norm a single row, of which there is no spread.
+
+    config: the trainer's; sides_px: of each of its views. Views of one side share a pass.
+    """
+    if world.device.type == "cuda" and world.size > 1:
+        return  # batch-norm sees the rows of all ranks
+    own, labelled = config.own_batch_size // world.size, config.labelled_batch_size // world.size
+    own, some = [(own, side) for side in sides_px], sides_px[: config.labelled.num_views]
+    for views in (own, own + [(labelled, side) for side in some]):  # the second kind may end
+        rows = max(number for number, _ in views)
+        chunk_size = config.data.chunk_size
+        num_parts = -(-rows // chunk_size) if chunk_size else 1
+        together = Counter()
+        for number, side in views:
+            together[side] += number // max(1, num_parts)
+        if 1 in together.values():
+            what = f"data.chunk_size: got {chunk_size} for {rows} images a rank"
+            if num_parts == 1:
+                what = "data.batch_size, labelled: got 1 image a rank in one view of its size"
+            raise UserError(f"{what}, but batch-norm needs two at once; give it more")
 
 
 def backward_in_parts(forward, again, parts, loss_of, scale, no_sync=contextlib.nullcontext):

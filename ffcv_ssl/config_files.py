@@ -61,8 +61,17 @@ def _load(path):
     """The mapping in a YAML file."""
     if not Path(path).is_file():
         raise ValueError("no such configuration file")
+    settings = read_yaml(path)
+    if not isinstance(settings, dict):
+        got = "nothing" if settings is None else f"a {type(settings).__name__}"
+        raise ValueError(f"got {got}, expected a mapping of settings")
+    return _nested(settings)
+
+
+def read_yaml(path):
+    """What a YAML file holds, with numbers as above. Raises ValueError, on one line."""
     try:
-        settings = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
@@ -71,10 +80,6 @@ def _load(path):
         raise ValueError(f"line {error.problem_mark.line + 1}: {error.problem}") from None
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
-    if not isinstance(settings, dict):
-        got = "nothing" if settings is None else f"a {type(settings).__name__}"
-        raise ValueError(f"got {got}, expected a mapping of settings")
-    return _nested(settings)
 
 
 def _nested(settings):

@@ -6,6 +6,7 @@ left out, and the counts are summed.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -20,8 +21,10 @@ def labels_of(batch, field):
     where the loader has no such field."""
     if not hasattr(batch, field):
         return None
-    labels = getattr(batch, field).view(-1)
-    return labels.masked_fill(~torch.as_tensor(batch.valid, device=labels.device), -1)
+    labels, valid = getattr(batch, field).view(-1), np.asarray(batch.valid)
+    if valid.all():  # known on the host: a copy of it to the device would wait, at every step
+        return labels
+    return labels.masked_fill(torch.as_tensor(~valid, device=labels.device), -1)
 
 
 def open_evaluation(train, val, data, settings, ops, seed, world, channels_last):

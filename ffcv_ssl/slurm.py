@@ -29,6 +29,8 @@ from pathlib import Path
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from ffcv_ssl.command import UserError, one_line
+from ffcv_ssl.config_files import read_yaml
+from ffcv_ssl.results import flatten
 from ffcv_ssl.slurm_job import PYTHON, Task
 
 TIME = r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}"  # as sbatch --time: minutes, or days and hours
@@ -150,12 +152,10 @@ def read_batch(path, argv=()):
 
     Raises UserError for a list that is not one.
     """
-    import yaml
-
     try:
-        entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
+        entries = read_yaml(path)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path}: got no list, expected one of configuration files")
     others = [word for word in argv if word != f"--slurm.batch={path}"]
@@ -173,13 +173,13 @@ def _entry_arguments(entry, where):
     if not isinstance(entry, dict) or not isinstance(entry.get("config"), str):
         raise UserError(f"{where}: got {entry!r}, expected a file or {{config, name, overrides}}")
     unknown = set(entry) - {"config", "name", "overrides"}
-    overrides = entry.get("overrides") or {}
-    if unknown or not isinstance(overrides, dict):
-        got = f"unknown key {sorted(unknown)[0]!r}" if unknown else "overrides are no mapping"
+    overrides, name = entry.get("overrides") or {}, entry.get("name", Path(entry["config"]).stem)
+    if unknown or not isinstance(overrides, dict) or not isinstance(name, str) or not name:
+        got = f"name {name!r}" if isinstance(overrides, dict) else "overrides are no mapping"
+        got = f"unknown key {sorted(unknown, key=str)[0]!r}" if unknown else got
         raise UserError(f"{where}: {got}, expected {{config, name, overrides}}")
-    name = entry.get("name", Path(entry["config"]).stem)
     arguments = [f"--config={entry['config']}", f"--out=runs/{name}"]
-    for key, value in overrides.items():
+    for key, value in flatten(overrides).items():
         text = value if isinstance(value, str) else json.dumps(value)
         arguments.append(f"--{key}={text}")
     return arguments

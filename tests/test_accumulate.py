@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -175,17 +176,41 @@ def test_only_one_parts_graph_is_alive_at_a_time_and_the_first_pass_keeps_none()
     assert graph.now == 0 and peaks[2] < 0.6 * peaks[0]
 
 
-@pytest.mark.parametrize(("rows", "chunk_size", "sides"), [(8, 1, [32]), (5, 2, [32]),
-                                                           (8, 1, [32, 32, 16])])  # fmt: skip
-def test_a_part_of_a_single_row_is_refused(rows, chunk_size, sides):
-    with pytest.raises(UserError, match=f"data.chunk_size: got {chunk_size} for {rows} images"):
-        check_parts(rows, chunk_size, sides)
+def assert_parts_checked(own, labelled, num_views, chunk_size, sides, world=None):
+    config = SimpleNamespace(
+        own_batch_size=own, labelled_batch_size=labelled,
+        labelled=SimpleNamespace(num_views=num_views), data=SimpleNamespace(chunk_size=chunk_size),
+    )  # fmt: skip
+    assert check_parts(config, sides, world or World()) is None
 
 
-@pytest.mark.parametrize(("rows", "chunk_size", "sides"), [(8, 0, [32]), (8, 2, [32]), (1, 1, [32]),
-                                                           (8, 1, [32, 32])])  # fmt: skip
-def test_parts_of_two_rows_and_whole_batches_are_not_refused(rows, chunk_size, sides):
-    assert check_parts(rows, chunk_size, sides) is None
+SMALL = [
+    (8, 0, 1, 1, [32]), (5, 0, 1, 2, [32]), (8, 0, 1, 1, [32, 32, 16]), (1, 0, 1, 0, [32]),
+    (0, 10, 1, 1, [32]), (0, 1, 1, 0, [32]), (1, 4, 1, 0, [32]), (2, 16, 1, 1, [32, 16]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_a_part_of_a_single_row_is_refused(case):
+    got = f"data.chunk_size: got {case[3]} for " if case[3] else "data.batch_size, labelled: got 1"
+    with pytest.raises(UserError, match=got):
+        assert_parts_checked(*case)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [(8, 0, 1, 0, [32]), (8, 0, 1, 2, [32]), (8, 0, 1, 1, [32, 32]), (1, 0, 1, 0, [32, 32]),
+     (0, 10, 2, 1, [32, 32]), (0, 10, 1, 2, [32, 32]), (2, 4, 1, 2, [32, 32])],
+    ids=str,
+)  # fmt: skip
+def test_parts_of_two_rows_and_whole_batches_are_not_refused(case):
+    assert_parts_checked(*case)
+
+
+def test_a_single_row_is_enough_where_batch_norm_sees_other_ranks():
+    assert_parts_checked(2, 0, 1, 0, [32], World(1, 2, device="cuda:1"))
+    with pytest.raises(UserError, match="got 1 image a rank"):
+        assert_parts_checked(2, 0, 1, 0, [32], World(1, 2))
 
 
 def test_views_are_split_into_parts_of_at_most_so_many_rows_that_make_up_the_whole():

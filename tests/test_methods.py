@@ -14,9 +14,10 @@ from test_optim import NoHostSync
 from torch import nn
 
 import train
-from ffcv_ssl import models, report, settings
+from ffcv_ssl import BetonError, models, report, settings
 from ffcv_ssl.command import Interrupted
 from ffcv_ssl.distributed import World
+from ffcv_ssl.evaluation import labels_of
 from ffcv_ssl.labels import choose_labels
 from ffcv_ssl.metrics_log import read_metrics
 from pipelines import Views
@@ -360,7 +361,7 @@ def test_the_labelled_loss_sees_chosen_labels_only_and_their_counts_are_printed(
     chosen = np.flatnonzero(chosen_labels(config) >= 0)
     assert set(indices) <= set(chosen.tolist()) and len(set(indices)) > 14
     printed = capsys.readouterr().out
-    assert "labelled stream: 21 labels of 7 classes, 3 each\n" in printed
+    assert "labelled stream: 21 labels of 7 classes, 3 each; until step " in printed
     assert "48 views a step: 20 images x 2, 8 labelled x 1\n" in printed
 
 
@@ -407,6 +408,29 @@ def flops_of_a_view(passes=(2, 3, 3, 3)):
     the first layer, of inputs."""
     conv1, conv2 = 7 * 7 * 8 * 27, 3 * 3 * WIDTH * 8 * 9
     return sum(2 * n * p for n, p in zip((conv1, conv2, WIDTH * 12, 12 * 8), passes))
+
+
+def test_a_stream_that_never_begins_is_not_counted_at_the_start_either(tmp_path, files, capsys):
+    end = {"labelled__supervised_epochs": 0.0, "epochs": 1}
+    fit(configure(tmp_path / "run", files, labelled__loss="suncet", **LABELLED, **end))
+    printed = capsys.readouterr().out
+    assert "3 each; until step 0\n" in printed and "40 views a step: 20 images x 2\n" in printed
+    assert read_metrics(tmp_path / "run")[-1]["views"] == 2 * STEPS * BATCH
+
+
+def test_a_list_of_labels_may_move_but_not_change(tmp_path, files):
+    def run(name, indices, **rest):
+        (tmp_path / name).write_text("".join(f"{index}\n" for index in indices))
+        chosen = {"labelled__labels": settings.LabelsConfig("file", file=str(tmp_path / name))}
+        more = {**LABELLED, **chosen, "labelled__loss": "suncet"}
+        return fit(configure(tmp_path / "run", files, **more), **rest)
+
+    run("a.txt", range(21), stop_after=7)
+    with pytest.raises(
+        BetonError, match="resume with the same file and the same choice of samples"
+    ):
+        run("b.txt", range(1, 22))
+    assert run("c.txt", reversed(range(21))).step == 2 * STEPS
 
 
 def test_a_stream_resumed_after_its_end_is_not_started_again(tmp_path, files, monkeypatch):
@@ -460,3 +484,30 @@ def test_no_step_waits_for_the_device(case, tmp_path, files):
     steps, changes = [], {"epochs": 1, "labelled__supervised_epochs": None, "data__val": None}
     fit(configure(tmp_path / "run", files, **{**CASES[case], **changes}), around=around)
     assert steps
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("case", CASES)
+def test_no_step_waits_for_a_gpu(case, tmp_path, files):
+    def around(trainer, train_step, own, labelled):
+        if trainer.step == 0:
+            return train_step()
+        torch.cuda.set_sync_debug_mode("error")  # copies from unpinned memory are among its errors
+        try:
+            train_step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return steps.append(trainer.step)
+
+    steps, changes = [], {"epochs": 1, "labelled__supervised_epochs": None, "data__val": None}
+    changes["system__device"] = "cuda"
+    fit(configure(tmp_path / "run", files, **{**CASES[case], **changes}), around=around)
+    assert steps
+
+
+def test_labels_are_known_without_a_copy_and_padding_has_none():
+    batch = SimpleNamespace(label=torch.tensor([[3], [1]]), valid=torch.tensor([True, True]))
+    labels = labels_of(batch, "label")
+    assert labels.tolist() == [3, 1] and labels.data_ptr() == batch.label.data_ptr()
+    batch.valid[1] = False
+    assert labels_of(batch, "label").tolist() == [3, -1] and labels_of(batch, "other") is None

@@ -150,6 +150,12 @@ def test_a_batch_names_folders_after_configs_and_the_command_line_wins(tmp_path)
         ]
 
 
+def test_times_and_groups_in_a_batch_are_as_in_a_configuration(tmp_path):
+    text = "- {config: a.yaml, overrides: {slurm.time: 72:00:00, optim: {lr: 1e-3, name: sgd}}}\n"
+    (line,) = slurm.read_batch(batch(tmp_path, text).partition("=")[2])
+    assert line[2:] == ["--slurm.time=72:00:00", "--optim.lr=0.001", "--optim.name=sgd"]
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -160,7 +166,9 @@ def test_a_batch_names_folders_after_configs_and_the_command_line_wins(tmp_path)
         ("- {config: a.yaml, overrides: [1]}\n", "overrides are no mapping"),
         ("a.yaml\n", "got no list"),
         ("[]\n", "got no list"),
-        ("[a: b: c\n", "cannot be read"),
+        ("[a: b: c\n", "line 1: "),
+        ("- {config: a.yaml, name: null}\n", "entry 1: name None, expected"),
+        ("- {config: a.yaml, config: b.yaml}\n", "line 1: key 'config' is given twice"),
     ],
 )
 def test_nothing_of_a_batch_is_submitted_unless_all_of_it_is_sound(
