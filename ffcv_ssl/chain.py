@@ -351,8 +351,12 @@ def run(argv):
 
 def main(argv=None):
     """Run the command and return its exit code; the last line on stdout is the summary."""
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(__doc__.strip())
+        return 0
     try:
-        code, summary = run(sys.argv[1:] if argv is None else argv)
+        code, summary = run(argv)
     except (UserError, CheckpointError) as error:
         print(one_line(error), file=sys.stderr)
         return command.EXIT_USER_ERROR

@@ -14,6 +14,7 @@ from ffcv_ssl.transforms import (
     CenterCrop,
     GaussianBlur,
     GaussianNoise,
+    ImageOp,
     NormalizeImage,
     RandomColorJitter,
     RandomEqualize,
@@ -225,6 +226,21 @@ def test_ops_at_a_wrong_place_are_refused_in_one_line(ops):
     with pytest.raises(ValueError, match="view_0") as error:
         plan_of(ops)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("opcode", [None, 10, -1])
+def test_an_op_that_the_kernels_do_not_know_is_refused(opcode):
+    name = f"Unknown{opcode}"
+    op = type(name, (ImageOp,), {"opcode": opcode})()
+    with pytest.raises(ValueError, match=f"{name}: opcode {opcode} has no branch"):
+        plan_of([RandomResizedCrop(8), op])
+
+
+def test_an_opcode_belongs_to_one_class_and_those_derived_from_it():
+    with pytest.raises(TypeError, match="Copied: opcode 3 is RandomHorizontalFlip's; take one"):
+        type("Copied", (ImageOp,), {"opcode": RandomHorizontalFlip.opcode})
+    derived = type("Derived", (RandomHorizontalFlip,), {})
+    assert plan_of([RandomResizedCrop(8), derived(1.0)]).segments[0].ops[1, 0] == 3
 
 
 def run_segments(plan, images):

@@ -217,6 +217,13 @@ def test_a_mistake_in_a_chain_is_one_line_that_names_it(tmp_path, capsys, text, 
     assert message in line
 
 
+@pytest.mark.parametrize("argv", [["--help"], ["chain.yaml", "-h"]], ids=str)
+def test_help_shows_how_a_chain_is_written_and_started(argv, capsys):
+    assert chain.main(argv) == 0
+    printed = capsys.readouterr().out
+    assert "python -m ffcv_ssl.chain CHAIN.yaml" in printed and "stages:" in printed
+
+
 def test_no_chain_is_one_line(capsys):
     assert chain.main([]) == 2 and chain.main(["/nope.yaml"]) == 2
     first, second = capsys.readouterr().err.splitlines()

@@ -10,7 +10,7 @@ import numpy as np
 
 from ffcv_ssl.kernels import resample
 from ffcv_ssl.pipeline.operation import CompiledOperation, Operation, State
-from ffcv_ssl.pipeline.program import FLIP, FOLDED, draw_view, render_view
+from ffcv_ssl.pipeline.program import FLIP, FOLDED, OPCODES, draw_view, render_view
 from ffcv_ssl.seeds import derive_key
 from ffcv_ssl.transforms import Crop, ImageOp, SimpleRGBImageDecoder, ToTorchImage
 from ffcv_ssl.transforms.base import NUM_CONSTANTS
@@ -60,6 +60,9 @@ class Segment:
         self.keys = np.array([p.key for p in placed], np.uint64)
         for i, p in enumerate(placed):
             constants = p.op.constants()
+            if p.op.opcode not in OPCODES:
+                got = f"{type(p.op).__name__}: opcode {p.op.opcode} has no branch"
+                raise ValueError(f"{got} in pipeline/program.py; transforms/base.py tells how")
             self.constants[i, : len(constants)] = constants
             self.ops[i] = (p.op.opcode, p.first_column, p.op.link is not None, -1)
         self.render_ops = self.ops.copy()

@@ -22,7 +22,8 @@ from ffcv_ssl.transforms.flip import draw_switch
 from ffcv_ssl.transforms.gaussian_blur import draw_sigma
 from ffcv_ssl.transforms.gaussian_noise import draw_noise_key
 
-WHOLE, RANDOM_CROP, CENTER_CROP, FLIP, JITTER, GRAY, BLUR, SOLARIZE, EQUALIZE, NOISE = range(10)
+OPCODES = range(10)
+WHOLE, RANDOM_CROP, CENTER_CROP, FLIP, JITTER, GRAY, BLUR, SOLARIZE, EQUALIZE, NOISE = OPCODES
 FOLDED = -1  # opcode of a flip that the crop before it carries out
 
 

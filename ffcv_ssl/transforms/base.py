@@ -1,8 +1,16 @@
 """What an image op is: settings, how its parameters are drawn, how they are applied. One op a file.
 
-To add an op, copy the nearest neighbour's file and change its four parts: the class (settings,
-columns), `draw`, `render`, and a NumPy twin with its test; then name it in `transforms/__init__.py`
-and in the two tables of `pipeline/program.py`.
+To add an op, look at a neighbour, solarization say, and at its places in turn:
+
+1. transforms/solarization.py: the class, with settings, columns and an opcode of its own. It draws
+   on or off with `draw_switch`; gaussian_blur.py has a draw function of its own.
+2. kernels/color.py, `solarize_`: what is done to a view in work, in place.
+3. pipeline/program.py: its opcode, and a branch each in `draw_view` and `_apply`.
+4. transforms/__init__.py: its name.
+5. tests/reference.py, `solarize`: the plain NumPy twin; tests/test_solarization.py: both against
+   torchvision or PIL, and the draws' distribution.
+6. To be set from YAML: pipelines/view.py, `OPS`, the settings and their ranges, and `build`;
+   pipelines/grid.py if its caption should tell it.
 
 Shapes: N samples, K columns, H W pixels. A view in work is float32 (3, H, W) in [0, 1].
 """
@@ -12,6 +20,7 @@ import operator
 import numpy as np
 
 NUM_CONSTANTS = 8  # numbers an op may hand to its kernels
+_OWNERS = {}  # the class that has an opcode; its subclasses may share it
 
 
 class ImageOp:
@@ -22,10 +31,17 @@ class ImageOp:
     own random stream instead of the loader's, or None.
     """
 
-    opcode = None  # a number of its own, the key of the tables in pipeline/program.py
+    opcode = None  # a number of its own, which pipeline/program.py knows
     columns = ()  # ((name, dtype of the user's column), ...)
     num_raw_columns = 1  # float64 numbers that `draw` writes
     random = True  # False: nothing is drawn, so link and seed make no sense
+
+    def __init_subclass__(cls, **settings):
+        super().__init_subclass__(**settings)
+        owner = _OWNERS.setdefault(cls.opcode, cls) if cls.opcode is not None else cls
+        if not issubclass(cls, owner) and cls.__qualname__ != owner.__qualname__:
+            got = f"{cls.__qualname__}: opcode {cls.opcode} is {owner.__qualname__}'s"
+            raise TypeError(f"{got}; take one of its own, with branches in pipeline/program.py")
 
     def __init__(self, link=None, seed=None):
         self.link = link
