@@ -131,6 +131,23 @@ def open_dataset(path, image_field="image", label_field="label"):
         )
 
 
+def check_classes(train, val, label_field):
+    """The training file's class names (a tuple, or None). Raises UserError where the two RunData
+    differ in the number of classes or in a name."""
+    names = []
+    for dataset in (train, val):
+        with Reader(dataset.path) as reader:
+            names.append(tuple(reader.class_names.get(label_field) or ()))
+    if all(names) and len(names[0]) == len(names[1]) and names[0] != names[1]:
+        label = next(i for i, pair in enumerate(zip(*names)) if pair[0] != pair[1])
+        sides = f"class {label} is {names[1][label]!r}, expected {names[0][label]!r}"
+        raise UserError(f"{val.path}: {sides} as in {train.path}; write both from one source")
+    if val.num_classes > train.num_classes or (all(names) and len(names[0]) != len(names[1])):
+        got = f"got {val.num_classes} classes in field '{label_field}'"
+        raise UserError(f"{val.path}: {got}, expected those of {train.path} ({train.num_classes})")
+    return names[0] or None
+
+
 def _labels(path, reader, field):
     labels = np.array(reader.field_metadata(field), dtype=np.int64).reshape(-1)
     if len(labels) and labels.min() < -1:

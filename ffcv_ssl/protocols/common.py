@@ -23,9 +23,8 @@ from ffcv_ssl.command import Interrupted, UserError
 from ffcv_ssl.confusion import draw_confusion
 from ffcv_ssl.labels import choose_labels, class_counts
 from ffcv_ssl.pretrained import load_encoder
-from ffcv_ssl.reader import Reader
 from ffcv_ssl.results import make_record, report, settings_key
-from ffcv_ssl.run_data import RunData, make_loader, open_dataset
+from ffcv_ssl.run_data import RunData, check_classes, make_loader, open_dataset
 from ffcv_ssl.transforms import CenterCrop, RandomHorizontalFlip, RandomResizedCrop
 
 
@@ -269,23 +268,6 @@ def labels_digest(pair):
     for values in (pair.chosen, pair.labels[pair.chosen]):
         digest.update(np.ascontiguousarray(values, "<i8").data)
     return digest.hexdigest()
-
-
-def check_classes(train, val, label_field):
-    """The training file's class names (a tuple, or None). Raises UserError where the two RunData
-    differ in the number of classes or in a name."""
-    names = []
-    for dataset in (train, val):
-        with Reader(dataset.path) as reader:
-            names.append(tuple(reader.class_names.get(label_field) or ()))
-    if all(names) and len(names[0]) == len(names[1]) and names[0] != names[1]:
-        label = next(i for i, pair in enumerate(zip(*names)) if pair[0] != pair[1])
-        sides = f"class {label} is {names[1][label]!r}, expected {names[0][label]!r}"
-        raise UserError(f"{val.path}: {sides} as in {train.path}; write both from one source")
-    if val.num_classes > train.num_classes or (all(names) and len(names[0]) != len(names[1])):
-        got = f"got {val.num_classes} classes in field '{label_field}'"
-        raise UserError(f"{val.path}: {got}, expected those of {train.path} ({train.num_classes})")
-    return names[0] or None
 
 
 def clean_ops(pair):
