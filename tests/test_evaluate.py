@@ -194,6 +194,12 @@ def test_mistakes_end_in_one_line_and_exit_code_2(run, files, tmp_path, capsys):
     assert str(names) in line
     line = mistake(capsys, "snn", *tail, "--labels.fraction", "2")
     assert line.startswith("labels.fraction: got 2")
+    for protocol, scheme, expected in (
+        ("linear", "file", "file alone"),
+        ("finetune", "balanced", "either fraction or count"),
+    ):
+        line = mistake(capsys, protocol, *tail, "--labels.scheme", scheme)
+        assert line == f"labels: scheme {scheme} got nothing, expected {expected}\n"
 
 
 def test_training_and_validation_on_the_same_images_is_told_once_and_done(

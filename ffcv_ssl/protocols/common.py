@@ -69,8 +69,8 @@ class EvalLabels(settings.LabelsConfig):
 
     @property
     def is_all(self):
-        """Whether nothing was left out."""
-        return self.fraction is None and self.count is None and self.file is None
+        """Whether no choice was asked for; a seed alone chooses nothing."""
+        return replace(self, seed=0) == EvalLabels()
 
 
 @dataclass(frozen=True)
