@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,8 +134,11 @@ def open_dataset(path, image_field="image", label_field="label"):
 
 
 def check_classes(train, val, label_field):
-    """The training file's class names (a tuple, or None). Raises UserError where the two RunData
-    differ in the number of classes or in a name."""
+    """The training file's class names (a tuple, or None). Raises UserError where two RunData differ
+    in a name or, both with names, in their number, or where `val` has more classes.
+
+    Where one file alone has names, a line on stderr says that they could not be compared.
+    """
     names = []
     for dataset in (train, val):
         with Reader(dataset.path) as reader:
@@ -145,7 +150,18 @@ def check_classes(train, val, label_field):
     if val.num_classes > train.num_classes or (all(names) and len(names[0]) != len(names[1])):
         got = f"got {val.num_classes} classes in field '{label_field}'"
         raise UserError(f"{val.path}: {got}, expected those of {train.path} ({train.num_classes})")
+    if any(names) and not all(names):
+        without, having = (val, train) if names[0] else (train, val)
+        got = f"no class names in field '{label_field}', but {having.path} has"
+        tell_once(f"note: {without.path}: {got}: names could not be compared")
     return names[0] or None
+
+
+@functools.cache
+def tell_once(line):
+    """Print a line on stderr: once a process, and by the first rank alone."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)
 
 
 def _labels(path, reader, field):

@@ -223,6 +223,28 @@ def test_classes_that_differ_between_the_files_are_named(run, files, tmp_path, c
     assert "class 1 is 'blue', expected 'green' as in" in line and files[0] in line
     assert "got 4 classes in field 'label', expected those of" in val("four", 4, None)
     assert "got 2 classes in field 'label'" in val("two", 2, ["red", "green"])
+    assert "got 4 classes" in val("more", 4, ["red", "green", "blue", "white"])
+
+
+def test_class_names_in_one_file_alone_are_not_compared_which_is_told_once(
+    run, files, tmp_path, capsys
+):
+    unnamed = write_colours(tmp_path / "unnamed.beton", 20, num_classes=2)
+
+    def notes(train, val):
+        words = ("--data.train", train, "--data.val", val, "--out", tmp_path)
+        assert evaluate.main([*map(str, ["knn", "--checkpoint", run, *words]), *ONE_THREAD]) == 0
+        return capsys.readouterr().err
+
+    assert notes(files[0], unnamed) == (
+        f"note: {unnamed}: no class names in field 'label', but {files[0]} has: "
+        "names could not be compared\n"
+    )
+    assert notes(files[0], unnamed) == ""
+    same = write_colours(tmp_path / "same.beton", 40, num_classes=2)
+    assert notes(same, unnamed) == ""
+    named = write_colours(tmp_path / "named.beton", 30, 2, ["red", "green"])
+    assert f"note: {same}: no class names in field 'label', but {named}" in notes(same, named)
 
 
 def test_several_ranks_are_refused(run):

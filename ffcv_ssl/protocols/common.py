@@ -7,10 +7,8 @@ Settings that are left open are the pretraining run's, so that images look here 
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -24,7 +22,7 @@ from ffcv_ssl.confusion import draw_confusion
 from ffcv_ssl.labels import choose_labels, class_counts
 from ffcv_ssl.pretrained import load_encoder
 from ffcv_ssl.results import make_record, report, settings_key
-from ffcv_ssl.run_data import RunData, check_classes, make_loader, open_dataset
+from ffcv_ssl.run_data import RunData, check_classes, make_loader, open_dataset, tell_once
 from ffcv_ssl.transforms import CenterCrop, RandomHorizontalFlip, RandomResizedCrop
 
 
@@ -208,19 +206,14 @@ def open_pair(data, labels, encoder):
         if dataset.labels is None:
             got = f"no labels in field '{data.label_field}'"
             raise UserError(f"{dataset.path}: {got}; name another with --data.label_field")
-    if train.fingerprint == val.fingerprint and os.environ.get("RANK", "0") == "0":
+    if train.fingerprint == val.fingerprint:
         same = f"{val.path} has the same content as {train.path}"
-        _warn_once(f"warning: {same}: accuracies are those of training images")
+        tell_once(f"warning: {same}: accuracies are those of training images")
     names = check_classes(train, val, data.label_field)
     return Pair(
         train, val, allowed_labels(train, labels), train.num_classes, names, loading,
         resolution_px, center_ratio,
     )  # fmt: skip
-
-
-@functools.cache
-def _warn_once(line):
-    print(line, file=sys.stderr, flush=True)
 
 
 def with_fields(data, encoder):
