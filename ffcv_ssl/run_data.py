@@ -17,6 +17,8 @@ from ffcv_ssl.fields.basics import IntDecoder
 from ffcv_ssl.reader import Reader
 from ffcv_ssl.transforms import NormalizeImage, Squeeze, ToDevice, ToTensor, ToTorchImage
 
+MAX_CLASSES = 100_000  # what is measured has a cell for each pair of classes
+
 
 @dataclass(frozen=True)
 class RunData:
@@ -168,4 +170,8 @@ def _labels(path, reader, field):
     labels = np.array(reader.field_metadata(field), dtype=np.int64).reshape(-1)
     if len(labels) and labels.min() < -1:
         raise UserError(f"{path}: field '{field}': got label {labels.min()}, expected -1 or more")
+    if len(labels) and labels.max() >= MAX_CLASSES:
+        got = f"got label {labels.max()}, expected at most {MAX_CLASSES - 1}"
+        remedy = "is this a field of identifiers? name another with --data.label_field"
+        raise UserError(f"{path}: field '{field}': {got}; {remedy}")
     return labels if len(labels) and labels.max() >= 0 else None

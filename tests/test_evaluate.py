@@ -20,6 +20,7 @@ from ffcv_ssl.pretrained import load_encoder
 from ffcv_ssl.protocols import common, neighbours
 from ffcv_ssl.protocols.linear import LinearConfig
 from ffcv_ssl.results import read_results
+from ffcv_ssl.run_data import open_dataset
 from pipelines import RECIPES, build
 
 
@@ -245,6 +246,23 @@ def test_class_names_in_one_file_alone_are_not_compared_which_is_told_once(
     assert notes(same, unnamed) == ""
     named = write_colours(tmp_path / "named.beton", 30, 2, ["red", "green"])
     assert f"note: {same}: no class names in field 'label', but {named}" in notes(same, named)
+
+
+@pytest.mark.parametrize("largest", [99_999, 100_000, 10**7])
+def test_a_label_field_of_identifiers_is_refused_before_anything_is_made_of_it(tmp_path, largest):
+    fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
+    path = str(tmp_path / "a.beton")
+    rows = [(np.zeros((8, 8, 3), np.uint8), label) for label in (0, largest, 1)]
+    DatasetWriter(path, fields, num_workers=1).from_indexed_dataset(rows)
+    if largest < 100_000:
+        assert open_dataset(path).num_classes == 100_000
+        return
+    with pytest.raises(UserError) as caught:
+        open_dataset(path)
+    assert str(caught.value) == (
+        f"{path}: field 'label': got label {largest}, expected at most 99999; "
+        "is this a field of identifiers? name another with --data.label_field"
+    )
 
 
 def test_several_ranks_are_refused(run):
