@@ -12,6 +12,7 @@ from ffcv_ssl.protocols.grid import (
     Totals,
     best_member,
     cosine,
+    mean_scores,
     train_step,
 )
 
@@ -89,6 +90,15 @@ def test_a_member_that_diverges_leaves_the_others_and_is_not_chosen():
     selection = Selection(probe)
     selection.see(totals, 1)
     assert best_member([selection.last_scores]) == selection.winner()[0] == 1
+
+
+def test_a_member_that_diverges_on_one_split_is_not_chosen_for_its_mean_on_all():
+    inf, ones = float("inf"), torch.ones(2)
+    good, broken = (torch.tensor([0.9, 0.2]), ones), (torch.tensor([-1.0, 0.2]), ones * inf)
+    broken[1][1] = 1.0
+    scores = [good, good, broken]
+    assert best_member(scores) == 1 and mean_scores(scores)[0].tolist()[0] == -1
+    assert best_member([good, good]) == 0
 
 
 def scored(selection, top1, losses, epoch):

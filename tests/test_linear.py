@@ -1,12 +1,13 @@
 """Linear and MLP probes on given features: accuracy, the choice of a setting, early stopping."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from ffcv_ssl.command import UserError
+from ffcv_ssl.command import NonFiniteLoss, UserError
 from ffcv_ssl.protocols import common, linear
 from ffcv_ssl.protocols.features import Features
 from ffcv_ssl.protocols.linear import LinearConfig, MLPConfig, evaluate_probes
@@ -163,6 +164,50 @@ def test_a_choice_without_held_out_labels_is_refused_with_a_remedy():
     data = probe_data(config, one_each, made(50, 1))
     with pytest.raises(UserError, match="leaves none to choose on; use more labels, or one of lrs"):
         evaluate_probes(config, data, say=silent)
+
+
+@pytest.mark.parametrize(
+    "settings, line",
+    [
+        ({"holdout": 1.0}, "holdout: got 1, expected below 1"),
+        ({"momentum": 1.0}, "momentum: got 1, expected below 1"),
+        ({"lrs": [0.1, float("inf")]}, "lrs: got inf, expected finite numbers"),
+        ({"weight_decays": [float("inf")]}, "weight_decays: got inf, expected finite numbers"),
+    ],
+)
+@pytest.mark.parametrize("kind", [LinearConfig, MLPConfig])
+def test_settings_with_which_no_probe_can_learn_are_refused(kind, settings, line):
+    with pytest.raises(UserError) as caught:
+        kind(**settings)
+    assert str(caught.value) == line
+
+
+def diverging(**settings):
+    """An MLPConfig and data on which rates of 1e20 and more diverge."""
+    config = MLPConfig(checkpoint="runs/a", hidden=[16], epochs=3, **settings)
+    return config, probe_data(config, made(200, 0), made(100, 1))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lrs": [1e20]}, {"lrs": [1e20], "holdout": 0.0}, {"lrs": [1e20, 1e30], "select": "val"},
+        {"lrs": [1e20, 1e30], "weight_decays": [0.0, 1.0]},
+    ],
+)  # fmt: skip
+def test_a_probe_that_diverged_has_no_accuracy(settings):
+    config, data = diverging(**settings)
+    with pytest.raises(NonFiniteLoss) as caught:
+        evaluate_probes(config, data, say=silent)
+    pattern = r"runs/a: probe on backbone, lr 1e\+20, weight_decay 0: the loss or a weight is not "
+    assert re.fullmatch(pattern + "finite; lower --lrs", str(caught.value))
+
+
+@pytest.mark.parametrize("select", ["holdout", "val"])
+def test_a_setting_that_diverges_never_wins_over_one_that_does_not(select):
+    config, data = diverging(lrs=[1e20, 1e-9], select=select)
+    metrics = evaluate_probes(config, data, say=silent)["backbone"]
+    assert metrics["lr"] == metrics["best_lr"] == 1e-9 and metrics["selection_top1"] >= 0
 
 
 def test_holdout_takes_its_share_of_every_class_and_leaves_each_at_least_one():

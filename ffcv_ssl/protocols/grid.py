@@ -137,8 +137,9 @@ class Totals:
 
 
 def mean_scores(scores):
-    """Means of several (top-1, loss), (G,) each."""
-    return tuple(torch.stack(values).mean(dim=0) for values in zip(*scores))
+    """Means of several (top-1, loss), (G,) each; (-1, inf) of one that ever was not finite."""
+    top1, loss = (torch.stack(values).mean(dim=0) for values in zip(*scores))
+    return top1.masked_fill(~loss.isfinite(), -1), loss
 
 
 def best_member(scores):

@@ -11,6 +11,7 @@ and the epoch that were best on the held-out part, as they were then.
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from ffcv_ssl.command import UserError
+from ffcv_ssl.command import NonFiniteLoss, UserError
 from ffcv_ssl.confusion import confusion_matrix, per_class_accuracy
 from ffcv_ssl.probing import hits
 from ffcv_ssl.protocols import common
@@ -73,6 +74,12 @@ class LinearConfig(common.Evaluation):
         for name in ("depths", "lrs", "weight_decays"):
             if not getattr(self, name):
                 raise UserError(f"{name}: got an empty list, expected one value at least")
+        for name in ("lrs", "weight_decays"):
+            if not all(map(math.isfinite, getattr(self, name))):
+                raise UserError(f"{name}: got inf, expected finite numbers")
+        for name in ("momentum", "holdout"):
+            if getattr(self, name) == 1:
+                raise UserError(f"{name}: got 1, expected below 1")
 
     @property
     def grid(self):
@@ -126,7 +133,8 @@ def evaluate_probes(config, data, source=None, stop=None, say=print):
     data: a ProbeData; source: what they are trained on, an AugmentedData or None for `data`.
     Metrics are top1, top5, per_class, confusion (K, K), lr, weight_decay, selected_on, and for
     early stopping best_top1, best_top5, best_epoch, best_lr, best_weight_decay. Raises UserError
-    where there is a choice to make and nothing to choose on.
+    where there is a choice to make and nothing to choose on, and NonFiniteLoss where the probe that
+    is to be reported diverged.
     """
     source = data if source is None else source
     judge = config.select if data.size(config.select) else None
@@ -145,13 +153,16 @@ def evaluate_probes(config, data, source=None, stop=None, say=print):
     chosen = dict.fromkeys(probes, 0)
     if judge is not None:
         chosen = {depth: best_member(scores[depth]) for depth in probes}
+        for depth, member in chosen.items():
+            if mean_scores(scores[depth])[0][member] < 0:  # so have all of them
+                raise _diverged(config, depth, member)
     finals = {depth: probe.member(chosen[depth]) for depth, probe in probes.items()}
     if judge == "holdout":
         grids = {depth: [config.grid[member]] for depth, member in chosen.items()}
         finals, _ = train_probes(config, data, source, "all", None, grids, stop, say)
     metrics = {}
     for depth, probe in finals.items():
-        metrics[depth] = measure(probe, data, depth) | config.setting(chosen[depth])
+        metrics[depth] = _measure_setting(config, probe, data, depth, chosen[depth])
         metrics[depth]["selected_on"] = judge or "nothing"
         if judge is not None:
             metrics[depth]["selection_top1"] = mean_scores(scores[depth])[0][chosen[depth]].item()
@@ -206,24 +217,44 @@ def _score(probes, selections, data, judge, epoch):
 
 @torch.no_grad()
 def measure(probe, data, depth):
-    """top1, top5, per_class (K shares) and confusion (K, K) of a grid of one, on val."""
+    """top1, top5, per_class (K shares) and confusion (K, K) of a grid of one, on val, or None where
+    its loss there or a weight is not finite."""
     probe.eval()
-    found = top5 = 0
+    totals, top5 = Totals(), 0
     matrix = np.zeros((data.num_classes, data.num_classes), np.int64)
     for features, labels in data.batches("val", ROWS_AT_ONCE):
-        logits = probe(features[depth])[0]
-        found, top5 = found + len(labels), top5 + int(hits(logits, labels, 5))
-        predictions = logits.argmax(dim=1).cpu().numpy()
+        logits = probe(features[depth])
+        totals.add(logits, labels)
+        top5 += int(hits(logits[0], labels, 5))
+        predictions = logits[0].argmax(dim=1).cpu().numpy()
         matrix += confusion_matrix(labels.cpu().numpy(), predictions, data.num_classes)
-    top1 = int(matrix.trace()) / found
+    weights = probe.state_dict().values()
+    if not (totals.means()[1].isfinite() and all(w.isfinite().all() for w in weights)):
+        return None
+    top1, top5 = int(matrix.trace()) / totals.num_rows, top5 / totals.num_rows
     per_class = per_class_accuracy(matrix)
-    return {"top1": top1, "top5": top5 / found, "per_class": per_class, "confusion": matrix}
+    return {"top1": top1, "top5": top5, "per_class": per_class, "confusion": matrix}
+
+
+def _measure_setting(config, probe, data, depth, member):
+    """What `measure` says, with the member's setting. Raises NonFiniteLoss."""
+    measured = measure(probe, data, depth)
+    if measured is None:
+        raise _diverged(config, depth, member)
+    return measured | config.setting(member)
+
+
+def _diverged(config, depth, member):
+    """The NonFiniteLoss of a probe that has no accuracy to report."""
+    setting = ", ".join(f"{key} {value:g}" for key, value in config.setting(member).items())
+    where = f"{config.checkpoint}: probe on {depth}, {setting}"
+    return NonFiniteLoss(f"{where}: the loss or a weight is not finite; lower --lrs")
 
 
 def _early_stopping(config, data, depth, selection):
     """The member and the epoch that the judge liked best, and its scores there."""
     member, epoch, top1 = selection.winner()
-    measured = measure(selection.probe_at_best(member), data, depth)
-    best = {"top1": measured["top1"], "top5": measured["top5"], "epoch": epoch}
-    best |= {**config.setting(member), "selection_top1": top1}
+    best = _measure_setting(config, selection.probe_at_best(member), data, depth, member)
+    best |= {"epoch": epoch, "selection_top1": top1}
+    del best["per_class"], best["confusion"]
     return {f"best_{key}": value for key, value in best.items()}
