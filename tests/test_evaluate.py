@@ -137,6 +137,15 @@ def test_neighbours_and_inference_on_stored_and_on_augmented_banks(
     assert clean["top1"] == pytest.approx(float(expected))
 
 
+def test_more_neighbours_than_the_bank_has_images_are_refused(run, tmp_path, capsys):
+    words = ("knn", "--checkpoint", run, "--out", tmp_path, "--labels.count", 30)
+    line = mistake(capsys, *words, "--k", 5, 31)
+    assert line == "k: got 31, but the bank has 30 images; give a smaller --k or more labels\n"
+    assert "bank has 60 images" in mistake(capsys, *words, "--views", 2, "--k", 61)
+    record = result(capsys, *words, "--views", 2, "--k", 60)
+    assert "k60_t0.1" in record["metrics"]["backbone"]
+
+
 def test_several_checkpoints_give_a_list_of_results_each_in_its_folder(run, tmp_path, capsys):
     write_run(tmp_path / "other", "gone.beton", "gone.beton", step=20)
     (data,) = [load_encoder(run).config["data"]]

@@ -97,6 +97,10 @@ def run_snn(config, world, stop):
 def _run(protocol, config, world, stop, start, scores):
     encoder = common.open_frozen(protocol, config, world)
     pair = common.open_pair(config.data, config.labels, encoder)
+    size, k = len(pair.chosen) * max(1, config.views), max(getattr(config, "k", [0]))
+    if k > size:
+        got = f"got {k}, but the bank has {size} images"
+        raise UserError(f"k: {got}; give a smaller --k or more labels")
     folder = common.results_folder(config)
     store = (config.features.folder or folder / FOLDER, config.features.dtype, world, stop)
     ids = np.flatnonzero(pair.val.labels >= 0)
