@@ -27,6 +27,7 @@ from ffcv_ssl.run_folder import BACKBONE, CHECKPOINT
 from ffcv_ssl.settings import ModelConfig
 
 PREFIXES = ("module.", "backbone.")  # of torch's data parallelism, and of toolkits
+COMPILED = "_orig_mod."  # of torch.compile, before the name of any part
 HEADS = ("fc.", "classifier.")  # not part of an encoder
 FINETUNED = "finetuned.safetensors"  # what a fine-tuning leaves
 KEPT_COPY = re.compile(r"checkpoint_epoch_(\d+)\.pt")
@@ -99,22 +100,24 @@ def load_encoder(path, model=None, device="cpu"):
 
     path: a run's folder, its checkpoint.pt, a kept copy of that, a backbone.safetensors or
     finetuned.safetensors of ours, or a state dict of a torchvision or timm ResNet (.pth, .pt,
-    .safetensors), whose prefixes `module.` and `backbone.` and whose classifier are left out.
+    .safetensors), whose prefixes `module.` and `backbone.`, the `_orig_mod.` of torch.compile and
+    whose classifier are left out.
     model: a ModelConfig for files that do not say their architecture. Of BYOL it is the student.
     Raises UserError for a file of something else, of another architecture, or with weights that are
-    not finite, CheckpointError for one that cannot be read.
+    not floating point or not finite, CheckpointError for one that cannot be read.
     """
     file = _find_file(path)
     state, about = _read(file)
     config = _run_config(file, state)
+    found = state["model"] if config is not None else _unwrapped(state)
+    _check_tensors(file, found)
     if config is not None:
-        weights = state["model"]
-        _check_tensors(file, weights)
+        weights = found
         architecture = _model_config(config["model"])
         known = {axis: state[axis] for axis in X_AXES if axis in state}
         known |= _epoch(file, state)
     else:
-        weights = _bare_weights(file, state)
+        weights = _renamed(found)
         architecture = _model_config(about) if about else model
         if architecture is None:
             raise UserError(f"{file}: does not say what it is; give --model.backbone (resnet50...)")
@@ -122,7 +125,7 @@ def load_encoder(path, model=None, device="cpu"):
     if model is not None and _kind(model) != _kind(architecture):
         sides = f"got a {_kind(architecture)}, but --model asks for a {_kind(model)}"
         raise UserError(f"{file}: {sides}; leave that out, the file says what it is")
-    encoder = _build(file, architecture, weights).to(device).eval()
+    encoder = _build(file, architecture, weights, next(iter(found))).to(device).eval()
     encoder.requires_grad_(False)
     return Encoder(str(path), _name(file), encoder, architecture, config, known)
 
@@ -204,14 +207,19 @@ def _kind(config):
     return f"{config.backbone} with the {config.stem} stem"
 
 
-def _bare_weights(file, state):
-    """Weights under the names of `Model`, of a state dict with any of the known prefixes."""
+def _unwrapped(state):
+    """The dict of weights in what others save."""
     for wrapper in ("state_dict", "model"):
         if isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    _check_tensors(file, state)
+    return state
+
+
+def _renamed(state):
+    """Weights under the names of `Model`, of a state dict with any of the known prefixes."""
     weights = {}
     for key, value in state.items():
+        key = key.replace(COMPILED, "")
         for prefix in PREFIXES:
             key = key.removeprefix(prefix)
         if not key.startswith(HEADS):
@@ -226,8 +234,9 @@ def _check_tensors(file, state):
         raise UserError(f"{file}: got no state dict of tensors, expected a ResNet's weights")
 
 
-def _build(file, config, weights):
-    """The model that `config` describes, with as many projector blocks as there are weights of."""
+def _build(file, config, weights, first_key):
+    """The model that `config` describes, with as many projector blocks as there are weights of.
+    first_key: that of the file, under its own name."""
     blocks = {int(key.split(".")[1]) for key in weights if re.match(r"projector\.\d+\.", key)}
     model = Model(config)
     keep_blocks(model, max(blocks, default=-1) + 1)
@@ -238,10 +247,14 @@ def _build(file, config, weights):
             if key.endswith("num_batches_tracked"):  # older files lack it, and nothing here uses it
                 weights[key] = value
                 continue
-            raise UserError(f"{file}: not a {architecture}: it lacks {key} {list(value.shape)}")
+            sides = f"it lacks {key} {list(value.shape)}; its first key is {first_key}"
+            raise UserError(f"{file}: not a {architecture}: {sides}")
         if weights[key].shape != value.shape:
             sides = f"{key} is {list(weights[key].shape)}, expected {list(value.shape)}"
             raise UserError(f"{file}: not a {architecture}: {sides}")
+        if value.is_floating_point() and not weights[key].is_floating_point():
+            got = f"{key} has values of {weights[key].dtype}, expected floating point"
+            raise UserError(f"{file}: {got}; save them unquantised")
         if not weights[key].isfinite().all():  # of features that are NaN every rank would be 0
             got = f"{key} has values that are not finite"
             raise UserError(f"{file}: {got}: the training diverged; take an earlier checkpoint")

@@ -78,7 +78,13 @@ def test_the_backbone_that_a_run_leaves_says_its_architecture_and_finds_its_run(
     assert encoder.about == {"epoch": 0.4, "step": 8, "images": 320}
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone."])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "", "module.", "backbone.", "module.backbone.", "_orig_mod.", "module._orig_mod.",
+        "_orig_mod.module.backbone.", "backbone._orig_mod.",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
 def test_plain_state_dicts_load_with_known_prefixes_and_without_classifier(
     plain, tmp_path, prefix, wrapper
@@ -194,6 +200,41 @@ def test_another_architecture_is_refused_with_the_first_key_that_does_not_fit(pl
     assert "with the cifar stem: backbone.conv1.weight is [64, 3, 7, 7], expected" in text
     torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "b.pth")
     assert "it has backbone.layer1.2.conv1.weight" in refusal(tmp_path / "b.pth", RESNET18)
+
+
+def test_parts_that_were_compiled_one_by_one_load(plain, tmp_path):
+    state = {k.replace(".conv1.", "._orig_mod.conv1."): v for k, v in plain.state_dict().items()}
+    assert sum("_orig_mod" in key for key in state) == 8
+    torch.save(state, tmp_path / "weights.pth")
+    assert_encodes_as(load_encoder(tmp_path / "weights.pth", RESNET18), plain)
+
+
+def test_where_a_key_lacks_the_first_one_that_is_there_is_named_as_the_file_has_it(plain, tmp_path):
+    state = {f"module.encoder.{key}": value for key, value in plain.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "a.pth")
+    text = refusal(tmp_path / "a.pth", RESNET18)
+    wanted = "it lacks backbone.conv1.weight [64, 3, 7, 7]"
+    assert text.endswith(f"{wanted}; its first key is module.encoder.conv1.weight")
+    torch.save({"fc.weight": torch.zeros(3, 512)}, tmp_path / "b.pth")
+    assert refusal(tmp_path / "b.pth", RESNET18).endswith("its first key is fc.weight")
+
+
+@pytest.mark.parametrize("key", ["conv1.weight", "bn1.running_var", "layer1.0.bn1.bias"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool, torch.complex64])
+def test_weights_that_are_not_floating_point_are_refused(plain, tmp_path, key, dtype):
+    state = dict(plain.state_dict())
+    state[key] = state[key].to(dtype)
+    torch.save(state, tmp_path / "a.pth")
+    got = f"backbone.{key} has values of {dtype}, expected floating point"
+    assert refusal(tmp_path / "a.pth", RESNET18).endswith(f"a.pth: {got}; save them unquantised")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_any_floating_point_are_taken(plain, tmp_path, dtype):
+    state = {key: value.to(dtype) for key, value in plain.state_dict().items()}
+    torch.save(state, tmp_path / "a.pth")
+    encoder = load_encoder(tmp_path / "a.pth", RESNET18)
+    assert encoder.encode(images())["backbone"].dtype == torch.float32
 
 
 def test_an_architecture_that_contradicts_the_file_is_refused(run):
