@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from ffcv_ssl import OrderOption
-from ffcv_ssl.command import UserError
 from ffcv_ssl.probing import hits, knn_scores
-from ffcv_ssl.run_data import make_loader
+from ffcv_ssl.run_data import check_classes, make_loader
 
 
 def labels_of(batch, field):
@@ -32,16 +31,14 @@ def open_evaluation(train, val, data, settings, ops, seed, world, channels_last)
     None where one of them has no labels, which is said.
 
     data: a DataConfig; settings: an EvaluationConfig; ops: list of ops by view, view_0 alone.
-    Raises UserError where `val` has classes that `train` lacks.
+    Raises UserError where their classes differ, as `check_classes` does.
     """
     for dataset in (train, val):
         if dataset is not None and dataset.labels is None:
             world.say(f"{dataset.path}: no labels in field '{data.label_field}': no probes")
         if dataset is None or dataset.labels is None:
             return None
-    if val.num_classes > train.num_classes:
-        expected = f"expected those of {train.path} ({train.num_classes})"
-        raise UserError(f"{val.path}: got {val.num_classes} classes, {expected}")
+    check_classes(train, val, data.label_field)
     options = {
         "batch_size": max(1, settings.batch_size // world.size), "drop_last": False, "seed": seed,
         "order": OrderOption.SEQUENTIAL,

@@ -48,12 +48,14 @@ class Relabelled(SmallImages):
         return super().__getitem__(i)[0], self.labels[i]
 
 
-def write_labelled(path, labels):
+def write_labelled(path, labels, names=None):
     from ffcv_ssl import DatasetWriter
     from ffcv_ssl.fields import IntField, RGBImageField
 
     fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
-    DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(Relabelled(labels))
+    class_names = {"label": names} if names else {}
+    writer = DatasetWriter(str(path), fields, num_workers=1, class_names=class_names)
+    writer.from_indexed_dataset(Relabelled(labels))
     return str(path)
 
 
@@ -259,6 +261,18 @@ def test_every_labelled_validation_sample_counts_once_and_no_other_does(finished
             if key in record:
                 count = record[key] * 19
                 assert abs(count - round(count)) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("names", "got"),
+    [("ab", "got 2 classes"), ("acb", "class 1 is 'c', expected 'b'"), ("abcd", "got 4 classes")],
+)
+def test_a_validation_file_of_other_classes_is_refused(tmp_path, capsys, names, got):
+    data = write_labelled(tmp_path / "train.beton", [i % 3 for i in range(40)], list("abc"))
+    val = write_labelled(tmp_path / "val.beton", [0, 1, 1, 0], list(names))
+    assert train.main(arguments(tmp_path / "run", data__train=data, data__val=val)) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"{val}: {got}") and line.count("\n") == 1 and data in line
 
 
 def test_unlabelled_training_images_train_the_encoder_but_no_probe(tmp_path, capsys):
