@@ -196,6 +196,8 @@ def test_mistakes_end_in_one_line_and_exit_code_2(run, files, tmp_path, capsys):
         assert line.startswith("checkpoint: got it twice")
     assert "temprature: unknown key" in mistake(capsys, "knn", *tail, "--temprature", "1")
     assert "expected --key x" in mistake(capsys, "knn", "x")
+    line = mistake(capsys, "linear", *tail, "--lrs", "0.1", "inf")
+    assert line == "lrs: got inf, expected a finite number\n"
     assert "no such depth" in mistake(capsys, "linear", *tail, "--depths", "projector_9")
     assert "gone.beton" in mistake(capsys, "linear", *tail, "--data.train", "gone.beton")
     names = tmp_path / "names.txt"

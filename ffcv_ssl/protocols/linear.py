@@ -11,7 +11,6 @@ and the epoch that were best on the held-out part, as they were then.
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -74,9 +73,6 @@ class LinearConfig(common.Evaluation):
         for name in ("depths", "lrs", "weight_decays"):
             if not getattr(self, name):
                 raise UserError(f"{name}: got an empty list, expected one value at least")
-        for name in ("lrs", "weight_decays"):
-            if not all(map(math.isfinite, getattr(self, name))):
-                raise UserError(f"{name}: got inf, expected finite numbers")
         for name in ("momentum", "holdout"):
             if getattr(self, name) == 1:
                 raise UserError(f"{name}: got 1, expected below 1")
