@@ -16,13 +16,13 @@ finished, 75 interrupted, 2 a user's mistake, 1 a loss that is not finite.
 from __future__ import annotations
 
 import sys
-from dataclasses import is_dataclass, replace
-from typing import get_origin, get_type_hints
+from dataclasses import replace
 
 from ffcv_ssl import command, slurm
 from ffcv_ssl.command import Interrupted, UserError
 from ffcv_ssl.distributed import World
 from ffcv_ssl.protocols import PROTOCOLS
+from ffcv_ssl.protocols.nested import kind_of
 
 
 def grouped(words):
@@ -41,18 +41,11 @@ def grouped(words):
     return groups
 
 
-def takes_list(config_class, key):
-    """Whether a dotted setting of a dataclass is a list."""
-    kind = config_class
-    for name in key.removeprefix("--").split("."):
-        kind = get_type_hints(kind).get(name) if is_dataclass(kind) else None
-    return get_origin(kind) is list
-
-
 def read_configs(argv):
     """The command line -> (protocol's name, its configurations, one a call). Raises UserError.
 
-    Several words after a key are a list: `--k 1 20` is `--k [1,20]`.
+    Several words after a key are a list, for a protocol within a suite too: `--k 1 20` is
+    `--k [1,20]`.
     """
     name, *words = argv or [""]
     if name not in PROTOCOLS:
@@ -60,7 +53,9 @@ def read_configs(argv):
     config_class, _, summary = PROTOCOLS[name]
     arguments, paths = [], [""]
     for key, values in grouped(words):
-        is_list = takes_list(config_class, key) and not (values and values[0].startswith("["))
+        kind = kind_of(config_class, key)
+        is_list = kind is list or (kind is dict and len(values) > 1)
+        is_list = is_list and not (values and values[0].startswith("["))
         if key == "--checkpoint" and not all(values or [""]):
             raise UserError("checkpoint: got none, expected --checkpoint RUN or FILE")
         if key == "--checkpoint" and not is_list:

@@ -118,6 +118,20 @@ def test_fields_that_are_not_named_are_the_runs(checkpoint, two_tasks, tmp_path,
     assert "no labels in field 'nope'; name another with --data.l" in capsys.readouterr().err
 
 
+def test_one_value_or_several_words_are_a_list_in_a_protocol_of_a_suite_too():
+    def settings(*words):
+        _, (config,) = evaluate.read_configs(["suite", *words])
+        return nested.protocol_config("knn", config.knn, "knn")
+
+    assert settings("--knn.k", "5").k == settings("--knn.k=[5]").k == [5]
+    assert settings("--knn.k", "5", "1").k == [5, 1]
+    found = settings("--knn.depths", "backbone", "projector_1", "--knn.temperature=0.2")
+    assert found.depths == ["backbone", "projector_1"] and found.temperature == [0.2]
+    assert settings("--knn.depths=backbone", "--knn.weights", "uniform").weights == "uniform"
+    _, (config,) = evaluate.read_configs(["curve", "--settings.grid.lrs", "0.1", "0.2"])
+    assert nested.protocol_config("transfer", config.settings).grid.lrs == [0.1, 0.2]
+
+
 def test_headings_tell_apart_what_differs():
     names = {"runs/a": "a", "b.pt": "b epoch 3", "x/b": "b epoch 3"}
     same = [("runs/a", "linear", "backbone"), ("runs/a", "mlp", "backbone")]

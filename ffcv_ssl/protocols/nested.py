@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
+from typing import get_origin, get_type_hints
 
 from ffcv_ssl import protocols
 from ffcv_ssl.command import UserError, parse_config
@@ -18,15 +19,16 @@ RESUMED = ("finetune", "transfer")  # they find out by themselves what is finish
 def protocol_config(protocol, settings, where="settings", **fixed):
     """The dataclass of a protocol, filled from `settings` (nested dict), with the fields `fixed`.
 
-    Raises UserError for a setting that it does not have or take, named as one of `where`, and for
-    one that is among the fixed.
+    One value where the protocol has a list is a list of it, as on the command line. Raises
+    UserError for a setting that it does not have or take, named as one of `where`, and for one that
+    is among the fixed.
     """
     for name in fixed:
         if name in settings:
             raise UserError(f"{where}.{name}: set it outside, as --{name}")
     try:
         config_class = protocols.PROTOCOLS[protocol][0]
-        config, _ = parse_config(config_class, words_of(settings), protocol, "")
+        config, _ = parse_config(config_class, words_of(settings, config_class), protocol, "")
     except UserError as error:
         raise UserError(f"{where} of {protocol}: {error}") from None
     return replace(config, **fixed)
@@ -78,10 +80,24 @@ def check_paths(checkpoints):
             raise UserError(f"checkpoint: no file or folder '{path}'; give a run's folder or file")
 
 
-def words_of(settings):
-    """A nested dict of settings as words of a command line."""
-    texts = {
-        key: value if isinstance(value, str) else json.dumps(value)
-        for key, value in flatten(settings).items()
-    }
-    return [f"--{key}={text}" for key, text in texts.items()]
+def kind_of(config_class, key):
+    """What a dotted setting of a dataclass is: list, dict where it is left open or within one that
+    is, or another or no generic type."""
+    kind = config_class
+    for name in key.removeprefix("--").split("."):
+        if get_origin(kind) is dict:
+            break
+        kind = get_type_hints(kind).get(name) if is_dataclass(kind) else None
+    return get_origin(kind)
+
+
+def words_of(settings, config_class=None):
+    """A nested dict of settings as words of a command line, one value as a list where the
+    dataclass has one."""
+    words = []
+    for key, value in flatten(settings).items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        if kind_of(config_class, key) is list and not text.startswith("["):
+            text = f"[{text}]"
+        words.append(f"--{key}={text}")
+    return words
