@@ -7,10 +7,11 @@
     python evaluate.py --help
 
 A checkpoint is a run's folder, one of its files, or a state dict of a torchvision or timm ResNet;
-what the command line and `--config FILE.yaml` leave open is taken from the run. Each result is a
-line of `results.jsonl` and a row of `results.csv` in `--out`, or in the checkpoint's folder; the
-last line on stdout is JSON: the result, or, of several checkpoints, the list of them. Exit codes: 0
-finished, 75 interrupted, 2 a user's mistake, 1 a loss that is not finite.
+what the command line and `--config FILE.yaml` leave open is taken from the run. All are opened
+before the first is measured. Each result is a line of `results.jsonl` and a row of `results.csv` in
+`--out`, or in the checkpoint's folder; the last line on stdout is JSON: the result, or, of several
+checkpoints, the list of them. Exit codes: 0 finished, 75 interrupted, 2 a user's mistake, 1 a loss
+that is not finite.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ffcv_ssl import command, slurm
 from ffcv_ssl.command import Interrupted, UserError
 from ffcv_ssl.distributed import World
 from ffcv_ssl.protocols import PROTOCOLS
-from ffcv_ssl.protocols.nested import kind_of
+from ffcv_ssl.protocols.nested import checked, kind_of
 
 
 def grouped(words):
@@ -81,6 +82,8 @@ def run(argv):
     results = []
     with command.StopSignal() as stop:
         try:
+            if len(configs) > 1:
+                configs = [config for config, _ in checked(configs, world)]
             for config in configs:
                 results.append(PROTOCOLS[name][1](config, world, stop))
         except Interrupted as message:

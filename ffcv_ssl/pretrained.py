@@ -130,6 +130,13 @@ def load_encoder(path, model=None, device="cpu"):
     return Encoder(str(path), _name(file), encoder, architecture, config, known)
 
 
+def says_architecture(path):
+    """Whether a file holds its architecture, as those of ours do. Raises as `load_encoder`."""
+    file = _find_file(path)
+    state, about = _read(file)
+    return bool(about) or _run_config(file, state) is not None
+
+
 def save_encoder(path, module, encoder, about):
     """Write a network that was made from `encoder` (fine-tuned...) so that `load_encoder` reads it.
 

@@ -1,6 +1,7 @@
 """Curves over checkpoints and the compute to reach a value, on numbers known beforehand."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -117,10 +118,10 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
 
 
 def test_a_folder_stands_for_its_kept_copies_in_order_each_measured_with_the_settings(
-    tmp_path, monkeypatch
+    checkpoint, tmp_path, monkeypatch
 ):
-    for name in ("checkpoint.pt", "checkpoint_epoch_0010.pt", "checkpoint_epoch_0002.pt"):
-        (tmp_path / name).touch()
+    for name in ("checkpoint_epoch_0010.pt", "checkpoint_epoch_0002.pt"):
+        shutil.copy(checkpoint / "checkpoint.pt", tmp_path / name)
     asked = []
 
     def call(protocol, config, world, stop):
@@ -145,6 +146,15 @@ def checkpoint(tmp_path, raw_beton):
     state = Model(ModelConfig(**MODEL)).state_dict()
     torch.save({"config": config, "model": state, "step": 0}, tmp_path / "checkpoint.pt")
     return tmp_path
+
+
+def test_a_bad_checkpoint_is_found_before_the_first_is_measured(checkpoint, capsys):
+    shutil.copy(checkpoint / "checkpoint.pt", checkpoint / "checkpoint_epoch_0001.pt")
+    (checkpoint / "checkpoint_epoch_0002.pt").write_bytes(b"half of it")
+    assert evaluate.main(["curve", f"--checkpoint={checkpoint}", "--protocol=knn"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "checkpoint_epoch_0002.pt: not a readable checkpoint" in line
+    assert read_results(checkpoint) == []
 
 
 def measured(checkpoint, k=5, **settings):

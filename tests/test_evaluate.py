@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from evaluations import ONE_THREAD, write_run
+from torchvision.models import resnet34
 
 import evaluate
 from ffcv_ssl import DatasetWriter
@@ -156,6 +157,53 @@ def test_several_checkpoints_give_a_list_of_results_each_in_its_folder(run, tmp_
     assert [r["name"] for r in summary["results"]] == ["simclr", "other"]
     assert read_results(tmp_path / "other") == summary["results"][1:]
     assert read_results(run)[-1:] == summary["results"][:1]
+
+
+def test_a_bad_checkpoint_is_found_before_the_first_of_several_is_measured(
+    run, files, tmp_path, capsys
+):
+    write_run(tmp_path / "good", *files)
+    write_run(tmp_path / "shallow", *files, "--model.projector=16")
+    write_run(tmp_path / "dataless", "gone.beton", "gone.beton")
+    (tmp_path / "text.pt").write_text("hello")
+    for protocol in ("knn", "finetune"):
+        depth = ["--layer", 2] if protocol == "finetune" else ["--depths", "projector_2"]
+        for bad, message in (
+            ("none", "no file or folder"), ("text.pt", "text.pt: not a readable checkpoint"),
+            ("shallow", "shallow has "), ("dataless", "no file 'gone.beton'"),
+        ):  # fmt: skip
+            line = mistake(
+                capsys, protocol, "--checkpoint", tmp_path / "good", tmp_path / bad, *depth
+            )
+            assert message in line
+            assert [path.name for path in (tmp_path / "good").iterdir()].count("results.jsonl") == 0
+    assert "not a readable" in mistake(
+        capsys, "export", "--checkpoint", tmp_path / "good", tmp_path / "text.pt"
+    )
+    assert not (tmp_path / "good/export").exists()
+
+
+def test_of_several_checkpoints_the_model_is_that_of_files_that_do_not_say_what_they_are(
+    run, files, tmp_path, capsys
+):
+    bare = tmp_path / "bare.pth"
+    torch.save(resnet34().state_dict(), bare)
+    data = ("--data.train", files[0], "--data.val", files[1], "--out", tmp_path / "out")
+    words = ("--k", 3, "--model.backbone", "resnet34", *data)
+    summary = result(capsys, "knn", "--checkpoint", run, bare, *words)
+    backbones = [record["settings"]["model"]["backbone"] for record in summary["results"]]
+    assert backbones == [None, "resnet34"]  # the run's is what it is where it is measured alone
+    line = mistake(capsys, "knn", "--checkpoint", run, *words)
+    assert "got a resnet18 with the imagenet stem, but --model asks for a resnet34" in line
+    line = mistake(capsys, "knn", "--checkpoint", run, bare, "--k", 3, *data)
+    assert f"{bare}: does not say what it is; give --model.backbone" in line
+    suite = tmp_path / "tasks.yaml"
+    suite.write_text(f"- {{name: colours, train: {files[0]}, val: {files[1]}}}\n")
+    found = result(
+        capsys, "suite", "--checkpoint", bare, run, "--suite", suite, "--protocols", "knn",
+        "--knn.k", 3, "--model.backbone", "resnet34", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert {label.split(",")[0] for label in found["top1"]} == {"bare", "simclr"}
 
 
 def test_the_digest_of_labels_tells_apart_choices_and_classes_and_nothing_else(run):

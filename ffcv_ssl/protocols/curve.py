@@ -115,6 +115,7 @@ def calls_of(config):
 
 def measured_points(config, calls, world, stop):
     """(metric, {run: points}) of a protocol on every checkpoint, those on record not again."""
+    calls = [call for call, _ in nested.checked(calls, world)]
     for call in calls:
         results_folder(call)  # made, or refused, before the first one is measured
     names = run_names([call.checkpoint for call in calls])

@@ -1,4 +1,5 @@
-"""Protocols that other protocols call: their settings, and what is already on record of them."""
+"""Protocols that are called for several checkpoints, or by other protocols: their settings, what is
+wrong with the last one before the first is measured, and what is already on record."""
 
 from __future__ import annotations
 
@@ -9,7 +10,15 @@ from typing import get_origin, get_type_hints
 
 from ffcv_ssl import protocols
 from ffcv_ssl.command import UserError, parse_config
-from ffcv_ssl.protocols.common import open_encoder, open_pair, results_folder
+from ffcv_ssl.pretrained import load_encoder, says_architecture
+from ffcv_ssl.protocols.common import (
+    Architecture,
+    open_encoder,
+    open_pair,
+    results_folder,
+    with_fields,
+)
+from ffcv_ssl.protocols.tuning_run import check_layer, open_task
 from ffcv_ssl.results import flatten, make_record, read_results, settings_key
 
 MAIN_METRICS = ("top1", "map")
@@ -32,6 +41,54 @@ def protocol_config(protocol, settings, where="settings", **fixed):
     except UserError as error:
         raise UserError(f"{where} of {protocol}: {error}") from None
     return replace(config, **fixed)
+
+
+def checked(calls, world):
+    """[(configuration, what it measures on)] of several checkpoints, of which none is measured
+    before all have been opened. Raises as `load_encoder` and `open_data`.
+
+    What it measures on: {val, val_content, label_field}; None for an export.
+    """
+    found = []
+    for call, encoder in opened(calls):
+        measured_on = None
+        if hasattr(call, "data"):
+            pair = open_data(call, encoder, world)
+            measured_on = {
+                "val": pair.val.path,
+                "val_content": pair.val.describe(),
+                "label_field": pair.loading.label_field,
+            }
+        found.append((call, measured_on))
+    return found
+
+
+def opened(calls):
+    """Yield each configuration with its encoder on the CPU; none is kept.
+
+    Of several checkpoints, those that say what they are are taken as that, and `model` holds for
+    the others. Raises as `load_encoder`.
+    """
+    are_several = len({call.checkpoint for call in calls}) > 1
+    path = encoder = model = None
+    for call in calls:
+        if call.checkpoint != path:
+            path, encoder, model = call.checkpoint, None, call.model
+            if are_several and model.backbone and says_architecture(path):
+                model = Architecture()
+            encoder = load_encoder(path, model.resolve())
+        yield replace(call, model=model), encoder
+
+
+def open_data(config, encoder, world):
+    """The datasets, a Pair, of a probe or a fine-tuning. Raises UserError where they, or the depth
+    of the encoder that is asked for, are not there."""
+    if hasattr(config, "depths"):
+        encoder.check_depths(config.depths)
+        return open_pair(config.data, config.labels, encoder)
+    check_layer(encoder, config.layer)
+    config = replace(config, data=with_fields(config.data, encoder))
+    return open_task(config, encoder, world).pair
 
 
 def call(protocol, config, world, stop):

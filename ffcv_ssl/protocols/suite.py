@@ -24,7 +24,6 @@ from ffcv_ssl.protocols.common import (
     Architecture,
     EvalData,
     EvalLabels,
-    open_encoder,
     open_pair,
     refuse_ranks,
     results_folder,
@@ -79,8 +78,7 @@ def run(config, world, stop):
     if not config.protocols:
         raise UserError("protocols: got an empty list, expected linear, mlp, knn or snn")
     datasets = read_suite(config.suite, config.data)
-    calls = _calls(config, datasets)
-    _check(calls, world)
+    calls = _checked(_calls(config, datasets))
     folder = writable_folder(config.out or nested.run_folder(config.checkpoint[0]))
     for _, _, call in calls:
         results_folder(call)  # made, or refused, before the first probe is trained
@@ -156,17 +154,18 @@ def _calls(config, datasets):
     return calls
 
 
-def _check(calls, world):
-    """Raise UserError for a checkpoint, a dataset or a depth that is not as asked."""
-    encoders = {}
-    for dataset, _, call in calls:
-        encoder = encoders.get(call.checkpoint) or open_encoder(call, world)
-        encoders[call.checkpoint] = encoder
+def _checked(calls):
+    """The calls, `model` with those that need it. Raises UserError for a checkpoint, a dataset or a
+    depth that is not as asked."""
+    checked, configs = [], nested.opened([call for *_, call in calls])
+    for (dataset, protocol, _), (call, encoder) in zip(calls, configs):
         encoder.check_depths(call.depths)
         try:
             open_pair(call.data, call.labels, encoder)
         except UserError as error:
             raise UserError(f"{dataset}: {error}") from None
+        checked.append((dataset, protocol, call))
+    return checked
 
 
 def labels_of(columns, names):
