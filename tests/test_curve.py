@@ -36,9 +36,13 @@ def measure(*paths, **settings):
     return curve.run(config, World.join("cpu", 1), None)
 
 
-def write_run(folder, values, per_epoch=10):
-    """A run's folder with an evaluation after each epoch."""
+def write_run(folder, values, per_epoch=10, **data):
+    """A run's folder with an evaluation after each epoch, and with `data` a checkpoint that says
+    what it is of: val, val_content, label_field."""
     folder.mkdir()
+    if data:
+        state = {"datasets": {"val": data.pop("val_content")}, "config": {"data": data}}
+        torch.save(state, folder / "checkpoint.pt")
     log = MetricsLog(folder, tensorboard=False)
     for point in points(*values, per_epoch=per_epoch):
         known = {axis: point[axis] for axis in curve.AXES[:-1]}
@@ -102,6 +106,32 @@ def test_recorded_evaluations_become_a_table_a_picture_and_savings(tmp_path):
     assert json.dumps(result)
 
 
+def test_runs_that_recorded_on_other_validation_data_are_refused_by_name(tmp_path, capsys):
+    data = {"val": "a/val.beton", "val_content": "1f (9 samples)", "label_field": "label"}
+    first = write_run(tmp_path / "first", [0.1, 0.3], **data)
+    same = write_run(tmp_path / "same", [0.1, 0.3], **{**data, "val": "b/val.beton"})
+    assert measure(first, same, protocol="online")["data"]["first"] == data
+    other = write_run(tmp_path / "other", [0.1, 0.3], **{**data, "val_content": "2e (9 samples)"})
+    field = write_run(tmp_path / "field", [0.1, 0.3], **{**data, "label_field": "count"})
+    capsys.readouterr()
+    for run, shown in ((other, "'label', 2e (9 samples)"), (field, "'count', 1f (9 samples)")):
+        assert evaluate.main(["curve", "--protocol=online", "--checkpoint", str(first), str(run)])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{run.name}: measured on a/val.beton, field {shown}, but first on" in line
+        assert "on a/val.beton, field 'label', 1f (9 samples); choose another --protocol" in line
+
+
+def test_a_run_that_does_not_say_its_validation_data_is_taken_and_named(tmp_path, capsys):
+    data = {"val": "val.beton", "val_content": "1f", "label_field": "label"}
+    known = write_run(tmp_path / "known", [0.1, 0.3], **data)
+    bare = write_run(tmp_path / "bare", [0.1, 0.3])
+    result = measure(known, bare, protocol="online")
+    assert result["data"]["bare"] is None and result["savings"]["bare"]["epoch"]["share"] == 1
+    assert capsys.readouterr().err.startswith("bare: does not hold which validation file")
+    measure(bare, protocol="online")
+    assert capsys.readouterr().err == ""
+
+
 def test_another_metric_is_taken_by_its_name(tmp_path):
     run = write_run(tmp_path / "run", [0.1, 0.3])
     assert measure(run, protocol="online", metric="knn.top5")["runs"]["run"][0]["value"] == 0.9
@@ -163,6 +193,30 @@ def measured(checkpoint, k=5, **settings):
     config = nested.protocol_config("knn", settings, checkpoint=str(checkpoint))
     record = nested.call("knn", config, World.join("cpu", 1), None)
     return record, len(read_results(checkpoint))
+
+
+def test_runs_that_would_be_measured_on_other_data_are_refused_before_any_is(
+    checkpoint, raw_beton, tmp_path, capsys
+):
+    runs = []
+    for name, count in (("a", 20), ("b", 30)):
+        val = tmp_path / f"{name}.beton"
+        write_small(str(val), count, (16, 16), mode="raw")
+        state = torch.load(checkpoint / "checkpoint.pt")
+        state["config"]["data"]["val"] = str(val)
+        (tmp_path / name).mkdir()
+        torch.save(state, tmp_path / name / "checkpoint.pt")
+        runs.append(tmp_path / name)
+    words = ["curve", "--checkpoint", *map(str, runs), "--settings.k=1"]
+    words += ["--settings.data.num_workers=1", "--system.torch_threads=1"]
+    assert evaluate.main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"b: measured on {tmp_path}/b.beton") and "a.beton" in line
+    assert "(30 samples), but a on" in line and "give one with --settings.data.val" in line
+    assert read_results(runs[0]) == []
+    assert evaluate.main([*words, f"--settings.data.val={raw_beton}"]) == 0
+    data = json.loads(capsys.readouterr().out.splitlines()[-1])["data"]
+    assert data["a"] == data["b"] and data["a"]["val"] == raw_beton
 
 
 def test_what_is_on_record_is_not_measured_again_but_other_settings_are(checkpoint):

@@ -5,18 +5,20 @@ the protocol for one checkpoint; the curve is a table and a picture over epochs,
 hours. Of two or more runs, the first is the yardstick: its best value, or `reach`, is looked up in
 the others, linearly between their points, as in the savings of the SuNCEt paper (Assran et al.
 2020, 4.1). That best value is the highest on the validation file, over all of the run's points; the
-result's `selected_on` says so.
+result's `selected_on` says so. Runs that are measured on different data are refused.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse.typing import ClosedUnitInterval
 
+from ffcv_ssl import checkpoint
 from ffcv_ssl.checkpoint import write_text
 from ffcv_ssl.command import UserError, one_line
 from ffcv_ssl.metrics_log import is_evaluation, read_metrics
@@ -27,6 +29,7 @@ from ffcv_ssl.protocols.common import (
     stop_if_asked,
     writable_folder,
 )
+from ffcv_ssl.run_folder import CHECKPOINT
 from ffcv_ssl.settings import SystemConfig
 
 AXES = ("epoch", "updates", "images", "views", "flops", "hours")
@@ -62,8 +65,12 @@ def run(config, world, stop):
     nested.check_paths(config.checkpoint)
     folder = writable_folder(config.out or nested.run_folder(config.checkpoint[0]))
     if config.protocol == "online":
+        data = recorded_data(config.checkpoint)
+        refuse_other_data(data, world, "choose another --protocol")
         metric, runs = recorded_points(config.checkpoint, config.metric)
     else:
+        calls, data = _opened(calls, world)
+        refuse_other_data(data, world, "give one with --settings.data.val or .label_field")
         metric, runs = measured_points(config, calls, world, stop)
     for name, points in runs.items():
         points.sort(key=lambda point: point["step"])
@@ -84,7 +91,7 @@ def run(config, world, stop):
         raise UserError(f"{folder}: cannot be written ({one_line(error)}); use --out") from None
     world.say(text)
     return {
-        "protocol": "curve", "of": config.protocol, "metric": metric, "runs": runs,
+        "protocol": "curve", "of": config.protocol, "metric": metric, "runs": runs, "data": data,
         "reach": target, "selected_on": selected_on, "savings": savings,
         "table": str(folder / f"{stem}.md"),
         "picture": str(folder / f"{stem}.png"),
@@ -115,9 +122,6 @@ def calls_of(config):
 
 def measured_points(config, calls, world, stop):
     """(metric, {run: points}) of a protocol on every checkpoint, those on record not again."""
-    calls = [call for call, _ in nested.checked(calls, world)]
-    for call in calls:
-        results_folder(call)  # made, or refused, before the first one is measured
     names = run_names([call.checkpoint for call in calls])
     metric, runs = config.metric, {}
     for call in calls:
@@ -167,6 +171,53 @@ def _point(about, value, checkpoint):
     if "seconds" in about:
         point["hours"] = about["seconds"] / 3600
     return point
+
+
+# ---- What the points are measured on ------------------------------------------------------------
+
+
+def _opened(calls, world):
+    """(the calls, {run: what it is to be measured on}), all checkpoints and folders for results
+    found sound before the first one is measured. Raises UserError."""
+    checked, names = nested.checked(calls, world), run_names([call.checkpoint for call in calls])
+    for call in calls:
+        results_folder(call)
+    data = {names[nested.run_folder(call.checkpoint)]: measured_on for call, measured_on in checked}
+    return [call for call, _ in checked], data
+
+
+def recorded_data(paths):
+    """{run: what its own evaluations are of, as in `nested.checked`}, as its checkpoint says; None
+    where it has none that does. Raises CheckpointError."""
+    data = {}
+    for folder, name in run_names(paths).items():
+        files = [folder / CHECKPOINT, *sorted(folder.glob("checkpoint_epoch_*.pt"))]
+        file = next((file for file in files if file.is_file()), None)
+        state = checkpoint.load(file) if file else {}
+        content = (state.get("datasets") or {}).get("val")
+        its = (state.get("config") or {}).get("data", {})
+        known = {"val": its.get("val"), "val_content": content} if content else None
+        data[name] = known and {**known, "label_field": its.get("label_field")}
+    return data
+
+
+def refuse_other_data(data, world, remedy):
+    """Raise UserError where runs are measured on other images or labels than the first one; a run
+    of which that is not known is taken, which is said. data: {run: of `nested.checked`}."""
+    known = {name: its for name, its in data.items() if its is not None}
+    for name in data if len(data) > 1 else ():
+        if name not in known:
+            what = "does not hold which validation file its numbers are of"
+            world.say(f"{name}: {what}; taken to be the other runs'", sys.stderr)
+    first = next(iter(known), None)
+    for name, its in known.items():
+        if any(its[key] != known[first][key] for key in ("val_content", "label_field")):
+            sides = f"measured on {_shown(its)}, but {first} on {_shown(known[first])}"
+            raise UserError(f"{name}: {sides}; {remedy}")
+
+
+def _shown(its):
+    return f"{its['val']}, field '{its['label_field']}', {its['val_content']}"
 
 
 # ---- Compute to reach a value --------------------------------------------------------------------
