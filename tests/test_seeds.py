@@ -57,6 +57,22 @@ def test_mean_and_spread_are_those_of_numpy(tmp_path, summarise):
     assert "| knn | val | backbone.top1 | 3 | 63.67 +- 2.52 | 61.00 to 66.00 |" in row
 
 
+def test_each_setting_of_neighbours_is_one_group(tmp_path, summarise):
+    folder = tmp_path / "run"
+    write(folder, 0.1, protocol="linear")
+    for k in ([5], [5, 1]):
+        named = {f"k{each}": {"top1": each / 10, "top5": 0.9} for each in k}
+        record = {"protocol": "knn", "settings": {"k": k}, "checkpoint": str(folder)}
+        report({**record, "metrics": {"backbone": {"top1": 0.5, **named}}}, folder)
+    groups = summarise(str(folder))
+    assert [(group["metric"], group["mean"]) for group in groups] == [
+        ("backbone.top1", 0.1), ("backbone.top1", 0.5),
+        ("backbone.k5.top1", 0.5), ("backbone.k1.top1", 0.1),
+    ]  # fmt: skip
+    (group,) = summarise(str(folder), metric="backbone.k1.top1")
+    assert group["mean"] == 0.1
+
+
 def test_runs_protocols_settings_and_ages_that_differ_are_apart(tmp_path, summarise):
     folders = [
         write(tmp_path / "a_0", 0.1), write(tmp_path / "a_1", 0.2, seed=1),

@@ -144,6 +144,20 @@ def test_headings_tell_apart_what_differs():
     assert suite.labels_of(other, names)[other[-1]] == "b.pt, mlp, projector_1"
 
 
+def test_each_setting_of_neighbours_has_one_column(checkpoint, tasks, capsys):
+    words = ["suite", "--checkpoint", checkpoint, "--suite", tasks, "--protocols", "knn", "snn"]
+    found = last_record(capsys, *words, "--knn.k=1")
+    assert list(found["top1"]) == ["knn", "snn"]
+    assert Path(found["table"]).read_text().splitlines()[0] == "| top-1, % | knn | snn |"
+    found = last_record(capsys, *words, "--knn.k", "1", "5")
+    labels = ["knn, backbone.k1_t0.1", "knn, backbone.k5_t0.1", "snn, backbone"]
+    assert list(found["top1"]) == labels
+    for record in read_results(checkpoint):
+        if record["protocol"] == "knn":
+            metrics = record["metrics"]["backbone"]
+            assert metrics["top1"] == metrics["k1_t0.1"]["top1"]
+
+
 def test_runs_in_folders_of_one_name_keep_a_column_each(checkpoint, tasks, tmp_path, capsys):
     paths = [str(tmp_path / parent / "run") for parent in "xy"]
     torch.manual_seed(1)
@@ -160,7 +174,8 @@ def test_runs_in_folders_of_one_name_keep_a_column_each(checkpoint, tasks, tmp_p
     top1 = json.loads(capsys.readouterr().out.splitlines()[-1])["top1"]
     for path in paths:
         own = [record["metrics"]["backbone"]["top1"] for record in read_results(path)]
-        assert list(top1[f"{path}, knn, backbone"].values()) == own and len(own) == 2
+        assert list(top1[f"{path}, knn"].values()) == own and len(own) == 2
+    assert len(top1) == 2
     assert len({tuple(values.values()) for values in top1.values()}) == 2
 
 

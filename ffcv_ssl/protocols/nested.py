@@ -124,6 +124,20 @@ def main_metric(metrics, name=None):
     return name, flat[name]
 
 
+def accuracies(metrics, prefix=""):
+    """{name, its parts joined by dots: value} of every top1 and map of nested metrics, each once.
+
+    k-NN and inference have their settings by name within a depth, and the first one's accuracy as
+    the depth's own: of one setting the depth's is taken, of several their own.
+    """
+    settings = {key: value for key, value in metrics.items() if isinstance(value, dict)}
+    inner = {}
+    for key, value in settings.items():
+        inner |= accuracies(value, f"{prefix}{key}.")
+    own = {prefix + key: metrics[key] for key in MAIN_METRICS if metrics.get(key) is not None}
+    return own if own and len(settings) < 2 else inner or own
+
+
 def run_folder(checkpoint):
     """The folder of the run that a checkpoint belongs to."""
     path = Path(checkpoint)

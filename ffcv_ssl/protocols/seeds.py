@@ -21,7 +21,7 @@ import yaml
 from ffcv_ssl.checkpoint import write_text
 from ffcv_ssl.command import UserError
 from ffcv_ssl.protocols.common import refuse_ranks, writable_folder
-from ffcv_ssl.protocols.nested import MAIN_METRICS, run_folder
+from ffcv_ssl.protocols.nested import accuracies, run_folder
 from ffcv_ssl.results import flatten, read_results
 
 TABLE = "seeds.md"
@@ -48,7 +48,7 @@ class SeedsConfig:
     checkpoint: list[str] = field(default_factory=list)
     """Folders with results.jsonl: those of runs, or of the stages of chains."""
     metric: str | None = None
-    """A number by name, as backbone.top1; null: every top1 and map."""
+    """A number by name, as backbone.top1; null: every top1 and map, of each setting once."""
     out: str | None = None
     """Folder in which to write the table, seeds.md; null: it is only shown."""
 
@@ -137,9 +137,9 @@ def _common_start(texts):
 
 def _numbers(record, metric):
     """The numbers of a record that are asked for, by name."""
-    flat = flatten(record.get("metrics", {}))
-    wanted = [metric] if metric else [k for k in flat if k.rsplit(".", 1)[-1] in MAIN_METRICS]
-    return {name: flat[name] for name in wanted if isinstance(flat.get(name), int | float)}
+    metrics = record.get("metrics", {})
+    found = {metric: flatten(metrics).get(metric)} if metric else accuracies(metrics)
+    return {name: value for name, value in found.items() if isinstance(value, int | float)}
 
 
 def describe(record, metric):

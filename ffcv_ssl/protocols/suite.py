@@ -30,7 +30,6 @@ from ffcv_ssl.protocols.common import (
     stop_if_asked,
     writable_folder,
 )
-from ffcv_ssl.results import flatten
 from ffcv_ssl.settings import SystemConfig
 
 
@@ -88,10 +87,9 @@ def run(config, world, stop):
         world.say(f"{dataset}: {protocol} of {call.checkpoint}")
         record = nested.call(protocol, call, world, stop)
         names[call.checkpoint] = record["name"]
-        for metric, value in flatten(record["metrics"]).items():
-            if metric.rsplit(".", 1)[-1] == "top1":
-                column = (call.checkpoint, protocol, metric.removesuffix(".top1"))
-                cells.setdefault(column, {})[dataset] = value
+        for metric, value in nested.accuracies(record["metrics"]).items():
+            column = (call.checkpoint, protocol, metric.removesuffix(".top1"))
+            cells.setdefault(column, {})[dataset] = value
     columns = {label: cells[column] for column, label in labels_of(list(cells), names).items()}
     table, chart = write(folder, Path(config.suite).stem, columns, list(datasets))
     world.say(render(columns, list(datasets)))
