@@ -85,6 +85,52 @@ def test_runs_protocols_settings_and_ages_that_differ_are_apart(tmp_path, summar
     assert groups[1]["sd"] is None
 
 
+def test_groups_are_told_apart_by_the_settings_in_which_those_of_a_protocol_differ(
+    tmp_path, summarise
+):
+    for seed in (0, 1):
+        for fraction in (None, 0.1):
+            labels = {"fraction": fraction, "scheme": "bernoulli"}
+            write(tmp_path / f"a_{seed}", 0.1, seed=seed, labels=labels, k=[20])
+    write(tmp_path / "a_0", 0.1, protocol="linear", epochs=9)
+    folders = [str(tmp_path / f"a_{seed}") for seed in (0, 1)]
+    groups = summarise(*folders, out=tmp_path)
+    assert [(group["protocol"], group["n"], group["settings"]) for group in groups] == [
+        ("knn", 2, {"labels.fraction": None}), ("knn", 2, {"labels.fraction": 0.1}),
+        ("linear", 1, {}),
+    ]  # fmt: skip
+    head, _, *rows = (tmp_path / "seeds.md").read_text().splitlines()
+    assert head.startswith("| checkpoint | protocol | data | metric | settings | n | mean +- sd")
+    cells = [row.split(" | ")[4] for row in rows]
+    assert cells == ["labels.fraction=null", "labels.fraction=0.1", ""]
+    assert all(row.count("|") == head.count("|") for row in rows)
+    labels = {"fraction": None, "scheme": "bernoulli"}
+    folders.append(write(tmp_path / "b_0", 0.1, labels=labels, k=[5]))
+    found = [g["settings"] for g in summarise(*folders) if g["protocol"] == "knn"]
+    assert found[0] == {"k": "[20]", "labels.fraction": None}
+    assert found[-1] == {"k": "[5]", "labels.fraction": None}
+
+
+def test_rows_that_look_the_same_are_told_apart_by_their_runs(tmp_path, summarise):
+    folders = [
+        write(tmp_path / f"x_{n}", 0.1, seed=n, run={**RUN, "method": method}, step=step)
+        for n, (method, step) in enumerate((("simclr", 9), ("simclr", 9), ("byol", 8), ("byol", 8)))
+    ]
+    found = [group["settings"] for group in summarise(*folders)]
+    assert found == [{"step": 9, "run.method": "simclr"}, {"step": 8, "run.method": "byol"}]
+    other = write(tmp_path / "y", 0.1, run={**RUN, "method": "byol"})
+    named = [group["settings"] for group in summarise(folders[0], other)]
+    assert named == [{}, {}]  # their paths tell them
+
+
+def test_files_of_one_name_with_other_content_are_told_apart(tmp_path, summarise):
+    folders = [write(tmp_path / name, 0.1) for name in "ab"]
+    path = tmp_path / "b" / "results.jsonl"
+    path.write_text(path.read_text().replace('"1f"', '"2e"'))
+    found = [group["settings"] for group in summarise(*folders)]
+    assert found == [{"val_content": "1f"}, {"val_content": "2e"}]
+
+
 def test_seeds_of_labels_are_seeds_too_and_paths_make_no_difference(tmp_path, summarise):
     folders = [
         write(tmp_path / f"a_{s}", 0.1 * s, labels={"seed": s}, data={"train": f"/{s}"})

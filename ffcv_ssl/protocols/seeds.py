@@ -3,9 +3,10 @@
     python evaluate.py seeds --checkpoint runs/simclr_seed* runs/suncet_seed*
 
 Results are those in the folders' `results.jsonl`. They belong together where protocol, data,
-settings and the pretraining run's configuration are the same but for seeds and paths. Of several of
-one run the newest counts; several runs of one seed are refused, as one would count for all. The
-spread is the standard deviation of one result (n - 1).
+settings and the pretraining run's configuration are the same but for seeds and paths; the table
+says the settings in which its rows differ. Of several of one run the newest counts; several runs of
+one seed are refused, as one would count for all. The spread is the standard deviation of one result
+(n - 1).
 """
 
 from __future__ import annotations
@@ -60,8 +61,10 @@ def run(config, world, stop):
     groups = collect(config.checkpoint, config.metric)
     rows = [
         {"checkpoint": common_name(paths), **about, **summary(values)}
-        for about, paths, values in groups
+        for about, _, paths, values in groups
     ]
+    for row, shown in zip(rows, told_apart(rows, [asked for _, asked, *_ in groups])):
+        row["settings"] = shown
     text = render(rows)
     if folder is not None:
         _write(folder / TABLE, text)
@@ -77,7 +80,8 @@ def _write(path, text):
 
 
 def collect(folders, metric=None):
-    """[(what a group is, checkpoints, values)] of all results in some folders, in their order.
+    """[(what a group is, what was asked, checkpoints, values)] of all results in some folders, in
+    their order; the first two as of `describe`.
 
     Raises UserError for a folder without results, where none has the metric, and for two runs with
     equal seeds.
@@ -92,8 +96,9 @@ def collect(folders, metric=None):
         for record in records:
             numbers = _numbers(record, metric)
             for name, value in numbers.items():
-                about, key, seeds = describe(record, name)
-                _, members = groups.setdefault(key, (about, {}))
+                about, asked, seeds = describe(record, name)
+                key = json.dumps([record["protocol"], name, asked], sort_keys=True, default=str)
+                _, _, members = groups.setdefault(key, (about, asked, {}))
                 before = members.setdefault(seeds, (folder, record, value))
                 _refuse_other_run(before, folder, record, about)
                 if str(record.get("time")) >= str(before[1].get("time")):
@@ -101,9 +106,9 @@ def collect(folders, metric=None):
     if not groups:
         raise UserError(f"metric: got {metric!r}, but no result has it")
     found = []
-    for about, members in groups.values():
+    for about, asked, members in groups.values():
         _, records, values = zip(*members.values())
-        found.append((about, [record.get("checkpoint") for record in records], values))
+        found.append((about, asked, [record.get("checkpoint") for record in records], values))
     return found
 
 
@@ -143,17 +148,50 @@ def _numbers(record, metric):
 
 
 def describe(record, metric):
-    """(what a result is, in words by column; its group's key; its seeds, a key too)."""
+    """(what a result is, in words by column; what was asked, alike in a group; its seeds, a key).
+
+    What was asked are three flat dicts: the result's own settings; its files' contents; the age of
+    its checkpoint and the settings of the run which that is of, `run.` before their names, or else
+    its path.
+    """
     settings, origin = flatten(record.get("settings", {})), _origin(record.get("checkpoint"))
     data, about = record.get("data", {}), record.get("about", {})
     words = {"protocol": record["protocol"], "data": Path(str(data.get("val"))).stem}
     words["metric"] = metric
-    content = [data.get(key) for key in ("train_content", "val_content", "label_field")]
-    content.append(data.get("image_field", "image"))  # which records of before do not say
-    whose = [_bound(config) for config in origin] or record.get("checkpoint")
-    key = [record["protocol"], metric, content, _bound(settings), whose, about.get("step")]
+    own = _bound(settings) | {"data.label_field": data.get("label_field")}
+    own["data.image_field"] = data.get("image_field", "image")  # records of before do not say it
+    files = {key: data.get(key) for key in ("train_content", "val_content")}
+    rest = {"step": about.get("step")}
+    for age, config in enumerate(origin):
+        prefix = "run." + age * "checkpoint."
+        rest |= {prefix + key: value for key, value in _bound(config).items()}
+    if not origin:
+        rest["checkpoint"] = record.get("checkpoint")
     seeds = [[side.get(key) for key in SEEDS] for side in (settings, *origin)]
-    return words, json.dumps(key, sort_keys=True, default=str), json.dumps(seeds)
+    return words, (own, files, rest), json.dumps(seeds)
+
+
+def told_apart(rows, asked):
+    """For each row of the table {setting: value}: those in which rows of its protocol differ, the
+    contents of files that differ under one name, and where rows still look the same, what else
+    differs between these. asked: as of `describe`."""
+    own, files, rest = zip(*asked)
+    own = _differences([row["protocol"] for row in rows], own)
+    files = _differences([(row["protocol"], row["data"]) for row in rows], files)
+    shown = [first | second for first, second in zip(own, files)]
+    names = ("checkpoint", "protocol", "data", "metric")
+    looks = [(*(row[name] for name in names), its) for row, its in zip(rows, shown)]
+    return [its | more for its, more in zip(shown, _differences(looks, rest))]
+
+
+def _differences(kinds, settings):
+    """For each dict of settings what differs between it and others of its kind."""
+    found = []
+    for kind, its in zip(kinds, settings):
+        others = [other for same, other in zip(kinds, settings) if same == kind]
+        keys = [key for key in its if any(key not in o or o[key] != its[key] for o in others)]
+        found.append({key: its[key] for key in keys})
+    return found
 
 
 def _bound(flat):
@@ -183,12 +221,16 @@ def summary(values):
 
 
 def render(rows):
-    """The table as Markdown, in %."""
-    lines = ["| checkpoint | protocol | data | metric | n | mean +- sd, % | range |"]
-    lines += ["|---|---|---|---|---|---|---|"]
+    """The table as Markdown, in %; without a column of settings where none are to be told."""
+    heads = ["checkpoint", "protocol", "data", "metric", "settings", "n", "mean +- sd, %", "range"]
+    if not any(row["settings"] for row in rows):
+        heads.remove("settings")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
         spread = "" if row["sd"] is None else f" +- {100 * row['sd']:.2f}"
         ends = f"{100 * row['min']:.2f} to {100 * row['max']:.2f}" if row["n"] > 1 else ""
-        cells = [row["checkpoint"], row["protocol"], row["data"], row["metric"], str(row["n"])]
-        lines.append(f"| {' | '.join(cells)} | {100 * row['mean']:.2f}{spread} | {ends} |")
+        settings = [f"{k}={'null' if v is None else v}" for k, v in row["settings"].items()]
+        own = {"settings": ", ".join(settings), "range": ends}
+        own["mean +- sd, %"] = f"{100 * row['mean']:.2f}{spread}"
+        lines.append(f"| {' | '.join(str(own.get(head, row.get(head))) for head in heads)} |")
     return "\n".join(lines) + "\n"
