@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from ffcv_ssl.checkpoint import write_text
 from ffcv_ssl.command import UserError, one_line, parse_config
+from ffcv_ssl.config_files import read_yaml
 from ffcv_ssl.protocols import nested
 from ffcv_ssl.protocols.common import (
     Architecture,
@@ -107,9 +106,9 @@ def read_suite(path, data):
     if not path:
         raise UserError("suite: got none, expected --suite configs/suites/NAME.yaml")
     try:
-        entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
+        entries = read_yaml(path)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path}: got no list, expected one of {{name, train, val, ...}}")
     datasets = {}
