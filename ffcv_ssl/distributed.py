@@ -121,8 +121,8 @@ class World:
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
             # gloo's threads may still hold tensors of the last calls, and free their Python halves:
-            # one that does so while the interpreter ends aborts the process, which torchrun takes
-            # for a crash. So they are given time.
+            # one that does so while the interpreter ends can abort the process, a crash to
+            # torchrun. So they are given time.
             time.sleep(0.2)
 
 
