@@ -23,12 +23,15 @@ import torch
 import torch.nn.functional as F
 
 import train
-from ffcv_ssl import OrderOption, checkpoint
-from ffcv_ssl.command import EXIT_USER_ERROR, UserError, one_line
-from ffcv_ssl.distributed import World
-from ffcv_ssl.probing import hits, knn_scores
-from ffcv_ssl.report import REPORT_FILE
-from ffcv_ssl.run_data import make_loader, open_dataset
+from ffcv_ssl import OrderOption
+from ffcv_ssl.config.messages import one_line
+from ffcv_ssl.errors import UserError
+from ffcv_ssl.training import checkpoint
+from ffcv_ssl.training.command import EXIT_USER_ERROR
+from ffcv_ssl.training.probes import hits, knn_scores
+from ffcv_ssl.training.report import REPORT_FILE
+from ffcv_ssl.training.run_data import make_loader, open_dataset
+from ffcv_ssl.training.world import World
 
 ROOT = Path(__file__).resolve().parent
 NUM_TRAIN, NUM_VAL, SIZE_PX = 5000, 1000, 64

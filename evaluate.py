@@ -19,11 +19,16 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from ffcv_ssl import command, slurm
-from ffcv_ssl.command import Interrupted, UserError
-from ffcv_ssl.distributed import World
-from ffcv_ssl.protocols import PROTOCOLS
-from ffcv_ssl.protocols.nested import checked, kind_of
+from ffcv_ssl.config.parsing import parse_config
+from ffcv_ssl.errors import Interrupted, UserError
+from ffcv_ssl.evaluation.nested import checked, kind_of
+from ffcv_ssl.evaluation.protocols import PROTOCOLS
+from ffcv_ssl.evaluation.studies import STUDIES
+from ffcv_ssl.jobs import slurm
+from ffcv_ssl.training import command
+from ffcv_ssl.training.world import World
+
+COMMANDS = {**PROTOCOLS, **STUDIES}
 
 
 def grouped(words):
@@ -49,9 +54,9 @@ def read_configs(argv):
     `--k [1,20]`.
     """
     name, *words = argv or [""]
-    if name not in PROTOCOLS:
-        raise UserError(f"protocol: got {name!r}, expected one of {', '.join(PROTOCOLS)}")
-    config_class, _, summary = PROTOCOLS[name]
+    if name not in COMMANDS:
+        raise UserError(f"protocol: got {name!r}, expected one of {', '.join(COMMANDS)}")
+    config_class, _, summary = COMMANDS[name]
     arguments, paths = [], [""]
     for key, values in grouped(words):
         kind = kind_of(config_class, key)
@@ -66,7 +71,7 @@ def read_configs(argv):
             arguments.append(f"{key}=[{', '.join(values)}]")
         else:
             arguments += [key, *values]
-    config, _ = command.parse_config(config_class, arguments, f"evaluate.py {name}", summary)
+    config, _ = parse_config(config_class, arguments, f"evaluate.py {name}", summary)
     return name, [replace(config, checkpoint=path) for path in paths if path] or [config]
 
 
@@ -85,7 +90,7 @@ def run(argv):
             if len(configs) > 1:
                 configs = [config for config, _ in checked(configs, world)]
             for config in configs:
-                results.append(PROTOCOLS[name][1](config, world, stop))
+                results.append(COMMANDS[name][1](config, world, stop))
         except Interrupted as message:
             world.say(message, sys.stderr)
             summary = {"protocol": name, "status": "interrupted", "results": results}
@@ -97,8 +102,8 @@ def run(argv):
 
 def usage():
     """What `evaluate.py --help` prints."""
-    width = max(map(len, PROTOCOLS))
-    lines = [f"  {name:{width}}  {summary}" for name, (_, _, summary) in PROTOCOLS.items()]
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {summary}" for name, (_, _, summary) in COMMANDS.items()]
     return "\n".join(
         [__doc__, "Protocols; `python evaluate.py PROTOCOL --help` lists settings:", *lines]
     )

@@ -26,6 +26,7 @@ setup(
         "safetensors>=0.4",
         "tensorboard>=2.14",
         "rich>=13.0",
+        "filelock>=3.13",
         "matplotlib>=3.8",
         "submitit>=1.5",
     ],

@@ -34,24 +34,42 @@ import torch.nn.functional as F
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import nn
 
-from ffcv_ssl import OrderOption, checkpoint, command, settings, slurm
-from ffcv_ssl.accumulate import backward_in_parts, check_parts, frozen_statistics, split_views
-from ffcv_ssl.command import Interrupted, UserError, config_dict
-from ffcv_ssl.distributed import World, share_learning
-from ffcv_ssl.evaluation import labels_of, open_evaluation
-from ffcv_ssl.labelled import LabelledStream
-from ffcv_ssl.meters import Averages, Counters, FiniteWatch, Interval, flops_per_image, step_flops
-from ffcv_ssl.models import Model, make_mlp
-from ffcv_ssl.optim import make_optimizer, move_average_, resolution_at, set_lr
-from ffcv_ssl.probing import Probes, ProbeTrainer
-from ffcv_ssl.run_data import make_loader, open_dataset, rank_share, set_resolution
-from ffcv_ssl.run_folder import BACKBONE, CHECKPOINT, RunFolder
+from ffcv_ssl import OrderOption
+from ffcv_ssl.config import settings
+from ffcv_ssl.config.parsing import parse_config
+from ffcv_ssl.config.plain import config_dict
+from ffcv_ssl.errors import Interrupted, UserError
+from ffcv_ssl.files import hold_folder
+from ffcv_ssl.jobs import slurm
+from ffcv_ssl.training import checkpoint, command
+from ffcv_ssl.training.gradient_cache import (
+    backward_in_parts,
+    check_parts,
+    frozen_statistics,
+    split_views,
+)
+from ffcv_ssl.training.labelled_stream import LabelledStream
+from ffcv_ssl.training.meters import (
+    Averages,
+    Counters,
+    FiniteWatch,
+    Interval,
+    flops_per_image,
+    step_flops,
+)
+from ffcv_ssl.training.models import Model, make_mlp
+from ffcv_ssl.training.online_evaluation import labels_of, open_evaluation
+from ffcv_ssl.training.optimizers import make_optimizer, move_average_, resolution_at, set_lr
+from ffcv_ssl.training.probes import Probes, ProbeTrainer
+from ffcv_ssl.training.run_data import make_loader, open_dataset, rank_share, set_resolution
+from ffcv_ssl.training.run_folder import BACKBONE, CHECKPOINT, RunFolder
+from ffcv_ssl.training.world import World, share_learning
 from pipelines import Views, build
 
 AGREE_EVERY = 8  # steps between two moments when several ranks agree on whether to save or stop
 
 
-# ---- Configuration: YAML and dotted overrides fill these records; more in ffcv_ssl/settings.py ---
+# ---- Configuration: YAML and dotted overrides; the groups are in ffcv_ssl/config/settings.py -----
 
 
 @dataclass(frozen=True)
@@ -763,7 +781,7 @@ class Trainer:
     def _finish(self):
         """Leave the run's picture and the backbone, and return the summary."""
         if self.world.is_first and not (self.folder.path / BACKBONE).exists():
-            from ffcv_ssl.report import draw_report  # matplotlib is slow to import
+            from ffcv_ssl.training.report import draw_report  # matplotlib is slow to import
 
             data = self.config.data
             ops = make_views(self.views, self.config.resolution.max)
@@ -861,7 +879,7 @@ class Trainer:
 def read_config(argv):
     """The command line as a Config with its folder. Raises UserError."""
     summary = __doc__.split("\n")[0]
-    config, files = command.parse_config(Config, argv, "train.py", summary, check_config)
+    config, files = parse_config(Config, argv, "train.py", summary, check_config)
     if config.out is not None:
         return config
     return replace(config, out=f"runs/{Path(files[-1]).stem if files else 'train'}")
@@ -876,7 +894,7 @@ def run(argv):
         return 0, slurm.submit(config, argv, __file__)
     system = config.system
     world = World.join(system.device, system.torch_threads, slurm.task_environment())
-    hold = command.hold_folder(config.out) if world.is_first else contextlib.nullcontext()
+    hold = hold_folder(config.out) if world.is_first else contextlib.nullcontext()
     with command.StopSignal() as stop, hold:
         trainer = Trainer(config, world, stop)
         trainer.folder.write_config()

@@ -21,9 +21,11 @@ import sys
 import time
 
 from ffcv_ssl import BetonError, DatasetWriter
-from ffcv_ssl.command import EXIT_USER_ERROR, UserError, one_line
+from ffcv_ssl.config.messages import one_line
+from ffcv_ssl.errors import SourceError, UserError
 from ffcv_ssl.fields import RGBImageField
-from ffcv_ssl.sources import SourceError, open_source, select
+from ffcv_ssl.sources import open_source, select
+from ffcv_ssl.training.command import EXIT_USER_ERROR
 
 MODES = ("smart", "jpg", "raw", "passthrough")
 DEFAULT_MAX_RESOLUTION_PX = 500

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 import train
-from ffcv_ssl.meters import Interval
-from ffcv_ssl.optim import make_optimizer
+from ffcv_ssl.training.meters import Interval
+from ffcv_ssl.training.optimizers import make_optimizer
 
 MODEL, LOSS, REST = "model, forward and backward", "loss, forward and backward", "the rest"
 TEACHER, AVERAGE, OPTIMIZER = "teacher's forward", "teacher's average", "optimiser"

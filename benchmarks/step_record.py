@@ -11,7 +11,7 @@ from rich.table import Table
 
 from benchmarks.loader import cpu_name
 from benchmarks.step_case import CLIPPING, OPTIMIZER, WHOLE
-from ffcv_ssl.command import UserError
+from ffcv_ssl.errors import UserError
 
 IMAGENET_IMAGES = 1281167
 PAPER = {"hours": 35, "device": "one A100", "source": "FFCV-SSL (Bordes et al. 2023)"}

@@ -34,14 +34,16 @@ from benchmarks import step_record
 from benchmarks.photographs import MAX_SIDE_PX, QUALITY, Photographs
 from benchmarks.record import write_record
 from benchmarks.step_case import StepCase
-from ffcv_ssl import BetonError, DatasetWriter, Reader, command
-from ffcv_ssl.command import UserError
-from ffcv_ssl.distributed import World
+from ffcv_ssl import BetonError, DatasetWriter, Reader
+from ffcv_ssl.config.messages import one_line
+from ffcv_ssl.config.settings import SystemConfig
+from ffcv_ssl.errors import UserError
 from ffcv_ssl.fields import IntField, RGBImageField
-from ffcv_ssl.optim import resolution_at
-from ffcv_ssl.run_data import open_dataset
-from ffcv_ssl.settings import SystemConfig
 from ffcv_ssl.sources import Shapes
+from ffcv_ssl.training import command
+from ffcv_ssl.training.optimizers import resolution_at
+from ffcv_ssl.training.run_data import open_dataset
+from ffcv_ssl.training.world import World
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DEFAULTS = {
@@ -296,10 +298,10 @@ def main(argv=None):
     try:
         record = run(sys.argv[1:] if argv is None else argv)
     except (UserError, BetonError) as error:
-        print(f"benchmarks.train_step: {command.one_line(error)}", file=sys.stderr)
+        print(f"benchmarks.train_step: {one_line(error)}", file=sys.stderr)
         return command.EXIT_USER_ERROR
     except torch.cuda.OutOfMemoryError as error:
-        text = f"{command.one_line(error)[:200]}; lower --batch"
+        text = f"{one_line(error)[:200]}; lower --batch"
         print(f"benchmarks.train_step: {text}", file=sys.stderr)
         return command.EXIT_USER_ERROR
     print(json.dumps(record))

@@ -18,10 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ffcv_ssl import Loader, OrderOption, Reader
-from ffcv_ssl.command import EXIT_USER_ERROR, UserError, one_line
+from ffcv_ssl.config.messages import one_line
+from ffcv_ssl.errors import UserError
 from ffcv_ssl.fields import RGBImageField
+from ffcv_ssl.training.command import EXIT_USER_ERROR
 from pipelines.config import Views
-from pipelines.grid import draw_grid
+from pipelines.picture import draw_grid
 from pipelines.view import build
 
 MAX_SIZE_PX = 224

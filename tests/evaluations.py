@@ -3,9 +3,9 @@
 import torch
 
 import train
-from ffcv_ssl import checkpoint
-from ffcv_ssl.command import config_dict
-from ffcv_ssl.models import Model
+from ffcv_ssl.config.plain import config_dict
+from ffcv_ssl.training import checkpoint
+from ffcv_ssl.training.models import Model
 
 COUNTS = {"updates": 10, "images": 400, "views": 800, "flops": 10**12, "seconds": 30.5}
 ONE_THREAD = ["--system.device=cpu", "--system.torch_threads=1", "--data.num_workers=1"]

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import train
-from ffcv_ssl import settings
-from ffcv_ssl.accumulate import check_parts, frozen_statistics, split_views
-from ffcv_ssl.command import UserError
-from ffcv_ssl.distributed import World
+from ffcv_ssl.config import settings
+from ffcv_ssl.errors import UserError
+from ffcv_ssl.training.gradient_cache import check_parts, frozen_statistics, split_views
+from ffcv_ssl.training.world import World
 
 BATCH, LABELLED, CLASSES = 12, 10, 4
 METHODS = ["simclr", "vicreg", "barlow", "byol", "supervised", "instance_simclr"]

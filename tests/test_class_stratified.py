@@ -12,7 +12,7 @@ from loading import make_loader, samples_of
 
 from ffcv_ssl import BetonError, DatasetWriter, Reader
 from ffcv_ssl.fields import IntField, RGBImageField
-from ffcv_ssl.seeds import derive_key
+from ffcv_ssl.seeding import derive_key
 from ffcv_ssl.traversal_order import ClassStratified
 
 

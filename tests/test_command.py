@@ -8,9 +8,11 @@ import pytest
 import yaml
 
 import train
-from ffcv_ssl.command import UserError, config_dict, parse_config
-from ffcv_ssl.config_files import read_layers
-from ffcv_ssl.protocols.linear import LinearConfig
+from ffcv_ssl.config.parsing import parse_config
+from ffcv_ssl.config.plain import config_dict
+from ffcv_ssl.config.yaml_layers import read_layers
+from ffcv_ssl.errors import UserError
+from ffcv_ssl.evaluation.protocols.linear import LinearConfig
 
 
 class Extras(TypedDict, total=False):

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import train
-from ffcv_ssl import slurm
-from ffcv_ssl.command import config_dict
-from ffcv_ssl.config_files import merge, read_layers
+from ffcv_ssl.config.plain import config_dict
+from ffcv_ssl.config.yaml_layers import merge, read_layers
+from ffcv_ssl.jobs import slurm
 
 ROOT = Path(__file__).resolve().parent.parent
 LISTS = sorted((ROOT / "configs/batches").glob("*.yaml"))

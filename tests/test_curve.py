@@ -11,13 +11,14 @@ import torch
 from conftest import write_small
 
 import evaluate
-from ffcv_ssl.command import UserError
-from ffcv_ssl.distributed import World
-from ffcv_ssl.metrics_log import MetricsLog
-from ffcv_ssl.models import Model
-from ffcv_ssl.protocols import PROTOCOLS, curve, nested
-from ffcv_ssl.results import read_results
-from ffcv_ssl.settings import ModelConfig
+from ffcv_ssl.config.settings import ModelConfig
+from ffcv_ssl.errors import UserError
+from ffcv_ssl.evaluation import nested
+from ffcv_ssl.evaluation.results import read_results
+from ffcv_ssl.evaluation.studies import curve
+from ffcv_ssl.training.metrics_log import MetricsLog
+from ffcv_ssl.training.models import Model
+from ffcv_ssl.training.world import World
 
 MODEL = {"backbone": "resnet18", "stem": "cifar", "projector": "", "projector_norm": "hidden"}
 
@@ -326,6 +327,6 @@ def test_a_mistyped_run_is_not_taken_for_the_folder_around_it(tmp_path, capsys):
 
 @pytest.mark.parametrize("protocol", ["suite", "curve", "seeds", "export"])
 def test_several_ranks_are_refused_where_one_process_writes(protocol):
-    config_class, run, _ = PROTOCOLS[protocol]
+    config_class, run, _ = evaluate.COMMANDS[protocol]
     with pytest.raises(UserError, match=f"{protocol}: got 2 ranks, expected one"):
         run(config_class(), SimpleNamespace(size=2), None)

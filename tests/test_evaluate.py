@@ -13,15 +13,16 @@ from torchvision.models import resnet34
 
 import evaluate
 from ffcv_ssl import DatasetWriter
-from ffcv_ssl.command import UserError
-from ffcv_ssl.confusion import confusion_matrix, draw_confusion, per_class_accuracy
-from ffcv_ssl.distributed import World
+from ffcv_ssl.errors import UserError
+from ffcv_ssl.evaluation import common
+from ffcv_ssl.evaluation.confusion import confusion_matrix, draw_confusion, per_class_accuracy
+from ffcv_ssl.evaluation.encoder import load_encoder
+from ffcv_ssl.evaluation.protocols import neighbours
+from ffcv_ssl.evaluation.protocols.linear import LinearConfig
+from ffcv_ssl.evaluation.results import read_results
 from ffcv_ssl.fields import IntField, RGBImageField
-from ffcv_ssl.pretrained import load_encoder
-from ffcv_ssl.protocols import common, neighbours
-from ffcv_ssl.protocols.linear import LinearConfig
-from ffcv_ssl.results import read_results
-from ffcv_ssl.run_data import open_dataset
+from ffcv_ssl.training.run_data import open_dataset
+from ffcv_ssl.training.world import World
 from pipelines import RECIPES, build
 
 

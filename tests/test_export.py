@@ -8,16 +8,16 @@ import torchvision
 import yaml
 from safetensors.torch import load_file
 
-from ffcv_ssl import results
-from ffcv_ssl.command import UserError
-from ffcv_ssl.distributed import World
-from ffcv_ssl.metrics_log import MetricsLog
-from ffcv_ssl.model_card import write_card
-from ffcv_ssl.models import Model
-from ffcv_ssl.pretrained import load_encoder
-from ffcv_ssl.protocols import export
-from ffcv_ssl.protocols.common import Architecture
-from ffcv_ssl.settings import ModelConfig
+from ffcv_ssl.config.settings import ModelConfig
+from ffcv_ssl.errors import UserError
+from ffcv_ssl.evaluation import results
+from ffcv_ssl.evaluation.common import Architecture
+from ffcv_ssl.evaluation.encoder import load_encoder
+from ffcv_ssl.evaluation.model_card import write_card
+from ffcv_ssl.evaluation.protocols import export
+from ffcv_ssl.training.metrics_log import MetricsLog
+from ffcv_ssl.training.models import Model
+from ffcv_ssl.training.world import World
 
 RUN = {
     "method": "simclr", "seed": 3, "epochs": 20,

@@ -8,12 +8,12 @@ import pytest
 import torch
 from evaluations import write_run
 
-from ffcv_ssl import settings
-from ffcv_ssl.command import Interrupted, UserError
-from ffcv_ssl.distributed import World
-from ffcv_ssl.pretrained import load_encoder
-from ffcv_ssl.protocols import common, features
-from ffcv_ssl.protocols.features import extract
+from ffcv_ssl.config import settings
+from ffcv_ssl.errors import Interrupted, UserError
+from ffcv_ssl.evaluation import common, features
+from ffcv_ssl.evaluation.encoder import load_encoder
+from ffcv_ssl.evaluation.features import extract
+from ffcv_ssl.training.world import World
 
 DATA = common.EvalData(batch_size=64, num_workers=1)
 

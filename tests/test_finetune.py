@@ -20,20 +20,17 @@ from tuning_files import (
     write_pretrained,
 )
 
-from ffcv_ssl import command
-from ffcv_ssl.command import Interrupted, NonFiniteLoss, UserError, config_dict
-from ffcv_ssl.config_files import merge, read_layers
-from ffcv_ssl.optim import lr_at
-from ffcv_ssl.pretrained import load_encoder
-from ffcv_ssl.protocols import common, finetune
-from ffcv_ssl.protocols.finetune import FineTune, FineTuning
-from ffcv_ssl.protocols.tuning import (
-    Classifier,
-    ClassTargets,
-    evaluate,
-    make_tuning_optimizer,
-)
-from ffcv_ssl.results import flatten, read_results
+from ffcv_ssl.config.parsing import parse_config
+from ffcv_ssl.config.plain import config_dict, flatten
+from ffcv_ssl.config.yaml_layers import merge, read_layers
+from ffcv_ssl.errors import Interrupted, NonFiniteLoss, UserError
+from ffcv_ssl.evaluation import common
+from ffcv_ssl.evaluation.encoder import load_encoder
+from ffcv_ssl.evaluation.protocols import finetune
+from ffcv_ssl.evaluation.protocols.finetune import FineTune, FineTuning
+from ffcv_ssl.evaluation.results import read_results
+from ffcv_ssl.evaluation.tuning import Classifier, ClassTargets, evaluate, make_tuning_optimizer
+from ffcv_ssl.training.optimizers import lr_at
 
 CONFIGS = sorted((REPOSITORY / "configs/finetune").glob("*.yaml"))
 
@@ -275,7 +272,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_what_to_do(tune):
 def read(name):
     """A configuration of configs/finetune."""
     path = f"--config={REPOSITORY / 'configs/finetune' / name}.yaml"
-    return command.parse_config(FineTune, [path], "", "")[0]
+    return parse_config(FineTune, [path], "", "")[0]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ffcv_ssl.protocols.grid import (
+from ffcv_ssl.evaluation.probe_grid import (
     GridProbe,
     GridSGD,
     Selection,

@@ -5,9 +5,9 @@ import pytest
 import reference
 from harness import assert_share
 
-from ffcv_ssl.command import UserError
-from ffcv_ssl.labels import choose_labels, class_counts
-from ffcv_ssl.seeds import derive_key
+from ffcv_ssl.errors import UserError
+from ffcv_ssl.seeding import derive_key
+from ffcv_ssl.training.label_choice import choose_labels, class_counts
 
 
 def make_labels(sizes=(400, 300, 500), unlabelled=100, seed=0):

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from ffcv_ssl.command import NonFiniteLoss, UserError
-from ffcv_ssl.protocols import common, linear
-from ffcv_ssl.protocols.features import Features
-from ffcv_ssl.protocols.linear import LinearConfig, MLPConfig, evaluate_probes
-from ffcv_ssl.protocols.probe_data import ProbeData, standardisation
+from ffcv_ssl.errors import NonFiniteLoss, UserError
+from ffcv_ssl.evaluation import common
+from ffcv_ssl.evaluation.features import Features
+from ffcv_ssl.evaluation.probe_data import ProbeData, standardisation
+from ffcv_ssl.evaluation.protocols import linear
+from ffcv_ssl.evaluation.protocols.linear import LinearConfig, MLPConfig, evaluate_probes
 
 NUM_CLASSES = 6
 

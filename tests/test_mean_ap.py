@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from ffcv_ssl.mean_ap import average_precision, mean_average_precision
+from ffcv_ssl.evaluation.mean_ap import average_precision, mean_average_precision
 
 
 def slow_average_precision(scores, targets):

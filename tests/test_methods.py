@@ -14,12 +14,14 @@ from test_optim import NoHostSync
 from torch import nn
 
 import train
-from ffcv_ssl import BetonError, models, report, settings
-from ffcv_ssl.command import Interrupted
-from ffcv_ssl.distributed import World
-from ffcv_ssl.evaluation import labels_of
-from ffcv_ssl.labels import choose_labels
-from ffcv_ssl.metrics_log import read_metrics
+from ffcv_ssl import BetonError
+from ffcv_ssl.config import settings
+from ffcv_ssl.errors import Interrupted
+from ffcv_ssl.training import models, report
+from ffcv_ssl.training.label_choice import choose_labels
+from ffcv_ssl.training.metrics_log import read_metrics
+from ffcv_ssl.training.online_evaluation import labels_of
+from ffcv_ssl.training.world import World
 from pipelines import Views
 
 SAMPLES, BATCH, STEPS, CLASSES, PX = 100, 20, 5, 7, 16

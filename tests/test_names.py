@@ -13,7 +13,7 @@ from ffcv_ssl import fields as f
 from ffcv_ssl.inspect import main as inspect
 from ffcv_ssl.kernels.hash import xxh3_64
 from ffcv_ssl.reader import Reader
-from ffcv_ssl.run_data import open_dataset
+from ffcv_ssl.training.run_data import open_dataset
 from ffcv_ssl.writer import DatasetWriter
 
 FIELDS = {"image": f.RGBImageField("raw"), "label": f.IntField()}

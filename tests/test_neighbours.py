@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ffcv_ssl.protocols import neighbours
-from ffcv_ssl.protocols.neighbours import (
+from ffcv_ssl.evaluation.protocols import neighbours
+from ffcv_ssl.evaluation.protocols.neighbours import (
     ClassSimilarity,
     NearestNeighbours,
     first_largest,

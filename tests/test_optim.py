@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
-from ffcv_ssl import settings
-from ffcv_ssl.optim import (
+from ffcv_ssl.config import settings
+from ffcv_ssl.training.optimizers import (
     LARS,
     lr_at,
     make_optimizer,

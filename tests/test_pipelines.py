@@ -12,7 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from ffcv_ssl import Loader, Reader
 from ffcv_ssl import transforms as T
 from pipelines import RECIPES, View, Views, __main__, build
-from pipelines.grid import caption
+from pipelines.picture import caption
 
 
 def ops_by_class(view, resolution_px=224):

@@ -8,11 +8,10 @@ import torch
 import torchvision
 from evaluations import COUNTS, write_run
 
-from ffcv_ssl import checkpoint
-from ffcv_ssl.checkpoint import CheckpointError
-from ffcv_ssl.command import UserError
-from ffcv_ssl.pretrained import keep_blocks, load_encoder, save_encoder
-from ffcv_ssl.settings import ModelConfig
+from ffcv_ssl.config.settings import ModelConfig
+from ffcv_ssl.errors import CheckpointError, UserError
+from ffcv_ssl.evaluation.encoder import keep_blocks, load_encoder, save_encoder
+from ffcv_ssl.training import checkpoint
 
 RESNET18 = ModelConfig("resnet18", projector="")
 

@@ -6,7 +6,7 @@ import reference
 from harness import assert_uniform
 
 from ffcv_ssl.kernels.random import fill_uniforms, philox, random_word, shuffle_
-from ffcv_ssl.seeds import derive_key, derive_seed
+from ffcv_ssl.seeding import derive_key, derive_seed
 
 ONES = 0xFFFFFFFF
 # The vectors for philox4x32 with 10 rounds in the authors' Random123 package: key, counter, result.

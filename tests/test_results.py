@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ffcv_ssl.command import UserError
-from ffcv_ssl.results import flatten, read_results, report, settings_key
+from ffcv_ssl.config.plain import flatten
+from ffcv_ssl.errors import UserError
+from ffcv_ssl.evaluation.results import read_results, report, settings_key
 
 
 def table(folder):

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 import evaluate
-from ffcv_ssl.protocols.seeds import common_name
-from ffcv_ssl.results import report
+from ffcv_ssl.evaluation.results import report
+from ffcv_ssl.evaluation.studies.seeds import common_name
 
 RUN = {"method": "simclr", "seed": 0, "out": "x", "data": {"train": "t", "batch_size": 64}}
 

@@ -17,10 +17,13 @@ import slurm_cluster
 from conftest import REPOSITORY
 
 import train
-from ffcv_ssl import slurm, slurm_job
-from ffcv_ssl.command import StopSignal, UserError, hold_folder
-from ffcv_ssl.metrics_log import read_metrics
-from ffcv_ssl.slurm import SlurmConfig
+from ffcv_ssl.errors import UserError
+from ffcv_ssl.files import hold_folder
+from ffcv_ssl.jobs import slurm
+from ffcv_ssl.jobs import slurm_task as slurm_job
+from ffcv_ssl.jobs.slurm import SlurmConfig
+from ffcv_ssl.training.command import StopSignal
+from ffcv_ssl.training.metrics_log import read_metrics
 
 CLOCK = ("seconds", "train/images_per_s", "train/data_wait")
 
@@ -242,7 +245,7 @@ def test_a_second_ctrl_c_acts_as_if_nobody_listened():
 
 
 def test_a_folder_is_waited_for(tmp_path):
-    code = "import sys, time\nfrom ffcv_ssl.command import hold_folder\n"
+    code = "import sys, time\nfrom ffcv_ssl.files import hold_folder\n"
     code += "with hold_folder(sys.argv[1]):\n    print('held', flush=True)\n    time.sleep(1)\n"
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as other:

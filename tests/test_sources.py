@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ffcv_ssl.errors import SourceError
 from ffcv_ssl.fields import EncodedImage
-from ffcv_ssl.sources import Source, SourceError, open_source, select
+from ffcv_ssl.sources import Source, open_source, select
 
 
 def make_folder(root, names, size_px=8):

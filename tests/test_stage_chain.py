@@ -15,8 +15,9 @@ from conftest import REPOSITORY
 
 import evaluate
 import train
-from ffcv_ssl import chain, slurm, stage_marks
-from ffcv_ssl.command import StopSignal, UserError
+from ffcv_ssl.errors import UserError
+from ffcv_ssl.jobs import chain, slurm, stage_marks
+from ffcv_ssl.training.command import StopSignal
 
 # Notes that it ran, with which arguments; fails, waits or counts ranks where it is told to.
 COMMAND = """
@@ -221,7 +222,7 @@ def test_a_mistake_in_a_chain_is_one_line_that_names_it(tmp_path, capsys, text, 
 def test_help_shows_how_a_chain_is_written_and_started(argv, capsys):
     assert chain.main(argv) == 0
     printed = capsys.readouterr().out
-    assert "python -m ffcv_ssl.chain CHAIN.yaml" in printed and "stages:" in printed
+    assert "python -m ffcv_ssl.jobs.chain CHAIN.yaml" in printed and "stages:" in printed
 
 
 def test_no_chain_is_one_line(capsys):

@@ -9,8 +9,8 @@ import pytest
 from conftest import REPOSITORY
 from tuning_files import NUM_CLASSES, write_coloured, write_pretrained
 
-from ffcv_ssl import chain, stage_marks
-from ffcv_ssl.command import UserError
+from ffcv_ssl.errors import UserError
+from ffcv_ssl.jobs import chain, stage_marks
 
 SETTINGS = "labels: {{file: {0}/list.txt}}\ndata: {{train: {0}/a.beton, num_workers: 1}}\n"
 

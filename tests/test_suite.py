@@ -12,14 +12,15 @@ from conftest import REPOSITORY, SmallImages
 
 import evaluate
 from ffcv_ssl import DatasetWriter
-from ffcv_ssl.distributed import World
+from ffcv_ssl.config.settings import ModelConfig
+from ffcv_ssl.evaluation import nested
+from ffcv_ssl.evaluation.common import EvalData
+from ffcv_ssl.evaluation.results import read_results
+from ffcv_ssl.evaluation.studies import suite
 from ffcv_ssl.fields import IntField, RGBImageField
-from ffcv_ssl.models import Model
-from ffcv_ssl.protocols import nested, suite
-from ffcv_ssl.protocols.common import EvalData
-from ffcv_ssl.results import read_results
-from ffcv_ssl.settings import ModelConfig
 from ffcv_ssl.sources.shapes import WithDistanceBin
+from ffcv_ssl.training.models import Model
+from ffcv_ssl.training.world import World
 
 MODEL = {"backbone": "resnet18", "stem": "cifar", "projector": "8-4", "projector_norm": "hidden"}
 

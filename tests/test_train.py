@@ -9,11 +9,11 @@ import torch.nn.functional as F
 import torchvision
 
 import train
-from ffcv_ssl import settings
-from ffcv_ssl.distributed import World
-from ffcv_ssl.meters import Averages, flops_per_image
-from ffcv_ssl.models import make_backbone
-from ffcv_ssl.probing import Probes, hits, knn_scores, probe_loss
+from ffcv_ssl.config import settings
+from ffcv_ssl.training.meters import Averages, flops_per_image
+from ffcv_ssl.training.models import make_backbone
+from ffcv_ssl.training.probes import Probes, hits, knn_scores, probe_loss
+from ffcv_ssl.training.world import World
 
 
 def test_views_of_one_size_share_one_forward_pass_and_come_back_in_order():

@@ -15,11 +15,11 @@ from conftest import REPOSITORY, write_small
 from torch import nn
 
 import train
-from ffcv_ssl import settings
-from ffcv_ssl.distributed import World, meet, share_learning
-from ffcv_ssl.meters import Averages
-from ffcv_ssl.metrics_log import read_metrics
-from ffcv_ssl.probing import Probes, ProbeTrainer
+from ffcv_ssl.config import settings
+from ffcv_ssl.training.meters import Averages
+from ffcv_ssl.training.metrics_log import read_metrics
+from ffcv_ssl.training.probes import Probes, ProbeTrainer
+from ffcv_ssl.training.world import World, meet, share_learning
 
 BATCH, CLASSES = 12, 5
 METHODS = ["simclr", "vicreg", "barlow", "byol", "supervised", "instance_simclr"]

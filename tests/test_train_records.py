@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from ffcv_ssl import checkpoint
-from ffcv_ssl.metrics_log import METRICS_FILE, MetricsLog, read_metrics
-from ffcv_ssl.report import draw_report
+from ffcv_ssl.errors import CheckpointError
+from ffcv_ssl.training import checkpoint
+from ffcv_ssl.training.metrics_log import METRICS_FILE, MetricsLog, read_metrics
+from ffcv_ssl.training.report import draw_report
 
 
 def test_checkpoint_loads_with_weights_only_and_equals_what_was_saved(tmp_path):
@@ -47,7 +48,7 @@ def test_a_failing_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(checkpoint.CheckpointError, match=r"cannot be written \(disk full\)"):
+    with pytest.raises(CheckpointError, match=r"cannot be written \(disk full\)"):
         checkpoint.save(path, {"step": 2})
     monkeypatch.undo()
     assert checkpoint.load(path) == {"step": 1} and list(tmp_path.iterdir()) == [path]
@@ -56,7 +57,7 @@ def test_a_failing_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 def test_an_unreadable_checkpoint_is_one_line_with_a_remedy(tmp_path):
     path = tmp_path / "c.pt"
     path.write_bytes(b"no checkpoint at all")
-    with pytest.raises(checkpoint.CheckpointError, match="restore a kept copy") as error:
+    with pytest.raises(CheckpointError, match="restore a kept copy") as error:
         checkpoint.load(path)
     assert "\n" not in str(error.value)
 

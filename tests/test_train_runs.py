@@ -15,7 +15,7 @@ from conftest import REPOSITORY, SmallImages, write_small
 from safetensors.torch import load_file
 
 import train
-from ffcv_ssl.metrics_log import read_metrics
+from ffcv_ssl.training.metrics_log import read_metrics
 
 SETTINGS = {
     "epochs": 2, "model.backbone": "resnet18", "model.projector": "16-8", "optim.name": "sgd",
@@ -207,7 +207,7 @@ def test_a_checkpoint_of_another_dataset_is_refused_with_both_sides(
 
 
 def test_two_processes_cannot_train_in_one_folder(tmp_path, raw_beton, capsys):
-    with train.command.hold_folder(tmp_path / "run"):
+    with train.hold_folder(tmp_path / "run"):
         assert train.main(arguments(tmp_path / "run", data__train=raw_beton)) == 2
     assert "another process trains here" in capsys.readouterr().err
 

@@ -8,7 +8,7 @@ import torch
 
 import train
 from benchmarks import step_case, step_record, train_step
-from ffcv_ssl.distributed import World
+from ffcv_ssl.training.world import World
 
 THREADS = ["--threads", "1", "--device", "cpu"]
 SMALL = ["--backbone=resnet18", "--px=32", "--batch=4", "--image_px=32"]

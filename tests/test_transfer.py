@@ -18,13 +18,14 @@ from tuning_files import (
     write_coloured,
 )
 
-from ffcv_ssl import command
-from ffcv_ssl.command import Interrupted, NonFiniteLoss, UserError
-from ffcv_ssl.mean_ap import mean_average_precision
-from ffcv_ssl.protocols import common, transfer
-from ffcv_ssl.protocols.transfer import GridConfig, Transfer
-from ffcv_ssl.protocols.tuning import Classifier, MultiTargets, Tuner
-from ffcv_ssl.results import read_results
+from ffcv_ssl.config.parsing import parse_config
+from ffcv_ssl.errors import Interrupted, NonFiniteLoss, UserError
+from ffcv_ssl.evaluation import common
+from ffcv_ssl.evaluation.mean_ap import mean_average_precision
+from ffcv_ssl.evaluation.protocols import transfer
+from ffcv_ssl.evaluation.protocols.transfer import GridConfig, Transfer
+from ffcv_ssl.evaluation.results import read_results
+from ffcv_ssl.evaluation.tuning import Classifier, MultiTargets, Tuner
 
 CONFIGS = sorted((REPOSITORY / "configs/transfer").glob("*.yaml"))
 GRID = {"grid__lrs": "[0.001, 0.3]", "grid__weight_decays": "[0, 0.001]"}
@@ -75,7 +76,7 @@ def test_the_grid_is_the_papers():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_is_the_papers_procedure_on_other_data(path):
-    config = command.parse_config(Transfer, [f"--config={path}"], "", "")[0]
+    config = parse_config(Transfer, [f"--config={path}"], "", "")[0]
     assert replace(config, data=common.EvalData()) == Transfer() and len(CONFIGS) == 3
     assert config.data.train.startswith(f"data/{path.stem}_train")
     assert (Transfer().steps, Transfer().momentum, Transfer().data.batch_size) == (20000, 0.9, 256)

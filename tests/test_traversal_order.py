@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 
-from ffcv_ssl.seeds import derive_key
+from ffcv_ssl.seeding import derive_key
 from ffcv_ssl.traversal_order import QuasiRandom, Random, Sequential, TraversalOrder
 
 PAGE = 1 << 20

@@ -20,9 +20,10 @@ from tuning_files import (
     write_coloured,
 )
 
-from ffcv_ssl.command import Interrupted
-from ffcv_ssl.distributed import World
-from ffcv_ssl.protocols import common, finetune, transfer
+from ffcv_ssl.errors import Interrupted
+from ffcv_ssl.evaluation import common
+from ffcv_ssl.evaluation.protocols import finetune, transfer
+from ffcv_ssl.training.world import World
 
 PROTOCOLS = {
     "finetune": (finetune.FineTune, finetune.run),

@@ -19,14 +19,14 @@ from tuning_files import (
     write_coloured,
 )
 
-from ffcv_ssl import checkpoint
-from ffcv_ssl.checkpoint import CheckpointError
-from ffcv_ssl.command import Interrupted, UserError
-from ffcv_ssl.distributed import World
-from ffcv_ssl.protocols import common, finetune, transfer, tuning_run
-from ffcv_ssl.protocols.finetune import FineTune
-from ffcv_ssl.protocols.transfer import Transfer
-from ffcv_ssl.protocols.tuning import Tuner
+from ffcv_ssl.errors import CheckpointError, Interrupted, UserError
+from ffcv_ssl.evaluation import common, tuning_run
+from ffcv_ssl.evaluation.protocols import finetune, transfer
+from ffcv_ssl.evaluation.protocols.finetune import FineTune
+from ffcv_ssl.evaluation.protocols.transfer import Transfer
+from ffcv_ssl.evaluation.tuning import Tuner
+from ffcv_ssl.training import checkpoint
+from ffcv_ssl.training.world import World
 
 PROTOCOLS = {
     "finetune": (FineTune, finetune.run, {"epochs": 2, "optim__lr": 0.5}),

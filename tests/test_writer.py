@@ -74,7 +74,7 @@ def test_empty_payloads_have_places_of_their_own(tmp_path):
 
 
 def test_a_chunk_of_many_large_images_travels_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr("ffcv_ssl.writer_pool._PART_BYTES", 4000)
+    monkeypatch.setattr("ffcv_ssl.writer.pool._PART_BYTES", 4000)
     items = [(pattern(i, 30, 20),) for i in range(12)]
     write(tmp_path / "a", IMAGE, items, 2)
     with Reader(tmp_path / "a") as reader:

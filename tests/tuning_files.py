@@ -7,13 +7,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from ffcv_ssl import DatasetWriter, checkpoint, command
-from ffcv_ssl.distributed import World
+from ffcv_ssl import DatasetWriter
+from ffcv_ssl.config.parsing import parse_config
+from ffcv_ssl.config.settings import ModelConfig
+from ffcv_ssl.evaluation.encoder import Encoder
 from ffcv_ssl.fields import IntField, NDArrayField, RGBImageField
-from ffcv_ssl.metrics_log import read_metrics
-from ffcv_ssl.models import Model, make_mlp
-from ffcv_ssl.pretrained import Encoder
-from ffcv_ssl.settings import ModelConfig
+from ffcv_ssl.training import checkpoint
+from ffcv_ssl.training.metrics_log import read_metrics
+from ffcv_ssl.training.models import Model, make_mlp
+from ffcv_ssl.training.world import World
 
 CLOCK = ("seconds", "train/images_per_s", "train/data_wait")
 NUM_CLASSES, PX = 4, 16
@@ -85,7 +87,7 @@ def parse(config_class, **settings):
         **{key.replace("__", "."): value for key, value in settings.items()},
     }  # fmt: skip
     arguments = [f"--{key}={value}" for key, value in settings.items()]
-    return command.parse_config(config_class, arguments, "evaluate.py", "")[0]
+    return parse_config(config_class, arguments, "evaluate.py", "")[0]
 
 
 def alone():

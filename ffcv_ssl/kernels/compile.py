@@ -12,7 +12,6 @@ set.
 """
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import inspect
@@ -26,6 +25,8 @@ from pathlib import Path
 import llvmlite.binding as llvm
 import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
+
+from ffcv_ssl.files import locked
 
 _log = logging.getLogger(__name__)
 
@@ -140,18 +141,10 @@ class _FunctionCache(FunctionCache):
             super().save_overload(sig, data)
 
 
-@contextlib.contextmanager
 def _one_process_at_a_time():
-    """Hold the cache folder's lock, which the system frees when a process dies. Without locks on
-    this file system: none."""
+    """Hold the cache folder's lock; the lock dies with the process."""
     os.makedirs(cache_folder(), exist_ok=True)
-    descriptor = os.open(os.path.join(cache_folder(), "lock"), os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+    return locked(os.path.join(cache_folder(), "lock"))
 
 
 @functools.cache

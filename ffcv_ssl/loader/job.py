@@ -11,7 +11,7 @@ import numpy as np
 
 from ffcv_ssl.errors import BetonError
 from ffcv_ssl.kernels.random import random_word
-from ffcv_ssl.seeds import derive_key
+from ffcv_ssl.seeding import derive_key
 
 _REPLACEMENT_TRIES = 32
 # Occurrences of replacements begin here, apart from the sample's own turns in the epoch.

@@ -30,12 +30,12 @@ from ffcv_ssl.loader.arguments import (
 from ffcv_ssl.loader.batch import make_batch_type
 from ffcv_ssl.loader.cache import SystemCache
 from ffcv_ssl.loader.device import needs_cuda
+from ffcv_ssl.loader.epoch_program import EpochProgram
 from ffcv_ssl.loader.iterator import EpochIterator
-from ffcv_ssl.loader.pipelines import default_pipeline, resolve_pipelines
-from ffcv_ssl.loader.program import EpochProgram
 from ffcv_ssl.loader.schedule import EpochSchedule
 from ffcv_ssl.loader.shared import Shared
 from ffcv_ssl.loader.slots import SlotPool
+from ffcv_ssl.loader.view_specs import default_pipeline, resolve_pipelines
 from ffcv_ssl.loader.workers import WorkerPool
 from ffcv_ssl.reader import Reader
 from ffcv_ssl.transforms import RandomResizedCrop

@@ -9,9 +9,9 @@ changes no other draw. N samples, K raw columns, H W pixels.
 import numpy as np
 
 from ffcv_ssl.kernels import resample
+from ffcv_ssl.pipeline.dispatch import FLIP, FOLDED, OPCODES, draw_view, render_view
 from ffcv_ssl.pipeline.operation import CompiledOperation, Operation, State
-from ffcv_ssl.pipeline.program import FLIP, FOLDED, OPCODES, draw_view, render_view
-from ffcv_ssl.seeds import derive_key
+from ffcv_ssl.seeding import derive_key
 from ffcv_ssl.transforms import Crop, ImageOp, SimpleRGBImageDecoder, ToTorchImage
 from ffcv_ssl.transforms.base import NUM_CONSTANTS
 from ffcv_ssl.transforms.normalize import NormalizeImage

@@ -7,8 +7,9 @@ and one branch here.
 
 from __future__ import annotations
 
+from ffcv_ssl.errors import SourceError
 from ffcv_ssl.fields import FloatField, IntField
-from ffcv_ssl.sources.base import Source, SourceError, select
+from ffcv_ssl.sources.base import Source, select
 from ffcv_ssl.sources.clevr import open_clevr
 from ffcv_ssl.sources.imagefolder import open_imagefolder
 from ffcv_ssl.sources.shapes import CLASS_NAMES, Shapes, WithDistanceBin

@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ffcv_ssl.errors import SourceError
 from ffcv_ssl.fields import Field
-
-
-class SourceError(ValueError):
-    """Images cannot be had as asked. Its text is one line: where, got, expected, remedy."""
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ffcv_ssl.errors import SourceError
 from ffcv_ssl.fields import EncodedImage, IntField
-from ffcv_ssl.sources.base import Source, SourceError
+from ffcv_ssl.sources.base import Source
 
 FEWEST_OBJECTS, MOST_OBJECTS = 3, 10
 DISTANCE_EDGES = (8.0, 8.5, 9.0, 9.5, 10.0)  # in the units of the scenes' depths

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ffcv_ssl.errors import SourceError
 from ffcv_ssl.fields import EncodedImage, IntField
-from ffcv_ssl.sources.base import Source, SourceError
+from ffcv_ssl.sources.base import Source
 
 IMAGE_SUFFIXES = frozenset(
     [".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]

@@ -11,8 +11,9 @@ import numbers
 import os
 from pathlib import Path
 
+from ffcv_ssl.errors import SourceError
 from ffcv_ssl.fields import EncodedImage, IntField
-from ffcv_ssl.sources.base import Source, SourceError
+from ffcv_ssl.sources.base import Source
 
 EXAMPLES = ("cifar10", "cifar100", "stl10", "svhn", "mnist", "food101", "flowers102", "eurosat")
 # Names of the held-out split in datasets that only know train=True and train=False.

@@ -10,7 +10,7 @@ To add an op, look at a neighbour, solarization say, and at its places in turn:
 5. tests/reference.py, `solarize`: the plain NumPy twin; tests/test_solarization.py: both against
    torchvision or PIL, and the draws' distribution.
 6. To be set from YAML: pipelines/view.py, `OPS`, the settings and their ranges, and `build`;
-   pipelines/grid.py if its caption should tell it.
+   pipelines/picture.py if its caption should tell it.
 
 Shapes: N samples, K columns, H W pixels. A view in work is float32 (3, H, W) in [0, 1].
 """

@@ -16,7 +16,7 @@ import numpy as np
 
 from ffcv_ssl.kernels.hash import xxh3_64
 from ffcv_ssl.kernels.random import shuffle_
-from ffcv_ssl.seeds import derive_key
+from ffcv_ssl.seeding import derive_key
 from ffcv_ssl.traversal_order.base import TraversalOrder
 
 

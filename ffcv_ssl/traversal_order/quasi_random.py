@@ -8,7 +8,7 @@ only its share of the window's blocks.
 import numpy as np
 
 from ffcv_ssl.kernels.random import shuffle_
-from ffcv_ssl.seeds import derive_key
+from ffcv_ssl.seeding import derive_key
 from ffcv_ssl.traversal_order.base import TraversalOrder
 
 

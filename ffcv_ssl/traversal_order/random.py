@@ -2,7 +2,7 @@
 stable streams)."""
 
 from ffcv_ssl.kernels.random import shuffle_
-from ffcv_ssl.seeds import derive_key
+from ffcv_ssl.seeding import derive_key
 from ffcv_ssl.traversal_order.base import TraversalOrder
 
 

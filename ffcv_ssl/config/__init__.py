@@ -1,0 +1,1 @@
+"""Settings: the command line and YAML files -> frozen dataclasses, and messages for mistakes."""

@@ -1,0 +1,59 @@
+"""Settings as plain data: nested dicts and lists, flat keys `a.b`, and how two of them differ."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+
+def config_dict(config):
+    """A configuration as nested dicts and lists, as YAML and checkpoints hold it."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        for kind in (bool, int, float, str):  # the parser's PositiveInt and its like become int
+            if isinstance(value, kind):
+                return kind(value)
+        return value
+
+    return plain(asdict(config))
+
+
+def config_differences(before, now, free_keys=(), free_groups=()):
+    """Settings in which two `config_dict`s differ, each as `key VALUE there, VALUE here`.
+
+    Keys in `free_keys`, and those that start with one of `free_groups`, may differ.
+    """
+    before, now = flatten(before), flatten(now)
+    free_groups = tuple(free_groups)
+    return [
+        f"{key} {_shown(before, key)} there, {_shown(now, key)} here"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key)
+        and key not in free_keys
+        and not key.startswith(free_groups)
+    ]
+
+
+def _shown(side, key):
+    return repr(side[key]) if key in side else "not set"
+
+
+def flatten(nested, prefix=""):
+    """Nested dicts -> {"a.b": value}; empty dicts vanish."""
+    flat = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def flatten_as_text(nested):
+    """`flatten`, with lists as JSON text, as a table's cell or a command line holds them."""
+    flat = flatten(nested).items()
+    return {key: json.dumps(v) if isinstance(v, list | tuple) else v for key, v in flat}

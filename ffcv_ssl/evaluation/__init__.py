@@ -1,0 +1,1 @@
+"""Frozen and fine-tuned evaluations of a checkpoint: protocols, studies and what they share."""

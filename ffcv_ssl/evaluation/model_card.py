@@ -1,0 +1,157 @@
+"""Model cards: what a backbone saw, what it is worth, and how others load it.
+
+A card is a README.md with a YAML header as model hubs read it. It tells only what is known: a line
+whose facts are missing is left out, and nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+
+from ffcv_ssl.files import write_text
+from ffcv_ssl.training.models import make_backbone
+
+FILE = "README.md"
+_METHODS = {
+    "simclr": "SimCLR", "vicreg": "VICReg", "barlow": "Barlow Twins", "byol": "BYOL",
+    "supervised": "supervised learning", "instance_simclr": "instance-wise SimCLR",
+}  # fmt: skip
+_COUNTERS = {"epoch": "epochs", "updates": "updates", "images": "images", "views": "views"}
+
+_LOAD = """## How to load it
+Key names are torchvision's, and timm's. Without a classifier it gives {width} features an image:
+```python
+import torch, torchvision
+from safetensors.torch import load_file
+
+model = torchvision.models.{backbone}()
+model.fc = torch.nn.Identity(){stem}
+model.load_state_dict(load_file("{weights}"), strict=True)
+model.eval()
+```
+```python
+import timm
+
+model = timm.create_model("{backbone}", num_classes=0){stem}
+model.load_state_dict(load_file("{weights}"), strict=True)
+model.eval()
+```
+"""
+_CIFAR_STEM = """
+# the stem for small images: a 3x3 convolution of stride 1, no pooling
+model.conv1 = torch.nn.Conv2d(3, {channels}, 3, stride=1, padding=1, bias=False)
+model.maxpool = torch.nn.Identity()"""
+
+
+def write_card(folder, backbone, stem, weights, config=None, about=None, metrics=()):
+    """Put the card of a backbone into `folder`, beside its file `weights`; returns the text.
+
+    backbone: torchvision's name; stem: `imagenet` or `cifar`. config: the run's configuration as
+    nested dicts, or None for weights that come from elsewhere. about: the run's counters by name
+    (epoch, updates, images, views, flops, seconds). metrics: [{protocol, data, metric, value}],
+    value in [0, 1].
+    """
+    network, width = make_backbone(backbone, stem)
+    lines = ["# " + _title(backbone, config), ""]
+    lines += _made(backbone, stem, config, about or {})
+    lines += _table(metrics)
+    stem_code = ""
+    if stem == "cifar":
+        stem_code = _CIFAR_STEM.format(channels=network.conv1.out_channels)
+    lines += [_LOAD.format(backbone=backbone, width=width, stem=stem_code, weights=weights)]
+    lines += _inputs(config)
+    text = _header(backbone, config, metrics) + "\n".join(lines).rstrip("\n") + "\n"
+    write_text(Path(folder) / FILE, text)
+    return text
+
+
+def _title(backbone, config):
+    return backbone if config is None else f"{backbone}, pretrained by {_method(config)}"
+
+
+def _method(config):
+    """What trained the network, in words: `SimCLR + suncet on labels`."""
+    labelled = config.get("labelled") or {}
+    own = _METHODS.get(config["method"], config["method"])
+    if labelled.get("loss", "none") == "none":
+        return own
+    if labelled.get("unsupervised_batch_size") == 0:
+        return f"{labelled['loss']} on labels alone"
+    return f"{own} + {labelled['loss']} on labels"
+
+
+def _header(backbone, config, metrics):
+    """The YAML between two lines of `---`."""
+    header = {
+        "library_name": "pytorch",
+        "pipeline_tag": "image-feature-extraction",
+        "tags": ["self-supervised", "backbone", backbone],
+    }
+    if config is not None:
+        header["tags"].append(config["method"])
+        header["datasets"] = [Path(config["data"]["train"]).stem]
+    if metrics:
+        header["metrics"] = ["accuracy"]
+    return f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n"
+
+
+def _made(backbone, stem, config, about):
+    lines = [f"- Architecture: torchvision's `{backbone}`"]
+    if stem == "cifar":
+        lines[0] += " with a stem for small images (3x3, stride 1, no pooling)"
+    if config is not None:
+        lines += _training(config)
+    counted = [f"{about[key]:,.6g} {what}" for key, what in _COUNTERS.items() if key in about]
+    counted += [f"{about['flops']:.4g} FLOPs"] if "flops" in about else []
+    counted += [f"{about['seconds'] / 3600:.4g} hours"] if "seconds" in about else []
+    lines += [f"- Trained for: {', '.join(counted)}"] if counted else []
+    return [*lines, ""]
+
+
+def _training(config):
+    data, optim, labelled = config["data"], config["optim"], config.get("labelled") or {}
+    sizes = config["resolution"]
+    side = f"{sizes['max']} px"
+    if sizes["min"] != sizes["max"]:
+        side = f"{sizes['min']} to {side}"
+    batch = labelled.get("unsupervised_batch_size")
+    batch = data["batch_size"] if batch is None else batch
+    lines = [
+        f"- Method: {_method(config)}",
+        f"- Data: `{Path(data['train']).name}`",
+        f"- Views: recipe `{config['views']['recipe']}` at {side}",
+        f"- Optimiser: {optim['name']}, base rate {optim['lr']:g} ({optim['lr_scaling']} scaling), "
+        f"weight decay {optim['weight_decay']:g}, batch {batch}, {config['epochs']} epochs planned",
+        f"- Projector in training, left out here: `{config['model']['projector'] or 'none'}`",
+        f"- Seed: {config['seed']}",
+    ]
+    if labelled.get("loss", "none") != "none":
+        chosen = {key: value for key, value in labelled["labels"].items() if value is not None}
+        lines.insert(2, f"- Labels: {json.dumps(chosen)}")
+    return lines
+
+
+def _table(metrics):
+    if not metrics:
+        return []
+    rows = [
+        f"| {m['protocol']} | {m['data']} | {m['metric']} | {m['value']:.2%} |" for m in metrics
+    ]
+    return ["## What it is worth", "| protocol | data | metric | value |", "|---|---|---|---|"] + [
+        *rows, ""
+    ]  # fmt: skip
+
+
+def _inputs(config):
+    """How pixels go in, where the run says it."""
+    if config is None:
+        return ["It takes images as it was trained on them; this file does not say how."]
+    mean, std = ([f"{value:g}" for value in config["data"][key]] for key in ("mean", "std"))
+    side = config.get("evaluation", {}).get("resolution") or config["resolution"]["max"]
+    return [
+        f"It takes RGB images (B, 3, H, W), evaluated here at {side} px: pixels in 0..255, minus "
+        f"({', '.join(mean)}), divided by ({', '.join(std)}).",
+    ]

@@ -1,0 +1,224 @@
+"""`suite`: probes on several datasets and label fields, in one table and one bar chart.
+
+    python evaluate.py suite --checkpoint runs/a runs/b --suite configs/suites/shapes.yaml
+
+A suite is a YAML list of datasets, each with a `name`, `train` and `val`, and any other key of
+`data`: label_field, resolution_px... Every dataset of the list is opened before the first probe is
+trained, and what is on record with the same settings is not trained again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ffcv_ssl.config.messages import one_line
+from ffcv_ssl.config.parsing import parse_config
+from ffcv_ssl.config.settings import SystemConfig
+from ffcv_ssl.config.yaml_layers import read_yaml
+from ffcv_ssl.errors import UserError
+from ffcv_ssl.evaluation import nested
+from ffcv_ssl.evaluation.common import (
+    Architecture,
+    EvalData,
+    EvalLabels,
+    open_pair,
+    refuse_ranks,
+    results_folder,
+    stop_if_asked,
+    writable_folder,
+)
+from ffcv_ssl.files import save_figure, write_text
+
+
+@dataclass(frozen=True)
+class SuiteConfig:
+    """Which checkpoints, on which datasets."""
+
+    checkpoint: list[str] = field(default_factory=list)
+    """Runs' folders, checkpoints or files of weights."""
+    suite: str = ""
+    """YAML list of datasets."""
+    out: str | None = None
+    """Folder of the table, the chart and the probes' results; null: the first checkpoint's, and for
+    results each checkpoint's own."""
+    protocols: list[Literal["linear", "mlp", "knn", "snn"]] = field(
+        default_factory=lambda: ["linear", "mlp"]
+    )
+    """What is measured on each."""
+    linear: dict[str, Any] = field(default_factory=dict)
+    """Settings of the linear probe: --linear.epochs 50."""
+    mlp: dict[str, Any] = field(default_factory=dict)
+    """Settings of the MLP probe."""
+    knn: dict[str, Any] = field(default_factory=dict)
+    """Settings of k-NN."""
+    snn: dict[str, Any] = field(default_factory=dict)
+    """Settings of non-parametric inference."""
+    model: Architecture = field(default_factory=Architecture)
+    data: EvalData = field(default_factory=EvalData)
+    labels: EvalLabels = field(default_factory=EvalLabels)
+    system: SystemConfig = field(default_factory=SystemConfig)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One dataset of a suite, read over the command's own data settings."""
+
+    data: EvalData = field(default_factory=EvalData)
+
+
+def run(config, world, stop):
+    """Measure every checkpoint on every dataset; returns the table. Raises UserError."""
+    refuse_ranks("suite", world)
+    if not config.checkpoint:
+        raise UserError("checkpoint: got none, expected --checkpoint RUN or FILE ...")
+    if not config.protocols:
+        raise UserError("protocols: got an empty list, expected linear, mlp, knn or snn")
+    datasets = read_suite(config.suite, config.data)
+    calls = _checked(_calls(config, datasets))
+    folder = writable_folder(config.out or nested.run_folder(config.checkpoint[0]))
+    for _, _, call in calls:
+        results_folder(call)  # made, or refused, before the first probe is trained
+    cells, names = {}, {}
+    for dataset, protocol, call in calls:
+        stop_if_asked(stop)
+        world.say(f"{dataset}: {protocol} of {call.checkpoint}")
+        record = nested.call(protocol, call, world, stop)
+        names[call.checkpoint] = record["name"]
+        for metric, value in nested.accuracies(record["metrics"]).items():
+            column = (call.checkpoint, protocol, metric.removesuffix(".top1"))
+            cells.setdefault(column, {})[dataset] = value
+    columns = {label: cells[column] for column, label in labels_of(list(cells), names).items()}
+    table, chart = write(folder, Path(config.suite).stem, columns, list(datasets))
+    world.say(render(columns, list(datasets)))
+    return {
+        "protocol": "suite", "suite": config.suite, "top1": columns, "table": str(table),
+        "chart": str(chart),
+    }  # fmt: skip
+
+
+def read_suite(path, data):
+    """{name: EvalData} of a suite's file, in its order, over the EvalData `data`.
+
+    Raises UserError for what is not a list of datasets.
+    """
+    if not path:
+        raise UserError("suite: got none, expected --suite configs/suites/NAME.yaml")
+    try:
+        entries = read_yaml(path)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{path}: got no list, expected one of {{name, train, val, ...}}")
+    datasets = {}
+    for number, entry in enumerate(entries, 1):
+        where = f"{path}: entry {number}"
+        if not isinstance(entry, dict) or not {"name", "train", "val"} <= set(entry):
+            raise UserError(f"{where}: got {entry!r}, expected a mapping with name, train and val")
+        name = str(entry["name"])
+        if name in datasets:
+            raise UserError(f"{where}: {name!r} again; give it another name")
+        own = {key: value for key, value in entry.items() if key != "name"}
+        datasets[name] = _data(own, data, where)
+    return datasets
+
+
+def _data(entry, data, where):
+    """An EvalData of the command's settings with an entry's over them. Fields that neither names
+    have the usual names: the pretraining run's are of another file."""
+    settings = {"image_field": "image", "label_field": "label"}
+    settings |= {key: value for key, value in vars(data).items() if value is not None} | entry
+    words = nested.words_of({"data": settings})
+    try:
+        return parse_config(Entry, words, "suite", "")[0].data
+    except UserError as error:
+        raise UserError(f"{where}: {str(error).removeprefix('data.')}") from None
+
+
+def _calls(config, datasets):
+    """[(dataset, protocol, its configuration)], by checkpoint, dataset and protocol."""
+    same = {"model": config.model, "labels": config.labels, "system": config.system}
+    same["out"] = config.out
+    calls = []
+    for checkpoint in config.checkpoint:
+        for name, data in datasets.items():
+            for protocol in config.protocols:
+                own = getattr(config, protocol)
+                fixed = {"checkpoint": checkpoint, "data": data, **same}
+                call = nested.protocol_config(protocol, own, protocol, **fixed)
+                calls.append((name, protocol, call))
+    return calls
+
+
+def _checked(calls):
+    """The calls, `model` with those that need it. Raises UserError for a checkpoint, a dataset or a
+    depth that is not as asked."""
+    checked, configs = [], nested.opened([call for *_, call in calls])
+    for (dataset, protocol, _), (call, encoder) in zip(calls, configs):
+        encoder.check_depths(call.depths)
+        try:
+            open_pair(call.data, call.labels, encoder)
+        except UserError as error:
+            raise UserError(f"{dataset}: {error}") from None
+        checked.append((dataset, protocol, call))
+    return checked
+
+
+def labels_of(columns, names):
+    """{column: its heading} of (checkpoint, protocol, depth): the parts that differ, and always the
+    protocol. A checkpoint goes by its name in `names`, or by its path where two share that."""
+    varies = [len({column[part] for column in columns}) > 1 for part in range(3)]
+    varies[1] = True
+    shared = {name for name, count in Counter(names.values()).items() if count > 1}
+    labels = {}
+    for column in columns:
+        name = names[column[0]]
+        parts = (column[0] if name in shared else name, *column[1:])
+        labels[column] = ", ".join(part for part, shown in zip(parts, varies) if shown)
+    return labels
+
+
+def render(columns, datasets):
+    """The table as Markdown: a row a dataset, a column a probe, and their mean."""
+    lines = [f"| top-1, % | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for dataset in datasets:
+        values = [f"{100 * column[dataset]:.2f}" for column in columns.values()]
+        lines.append(f"| {dataset} | {' | '.join(values)} |")
+    if len(datasets) > 1:
+        means = [sum(column.values()) / len(datasets) for column in columns.values()]
+        lines.append(f"| mean | {' | '.join(f'{100 * mean:.2f}' for mean in means)} |")
+    return "\n".join(lines) + "\n"
+
+
+def write(folder, stem, columns, datasets):
+    """Write table and chart; returns their paths. Raises UserError."""
+    table, chart = folder / f"suite_{stem}.md", folder / f"suite_{stem}.png"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(table, render(columns, datasets))
+        draw(chart, columns, datasets)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({one_line(error)}); use --out") from None
+    return table, chart
+
+
+def draw(path, columns, datasets):
+    """A group of bars for each dataset, a bar a column; atomic."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # no pyplot: it would choose a backend for the process
+
+    inches = max(2 + 1.6 * len(datasets), 1.5 + 0.09 * max(map(len, columns)))  # for the legend
+    figure = Figure(figsize=(inches, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    panel, width = figure.subplots(), 0.8 / len(columns)
+    for place, (label, values) in enumerate(columns.items()):
+        left = [group - 0.4 + (place + 0.5) * width for group in range(len(datasets))]
+        bars = panel.bar(left, [100 * values[name] for name in datasets], width, label=label)
+        panel.bar_label(bars, fmt="%.1f", fontsize=7)
+    panel.set_xticks(range(len(datasets)), datasets)
+    panel.set(ylabel="top-1, %")
+    panel.grid(axis="y", alpha=0.3)
+    panel.legend()
+    save_figure(figure, path, dpi=90)

@@ -1,0 +1,1 @@
+"""Commands as jobs: on Slurm, and in chains of stages."""

@@ -1,0 +1,80 @@
+"""What an epoch runs: the plans of all outputs, compiled from the pipelines as they are at
+`iter()`."""
+
+import numpy as np
+
+from ffcv_ssl.fields.base import Decoder
+from ffcv_ssl.loader.decoding import ImageSource, ValueSource
+from ffcv_ssl.loader.view_specs import is_image
+from ffcv_ssl.pipeline.operation import CompiledOperation, Operation, State
+from ffcv_ssl.pipeline.plan import ViewPlan, resolve_links
+
+
+class EpochProgram:
+    """Plans for every output, ordered as in the batch.
+
+    Attributes: names; images: [ImageSource]; values: [ValueSource]; plans: view name -> ViewPlan;
+    tails: name -> callables for the consumer; specs: key -> (shape, dtype) of a slot's arrays.
+    """
+
+    def __init__(self, reader, resolved, seed, scaled_decode):
+        self.reader = reader
+        self.names = [name for name, _, _ in resolved]
+        self.plans, self.values, self.tails = {}, [], {}
+        view_counts = {}
+        for name, field_name, ops in resolved:
+            if is_image(reader, field_name):
+                index = view_counts.get(field_name, 0)
+                view_counts[field_name] = index + 1
+                shape = common_shape(reader, field_name)
+                plan = ViewPlan(name, field_name, index, ops, seed, shape)
+                self.plans[name], self.tails[name] = plan, plan.tail
+            else:
+                self._add_value(name, field_name, ops)
+        resolve_links(list(self.plans.values()))
+        self.images = [
+            ImageSource(
+                reader,
+                field,
+                [p for p in self.plans.values() if p.field_name == field],
+                scaled_decode,
+            )
+            for field in view_counts
+        ]
+        self.num_stages = max((len(p.segments) for p in self.plans.values()), default=1)
+        self.specs = {
+            (plan.name, number): ((*segment.shape, 3), np.uint8)
+            for plan in self.plans.values()
+            for number, segment in enumerate(plan.segments)
+        }
+        # Fields with payloads can fail, so they are read before the others, whose rows must match a
+        # replacement.
+        self.checked_sources = self.images + [v for v in self.values if v.payloads is not None]
+        self.plain_sources = [v for v in self.values if v.payloads is None]
+
+    def _add_value(self, name, field_name, ops):
+        decoder, *rest = ops
+        if not isinstance(decoder, Decoder):
+            decoder, rest = self.reader.fields[field_name].get_decoder_class()(), ops
+        source = ValueSource(self.reader, name, field_name, decoder)
+        self.values.append(source)
+        state = State(True, "cpu", tuple(source.shape), source.dtype)
+        tail = []
+        for op in rest:
+            if isinstance(op, Operation):
+                column = self.reader.field_metadata(field_name)
+                compiled = CompiledOperation(op, source.field, column, state)
+                state, op = compiled.state, compiled
+            elif not callable(op):
+                raise ValueError(f"pipeline '{name}': {op!r} is neither an op nor callable")
+            tail.append(op)
+        self.tails[name] = tail
+
+
+def common_shape(reader, field_name):
+    """(H, W) of all images of the field, or None where they differ."""
+    metadata = reader.field_metadata(field_name)
+    heights, widths = metadata["height"], metadata["width"]
+    if len(heights) == 0 or (heights != heights[0]).any() or (widths != widths[0]).any():
+        return None
+    return int(heights[0]), int(widths[0])

@@ -1,0 +1,1 @@
+"""What any training command needs: ranks, checkpoints, run folders, models, optimisers, probes."""

@@ -1,0 +1,151 @@
+"""Checkpoints: plain data, written atomically.
+
+A reader never sees a half-written file: the state goes to a temporary name, is flushed to disk and
+then renamed. Files hold plain types and tensors only, so `torch.load(weights_only=True)` opens
+them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ffcv_ssl.errors import CheckpointError
+from ffcv_ssl.files import explained, replacing, sync_folder
+
+
+def save(path, state):
+    """Write `state` (dict of tensors and plain types) to `path`; the old file stays until the new
+    is safe on disk.
+
+    Raises TypeError, naming the key, for a value that `weights_only` loading would refuse, and
+    CheckpointError where it cannot be written (disk full...).
+    """
+    path = Path(path)
+    state = to_plain(state)
+    with explained(path, ", the checkpoint before it is kept"), replacing(path) as file:
+        torch.save(state, file)
+    sync_folder(path.parent)
+
+
+def load(path, remedy="restore a kept copy, or delete it to start again"):
+    """Read a checkpoint onto the CPU, without executing anything in it. Raises CheckpointError,
+    with `remedy` for a file that is none."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen types for bad files
+        reason = f"not a readable checkpoint ({_reason(path, error)})"
+        raise CheckpointError(f"{path}: {reason}; {remedy}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(
+            f"{path}: got a {type(state).__name__}, expected a checkpoint's dict of state"
+        )
+    return state
+
+
+def _reason(path, error):
+    """Why torch could not read a file, in fewer words than its own, which advise to trust it."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+    except OSError as own:
+        return own.strerror
+    if not start:
+        return "it is empty"
+    if start != b"PK\x03\x04" and start[:1] != b"\x80":  # a zip archive; a pickle, before torch 1.6
+        return "torch.save did not write it"
+    is_foreign = isinstance(error, pickle.UnpicklingError)
+    return "it holds other objects than tensors" if is_foreign else "it is damaged or cut off"
+
+
+def keep_copy(path, kept):
+    """Make `kept` the same file as the checkpoint at `path`, if it is not there yet: a hard link
+    where the file system has them (free, and safe because `save` replaces and never overwrites),
+    else a copy."""
+    path, kept = Path(path), Path(kept)
+    if kept.exists():
+        return
+    temporary = kept.with_name(kept.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError as error:
+        if error.errno not in (
+            errno.EPERM,
+            errno.EOPNOTSUPP,
+            errno.ENOSYS,
+            errno.EMLINK,
+            errno.EACCES,
+        ):
+            raise
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, kept)
+
+
+def to_plain(value, where="state"):
+    """The same value in types that `weights_only` loading accepts: NumPy scalars become numbers,
+    subclasses of str (as `torch.__version__`) and paths become str, mappings dict. Raises TypeError
+    naming the key for anything else."""
+    if value is None or isinstance(value, bool | torch.Tensor):
+        return value
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(value))
+    if isinstance(value, np.generic):
+        return value.item()
+    for plain in (int, float, str):
+        if isinstance(value, plain):
+            return plain(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, dict):
+        return {key: to_plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [to_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+        return tuple(items) if isinstance(value, tuple) else items
+    raise TypeError(
+        f"checkpoint: {where} is a {type(value).__name__}, expected tensors and plain types"
+    )
+
+
+def versions():
+    """Versions of what computes a run's losses."""
+    import torchvision
+
+    import ffcv_ssl
+
+    modules = (ffcv_ssl, torch, torchvision, np)
+    return {module.__name__: str(module.__version__) for module in modules}
+
+
+def rng_state():
+    """State of the generators that training may draw from: torch's, of CPU and of each CUDA device,
+    as tensors."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_rng_state(state):
+    """Undo to `rng_state()`; CUDA states are restored for the devices that both sides have."""
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available():
+        for device, cuda_state in enumerate(state.get("cuda", [])[: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(cuda_state, device)
+
+
+def save_weights(path, module, about):
+    """Write a module's weights and buffers under its own names as safetensors, atomically, with
+    `about` (dict of str) as metadata. Raises CheckpointError where it cannot be written."""
+    from safetensors.torch import save
+
+    path = Path(path)
+    state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+    with explained(path), replacing(path) as file:
+        file.write(save(state, metadata=about))

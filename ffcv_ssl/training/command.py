@@ -1,0 +1,77 @@
+"""How a command ends: exit codes, signals that ask it to stop, one line for a user's mistake.
+
+A user's mistake ends as one line on stderr and exit code 2; an interrupted command ends with 75.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+
+from ffcv_ssl.config.messages import one_line
+from ffcv_ssl.errors import BetonError, CheckpointError, NonFiniteLoss, UserError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 75
+
+
+class StopSignal:
+    """Within its context, `asked` turns true when SIGTERM, SIGINT or SIGUSR2 arrives.
+
+    Slurm sends SIGUSR2 some time before it ends a job. `received` lists the signals in their order.
+    Later ones are only noted, so that they cannot break what the first one asked for, but a second
+    SIGINT (Ctrl-C twice) acts as if nobody listened. A context within another one knows what that
+    one has received, and passes on what it receives itself. The former handlers come back at the
+    end.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+
+    def __init__(self):
+        self.received = []
+        self.former = {}
+
+    @property
+    def asked(self):
+        return bool(self.received)
+
+    def __enter__(self):
+        outer = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+        if isinstance(outer, StopSignal):
+            self.received = outer.received
+        for number in self.SIGNALS:
+            self.former[number] = signal.signal(number, self._remember)
+        return self
+
+    def _remember(self, number, frame):
+        if not self.received:
+            # not print: the signal may have come in the middle of one
+            os.write(2, b"stopping after this step; the run can be resumed\n")
+        self.received.append(signal.Signals(number))
+        if number == signal.SIGINT:
+            signal.signal(number, self.former[number])
+
+    def __exit__(self, *error):
+        for number, handler in self.former.items():
+            signal.signal(number, handler)
+
+
+def run_ranks(run, argv):
+    """Call run(argv) -> (exit code, summary) in each rank of a command, and return the exit code;
+    the first rank prints the summary as JSON.
+
+    Mistakes become one line on stderr and exit code 2, a loss that is not finite exit code 1.
+    """
+    try:
+        code, summary = run(argv)
+    except (UserError, NonFiniteLoss, BetonError, CheckpointError) as error:
+        # all ranks of a node make these mistakes alike: one says it
+        is_common = isinstance(error, UserError | NonFiniteLoss)
+        if not is_common or os.environ.get("LOCAL_RANK", "0") == "0":
+            print(one_line(error), file=sys.stderr)
+        return 1 if isinstance(error, NonFiniteLoss) else EXIT_USER_ERROR
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(summary), flush=True)
+    return code

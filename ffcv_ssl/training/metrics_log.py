@@ -1,0 +1,121 @@
+"""A run's `metrics.jsonl` and TensorBoard events: one JSON object a line, in order of steps, each
+step once.
+
+The file is the only record: TensorBoard's events are a projection of it and are rewritten from it
+when a run resumes. So a run that was killed and resumed leaves the same lines as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+
+from ffcv_ssl.files import write_text
+
+METRICS_FILE = "metrics.jsonl"
+EVENTS_FOLDER = "tensorboard"
+X_AXES = ("epoch", "step", "updates", "images", "views", "flops", "seconds")
+
+
+def read_metrics(folder):
+    """All complete lines of a run's metrics, in order, as dicts; an empty list where there is no
+    file.
+
+    A last line without its newline (the writer was killed) is left out; so is anything that is not
+    a JSON object.
+    """
+    path = Path(folder) / METRICS_FILE
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
+    return records
+
+
+class MetricsLog:
+    """Append metrics to `folder/metrics.jsonl` and, if asked, to TensorBoard events.
+
+    `last_step` cuts what is there: lines of later steps belong to a future that the resumed run
+    will live again, and are removed; None removes them all. A line is in the file when `write`
+    returns; `sync` puts it on disk.
+    """
+
+    def __init__(self, folder, last_step=None, tensorboard=True):
+        self.folder = Path(folder)
+        kept = (
+            [] if last_step is None else [r for r in read_metrics(folder) if r["step"] <= last_step]
+        )
+        write_text(self.folder / METRICS_FILE, "".join(_line(record) for record in kept))
+        self._file = (self.folder / METRICS_FILE).open("a", encoding="utf-8")
+        self.records = kept
+        self._events = self._open_events() if tensorboard else None
+        for record in kept:
+            self._write_events(record)
+
+    def _open_events(self):
+        from torch.utils.tensorboard import SummaryWriter  # slow to import: only where it is wanted
+
+        shutil.rmtree(self.folder / EVENTS_FOLDER, ignore_errors=True)
+        return SummaryWriter(str(self.folder / EVENTS_FOLDER))
+
+    def write(self, record):
+        """Append one record: a dict with `step` and numbers; non-finite numbers are written as
+        null."""
+        line = _line(record)
+        self._file.write(line)
+        self._file.flush()
+        self.records.append(json.loads(line))
+        self._write_events(self.records[-1])
+
+    def _write_events(self, record):
+        if self._events is None:
+            return
+        for key, value in record.items():
+            if key not in X_AXES and isinstance(value, int | float):
+                self._events.add_scalar(key, value, record["step"])
+
+    def has_evaluation(self, step):
+        """Whether the evaluation after `step` steps is on record."""
+        return any(r["step"] == step and is_evaluation(r) for r in self.records)
+
+    def latest(self, prefix):
+        """The newest record with a key that starts with `prefix`, or an empty dict."""
+        for record in reversed(self.records):
+            if any(key.startswith(prefix) for key in record):
+                return record
+        return {}
+
+    def sync(self):
+        """Put all lines on disk, so that a checkpoint written afterwards never knows more than the
+        metrics."""
+        os.fsync(self._file.fileno())
+        if self._events is not None:
+            self._events.flush()
+
+    def close(self):
+        """Close the file and the events; a second call does nothing."""
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
+
+def is_evaluation(record):
+    """Whether a record holds an evaluation rather than training figures."""
+    return any(key.startswith("val/") for key in record)
+
+
+def _line(record):
+    finite = {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"

@@ -1,0 +1,105 @@
+"""Online evaluation: probes and k-nearest neighbours on clean images, over all ranks, exactly.
+
+Every labelled sample counts once, whatever the number of ranks: each rank takes a part, padding is
+left out, and the counts are summed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ffcv_ssl import OrderOption
+from ffcv_ssl.training.probes import hits, knn_scores
+from ffcv_ssl.training.run_data import check_classes, make_loader
+
+
+def labels_of(batch, field):
+    """(B,) int64 labels of a batch; -1 where an image is unlabelled or only pads the batch. None
+    where the loader has no such field."""
+    if not hasattr(batch, field):
+        return None
+    labels, valid = getattr(batch, field).view(-1), np.asarray(batch.valid)
+    if valid.all():  # known on the host: a copy of it to the device would wait, at every step
+        return labels
+    return labels.masked_fill(torch.as_tensor(~valid, device=labels.device), -1)
+
+
+def open_evaluation(train, val, data, settings, ops, seed, world, channels_last):
+    """The evaluation of a run that trains on `train` and validates on `val` (RunData, or None), or
+    None where one of them has no labels, which is said.
+
+    data: a DataConfig; settings: an EvaluationConfig; ops: list of ops by view, view_0 alone.
+    Raises UserError where their classes differ, as `check_classes` does.
+    """
+    for dataset in (train, val):
+        if dataset is not None and dataset.labels is None:
+            world.say(f"{dataset.path}: no labels in field '{data.label_field}': no probes")
+        if dataset is None or dataset.labels is None:
+            return None
+    check_classes(train, val, data.label_field)
+    options = {
+        "batch_size": max(1, settings.batch_size // world.size), "drop_last": False, "seed": seed,
+        "order": OrderOption.SEQUENTIAL,
+    }  # fmt: skip
+    bank_loader = None
+    if settings.knn_k > 0:
+        bank = train.draw_labelled(settings.knn_bank, seed)
+        bank_loader = make_loader(train, data, ops, world, channels_last, indices=bank, **options)
+    val_loader = make_loader(val, data, ops, world, channels_last, **options)
+    return OnlineEvaluation(
+        val_loader, bank_loader, data.label_field, settings, train.num_classes, world
+    )
+
+
+class OnlineEvaluation:
+    """The validation file's loader and, for k-NN, that of the bank; `settings` has knn_k and
+    knn_temperature. `bank_loader` None: no k-NN."""
+
+    def __init__(self, val_loader, bank_loader, label_field, settings, num_classes, world):
+        self.val_loader, self.bank_loader = val_loader, bank_loader
+        self.label_field, self.settings = label_field, settings
+        self.num_classes, self.world = num_classes, world
+
+    @torch.no_grad()
+    def run(self, encode, probes, before_batch):
+        """{"val/<depth or knn>/top<1 or 5>": share in [0, 1]}.
+
+        encode: views (B, 3, H, W) -> features by depth. probes: features -> logits by depth.
+        before_batch() is called before each batch and may raise to end the evaluation.
+        """
+        bank = self._encode_bank(encode, before_batch) if self.bank_loader is not None else None
+        counts, num_labelled = {}, 0
+        for batch in self.val_loader:
+            before_batch()
+            labels, features = labels_of(batch, self.label_field), encode(batch.view_0)
+            scores = probes(features)
+            if bank is not None:
+                queries = F.normalize(features["backbone"].float(), dim=1)
+                k, temperature = self.settings.knn_k, self.settings.knn_temperature
+                scores["knn"] = knn_scores(queries, *bank, self.num_classes, k, temperature)
+            for name, values in scores.items():
+                for k in (1, 5):
+                    key = f"val/{name}/top{k}"
+                    counts[key] = counts.get(key, 0) + hits(values, labels, k)
+            num_labelled = num_labelled + (labels >= 0).sum()
+        totals = self.world.sum_(torch.stack([num_labelled, *counts.values()])).tolist()
+        return {key: count / max(1, totals[0]) for key, count in zip(counts, totals[1:])}
+
+    def _encode_bank(self, encode, before_batch):
+        """Unit features (N, D) and labels (N,) of the whole bank, on every rank."""
+        features, labels = [], []
+        for batch in self.bank_loader:
+            before_batch()
+            features.append(F.normalize(encode(batch.view_0)["backbone"].float(), dim=1))
+            labels.append(labels_of(batch, self.label_field))
+        features = self.world.gather(torch.cat(features))
+        labels = self.world.gather(torch.cat(labels))
+        return features[labels >= 0], labels[labels >= 0]
+
+    def close(self):
+        """End the loaders' threads."""
+        for loader in (self.val_loader, self.bank_loader):
+            if loader is not None:
+                loader.close()

@@ -1,0 +1,75 @@
+"""The picture of a run, `report.png`: loss, probes by depth, k-NN, and what the views look like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ffcv_ssl.files import save_figure
+from ffcv_ssl.training.metrics_log import read_metrics
+
+REPORT_FILE = "report.png"
+
+
+def draw_report(folder, views=None):
+    """Draw the run in `folder` from its metrics; returns the picture's path.
+
+    views: for each view a uint8 (B, H, W, 3) array of the same B images, or None. What was not
+    measured (no labels, no evaluation) is left out. Written atomically.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # no pyplot: it would choose a backend for the process
+
+    records = read_metrics(folder)
+    has_probes = any(_is_accuracy(key) for record in records for key in record)
+    figure = Figure(figsize=(13, 9 if views else 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    rows = figure.subfigures(2 if views else 1, 1, squeeze=False)[:, 0]
+    panels = rows[0].subplots(1, 3 if has_probes else 1, squeeze=False)[0]
+    _draw_loss(panels[0], records)
+    if has_probes:
+        _draw_accuracies(panels[1], records, "linear probes", lambda name: name != "knn")
+        _draw_accuracies(panels[2], records, "k-NN on the backbone", lambda name: name == "knn")
+    if views:
+        _draw_views(rows[1], views)
+    figure.suptitle(str(folder))
+    path = Path(folder) / REPORT_FILE
+    save_figure(figure, path, dpi=90)
+    return path
+
+
+def _is_accuracy(key):
+    return key.startswith("val/") and key.endswith("/top1")
+
+
+def _draw_loss(panel, records):
+    points = [r for r in records if r.get("train/loss") is not None]
+    panel.plot([r["epoch"] for r in points], [r["train/loss"] for r in points], color="black")
+    panel.set(title="training loss", xlabel="epoch", ylabel="loss")
+    panel.grid(alpha=0.3)
+
+
+def _draw_accuracies(panel, records, title, wanted):
+    points = [r for r in records if any(_is_accuracy(key) for key in r)]
+    names = dict.fromkeys(key[4:-5] for r in points for key in r if _is_accuracy(key))
+    shown = [name for name in names if wanted(name)]
+    for name in shown:
+        line = [(r["epoch"], r[f"val/{name}/top1"]) for r in points if f"val/{name}/top1" in r]
+        epochs, shares = zip(*line)
+        panel.plot(epochs, [100 * share for share in shares], marker=".", label=name)
+    panel.set(title=title, xlabel="epoch", ylabel="top-1 on val, %")
+    panel.grid(alpha=0.3)
+    if shown:
+        panel.legend()
+
+
+def _draw_views(figure, views):
+    """A grid: one column an image, one row a view."""
+    panels = figure.subplots(len(views), len(views[0]), squeeze=False)
+    for row, (line, images) in enumerate(zip(panels, views)):
+        for panel, image in zip(line, images):
+            panel.imshow(np.asarray(image), interpolation="nearest")
+            panel.set(xticks=[], yticks=[])
+        line[0].set_ylabel(f"view {row}")
+    figure.suptitle("views of the first images in epoch 0")

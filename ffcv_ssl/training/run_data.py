@@ -1,0 +1,177 @@
+"""What a training command needs to know of a `.beton` file before it loads it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ffcv_ssl import Loader, OrderOption
+from ffcv_ssl.errors import UserError
+from ffcv_ssl.fields import IntField, RGBImageField
+from ffcv_ssl.fields.basics import IntDecoder
+from ffcv_ssl.reader import Reader
+from ffcv_ssl.transforms import NormalizeImage, Squeeze, ToDevice, ToTensor, ToTorchImage
+
+MAX_CLASSES = 100_000  # what is measured has a cell for each pair of classes
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A file with images and, perhaps, labels."""
+
+    path: str
+    num_samples: int
+    fingerprint: str
+    field_names: tuple
+    """Names of all fields, in the file's order."""
+    labels: np.ndarray | None
+    """(N,) int64, -1: unlabelled; None where no sample is labelled."""
+    num_classes: int
+    """From the file's class names, or the largest label + 1; 0 without labels."""
+
+    def describe(self):
+        """The dataset's content in a few words, equal for equal content wherever the file lies."""
+        return f"{self.fingerprint} ({self.num_samples} samples)"
+
+    def names(self):
+        """The samples' file names, (N,) texts, or None where the file has none; read anew."""
+        with Reader(self.path) as reader:
+            return reader.names
+
+    def draw_labelled(self, size, seed):
+        """Indices (<= size,) of labelled samples, sorted, the same ones for one seed."""
+        labelled = np.flatnonzero(self.labels >= 0)
+        generator = np.random.Generator(np.random.Philox(seed))
+        return np.sort(generator.permutation(labelled)[:size])
+
+    def sample_views(self, ops, image_field, seed, num_images=8):
+        """The first images' views in epoch 0, to look at: for each list of ops in the dict `ops`, a
+        uint8 (B, H, W, 3) array."""
+        size = min(num_images, self.num_samples)
+        pipelines = dict.fromkeys(self.field_names)
+        del pipelines[image_field]
+        pipelines |= {name: (image_field, [*list_, ToTensor()]) for name, list_ in ops.items()}
+        with Loader(
+            self.path,
+            size,
+            num_workers=1,
+            order=OrderOption.SEQUENTIAL,
+            seed=seed,
+            indices=np.arange(size),
+            pipelines=pipelines,
+            rank=0,
+            world_size=1,
+        ) as loader:
+            batch = next(iter(loader))
+            return [getattr(batch, name).numpy().copy() for name in ops]
+
+
+def make_loader(dataset, data, views, world, channels_last, **options):
+    """A loader of normalised float32 views (B, 3, H, W) on the rank's device, and of the labels.
+
+    data: a DataConfig. views: dict of name -> list of ops from the decoded image on. options: those
+    of `Loader`; order, seed, batch_size (a rank's) among them.
+    """
+    finish = [ToTensor(), ToDevice(world.device), ToTorchImage(channels_last=channels_last)]
+    finish += [NormalizeImage(np.array(data.mean), np.array(data.std), np.float32)]
+    pipelines = dict.fromkeys(dataset.field_names)  # None: what nobody asks for is not read
+    del pipelines[data.image_field]
+    for name, ops in views.items():
+        pipelines[name] = (data.image_field, ops + finish)
+    if dataset.labels is not None:
+        pipelines[data.label_field] = [IntDecoder(), ToTensor(), Squeeze(), ToDevice(world.device)]
+    workers = data.num_workers
+    if workers == -1 and world.device.type == "cpu":
+        workers = max(1, len(os.sched_getaffinity(0)) // 2)
+    return Loader(
+        dataset.path, num_workers=workers, os_cache=data.os_cache, on_error=data.on_error,
+        batches_ahead=data.batches_ahead, pipelines=pipelines,
+        rank=world.rank, world_size=world.size, **options,
+    )  # fmt: skip
+
+
+def rank_share(what, size, world):
+    """The part of a batch of `size` that each rank takes. Raises UserError if there is a rest."""
+    share, rest = divmod(size, world.size)
+    if rest:
+        raise UserError(f"{what}: got {size}, expected a multiple of {world.size} ranks")
+    return share
+
+
+def set_resolution(loader, sides_px):
+    """Sides in pixels of a loader's views by name, from its next `iter()` on."""
+    for name, side in sides_px.items():
+        loader.set_resolution(side, name)
+
+
+def open_dataset(path, image_field="image", label_field="label"):
+    """Read a file's description. Raises UserError where the file cannot serve a training run, and
+    BetonError where it is damaged."""
+    if not Path(path).is_file():
+        raise UserError(f"data.train or data.val: no file '{path}'; make one: write_dataset.py")
+    with Reader(path) as reader:
+        if not isinstance(reader.fields.get(image_field), RGBImageField):
+            names = ", ".join(reader.fields)
+            raise UserError(f"{path}: no image field '{image_field}'; the file has: {names}")
+        labels = None
+        if isinstance(reader.fields.get(label_field), IntField):
+            labels = _labels(path, reader, label_field)
+        num_classes = 0
+        if labels is not None:
+            names = reader.class_names.get(label_field) or ()
+            num_classes = max(len(names), int(labels.max()) + 1)
+        return RunData(
+            path=str(path),
+            num_samples=reader.num_samples,
+            fingerprint=reader.fingerprint,
+            field_names=tuple(reader.fields),
+            labels=labels,
+            num_classes=num_classes,
+        )
+
+
+def check_classes(train, val, label_field):
+    """The training file's class names (a tuple, or None). Raises UserError where two RunData differ
+    in a name or, both with names, in their number, or where `val` has more classes.
+
+    Where one file alone has names, a line on stderr says that they could not be compared.
+    """
+    names = []
+    for dataset in (train, val):
+        with Reader(dataset.path) as reader:
+            names.append(tuple(reader.class_names.get(label_field) or ()))
+    if all(names) and len(names[0]) == len(names[1]) and names[0] != names[1]:
+        label = next(i for i, pair in enumerate(zip(*names)) if pair[0] != pair[1])
+        sides = f"class {label} is {names[1][label]!r}, expected {names[0][label]!r}"
+        raise UserError(f"{val.path}: {sides} as in {train.path}; write both from one source")
+    if val.num_classes > train.num_classes or (all(names) and len(names[0]) != len(names[1])):
+        got = f"got {val.num_classes} classes in field '{label_field}'"
+        raise UserError(f"{val.path}: {got}, expected those of {train.path} ({train.num_classes})")
+    if any(names) and not all(names):
+        without, having = (val, train) if names[0] else (train, val)
+        got = f"no class names in field '{label_field}', but {having.path} has"
+        tell_once(f"note: {without.path}: {got}: names could not be compared")
+    return names[0] or None
+
+
+@functools.cache
+def tell_once(line):
+    """Print a line on stderr: once a process, and by the first rank alone."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)
+
+
+def _labels(path, reader, field):
+    labels = np.array(reader.field_metadata(field), dtype=np.int64).reshape(-1)
+    if len(labels) and labels.min() < -1:
+        raise UserError(f"{path}: field '{field}': got label {labels.min()}, expected -1 or more")
+    if len(labels) and labels.max() >= MAX_CLASSES:
+        got = f"got label {labels.max()}, expected at most {MAX_CLASSES - 1}"
+        remedy = "is this a field of identifiers? name another with --data.label_field"
+        raise UserError(f"{path}: field '{field}': {got}; {remedy}")
+    return labels if len(labels) and labels.max() >= 0 else None

@@ -1,0 +1,122 @@
+"""A run's folder: its configuration, checkpoint, kept copies and metrics.
+
+Every rank reads it; only the first one writes, and what it cannot write (disk full...) is a
+CheckpointError. What a killed run left behind its checkpoint is not
+part of the run and is removed when it goes on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import yaml
+
+from ffcv_ssl.config.plain import config_differences
+from ffcv_ssl.errors import UserError
+from ffcv_ssl.files import explained, write_text
+from ffcv_ssl.training import checkpoint
+from ffcv_ssl.training.metrics_log import METRICS_FILE, MetricsLog
+
+CHECKPOINT, BACKBONE, FORMAT = "checkpoint.pt", "backbone.safetensors", 1
+
+
+class RunFolder:
+    """The folder at `path`. config (dict of plain types) and datasets (dict of RunData or None) say
+    which run this is; settings in `free_keys`, or starting with one of `free_groups`, may differ
+    from the saved ones.
+    """
+
+    def __init__(self, path, config, datasets, free_keys, free_groups, writes=True):
+        self.path, self.writes = Path(path), writes
+        self.config = config
+        self.datasets = {name: data and data.describe() for name, data in datasets.items()}
+        self.free_keys, self.free_groups = free_keys, free_groups
+        self.log = None
+
+    def read_checkpoint(self):
+        """The checkpoint's state, or None. Raises UserError, both sides named, for another run's,
+        and CheckpointError for an unreadable one."""
+        path = self.path / CHECKPOINT
+        if not path.exists():
+            return None
+        saved = checkpoint.load(path)
+        if saved.get("format") != FORMAT:
+            got = f"got format {saved.get('format')!r}, expected {FORMAT}"
+            raise UserError(f"{path}: {got}; use another --out")
+        sides = (saved["config"], self.config)
+        differences = config_differences(*sides, self.free_keys, self.free_groups)
+        for name, now in self.datasets.items():
+            before = saved["datasets"].get(name, "not on record")
+            if before != now:
+                differences.append(f"{name} data {before} there, {now} here")
+        if differences:
+            what = "; ".join(differences)
+            raise UserError(f"{path}: another run's: {what}; restore that or use another --out")
+        return saved
+
+    def open_log(self, last_step, tensorboard):
+        """Begin the metrics anew (`last_step` None), or go on behind that step."""
+        if not self.writes:
+            return
+        if last_step is None:
+            for stale in [*self.path.glob("checkpoint_epoch_*.pt"), self.path / BACKBONE]:
+                stale.unlink(missing_ok=True)
+        with self._explained_log():
+            self.log = MetricsLog(self.path, last_step, tensorboard)
+
+    def write_config(self):
+        """Put the resolved configuration into `config.yaml`."""
+        if self.writes:
+            text, path = yaml.safe_dump(self.config, sort_keys=False), self.path / "config.yaml"
+            with explained(path):
+                write_text(path, text)
+
+    def write(self, record):
+        """Append one record to the metrics."""
+        if self.log is not None:
+            with self._explained_log():
+                self.log.write(record)
+
+    def _explained_log(self):
+        return explained(self.path / METRICS_FILE)
+
+    def has_evaluation(self, step):
+        """Whether the evaluation after `step` steps is on record; False if nothing is written."""
+        return self.log is not None and self.log.has_evaluation(step)
+
+    def latest(self, *prefixes):
+        """The newest values of the keys that start with one of the prefixes."""
+        records = [self.log.latest(prefix) for prefix in prefixes] if self.log else []
+        found = {key: value for record in records for key, value in record.items()}
+        return {key: value for key, value in found.items() if key.startswith(prefixes)}
+
+    def save(self, state):
+        """Replace the checkpoint, once the metrics are on disk."""
+        if self.writes:
+            with self._explained_log():
+                self.log.sync()
+            about = {"format": FORMAT, "config": self.config, "datasets": self.datasets}
+            threads = {"threads": torch.get_num_threads(), "versions": checkpoint.versions()}
+            checkpoint.save(self.path / CHECKPOINT, {**about, **state, **threads})
+
+    def keep_copy(self, epoch):
+        """Keep the checkpoint as that of `epoch`, for good."""
+        if self.writes:
+            kept = self.path / f"checkpoint_epoch_{epoch:04d}.pt"
+            with explained(kept):
+                checkpoint.keep_copy(self.path / CHECKPOINT, kept)
+
+    def note_versions(self, saved):
+        """What makes the losses' last bits differ from those before a resume, or None."""
+        now = {"threads": torch.get_num_threads(), **checkpoint.versions()}
+        before = {"threads": saved["threads"], **saved["versions"]}
+        if now == before:
+            return None
+        return f"{self.path}: losses may differ in their last bits: {before} before, {now} now"
+
+    def close(self):
+        """Close the metrics; a second call does nothing."""
+        if self.log is not None:
+            with self._explained_log():
+                self.log.close()

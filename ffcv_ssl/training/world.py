@@ -1,0 +1,192 @@
+"""The ranks of a run, and the few things they tell each other.
+
+One process alone is a world of size 1, and every call here is then free. Several are started by
+torchrun or Slurm; all of them must make the same calls in the same order.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+import uuid
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ffcv_ssl.errors import UserError
+
+PATIENCE = datetime.timedelta(minutes=20)
+"""How long a rank waits for another before it gives up with an error."""
+
+
+def choose_device(name):
+    """A torch device by name; `auto` is the CUDA device where there is one. Raises UserError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"system.device: got {name}, but there is no such device here; use cpu")
+    return device
+
+
+class World:
+    """This process' place in the run. rank: of size; local_rank: on its node; device: its own."""
+
+    def __init__(self, rank=0, size=1, local_rank=0, device="cpu"):
+        self.rank, self.size, self.local_rank = rank, size, local_rank
+        self.device = torch.device(device)
+
+    @classmethod
+    def join(cls, device_name="auto", num_threads=0, launcher=None):
+        """Meet the other ranks, if there are any, as torchrun's environment variables say, or as
+        `launcher` (dict with the same names) does, which is put into the environment.
+
+        device_name: auto, cpu, cuda or cuda:N; several ranks take the CUDA device of their local
+        rank. num_threads: of torch on the CPU; 0: the cores, shared with the node's other ranks.
+        Raises UserError for a device that is not there.
+        """
+        environment = os.environ
+        environment.update(launcher or {})
+        cores = len(os.sched_getaffinity(0)) // int(environment.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(num_threads or max(1, cores))
+        torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = True
+        size = int(environment.get("WORLD_SIZE", 1))
+        if size == 1:
+            return cls(device=choose_device(device_name))
+        rank, local_rank = int(environment["RANK"]), int(environment["LOCAL_RANK"])
+        if device_name.startswith("cuda:"):
+            raise UserError(f"system.device: got {device_name} for {size} ranks, expected cuda")
+        device = choose_device(device_name)
+        if device.type == "cuda":
+            device = choose_device(f"cuda:{local_rank}")
+            torch.cuda.set_device(device)
+        # numbers on the host go by gloo, so that to agree on something never waits for a device
+        backends = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        store = meet(next(dist.rendezvous("env://", timeout=PATIENCE))[0], rank, size)
+        dist.init_process_group(backends, timeout=PATIENCE, store=store, rank=rank, world_size=size)
+        return cls(rank, size, local_rank, device)
+
+    @property
+    def is_first(self):
+        """Whether this is the rank that writes and speaks."""
+        return self.rank == 0
+
+    def say(self, text, file=None):
+        """Print a line, on stdout if no file is given, once for all ranks."""
+        if self.is_first:
+            print(text, file=file, flush=True)
+
+    def gather(self, tensor, dim=0):
+        """Every rank's tensor, of equal shape, one after the other along `dim`; gradients flow.
+
+        What follows must be the same computation on every rank, as a loss over the global batch is,
+        and gradients must be averaged over ranks afterwards, as DistributedDataParallel does.
+        """
+        return tensor if self.size == 1 else _Gather.apply(tensor, self, dim)
+
+    def sum_(self, tensor):
+        """The sum over ranks, in place; returns the tensor."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    @torch.no_grad()
+    def sum_gradients_(self, parameters):
+        """Replace each gradient by its sum over ranks, in one message."""
+        if self.size == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        parts = flat.split([g.numel() for g in gradients])
+        torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients)])
+
+    def any(self, *flags):
+        """For each flag (bool) whether any rank raised it."""
+        if self.size == 1:
+            return flags
+        raised = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(raised, dist.ReduceOp.MAX)
+        return tuple(bool(flag) for flag in raised.tolist())
+
+    def from_first(self, flag):
+        """The first rank's flag (bool), on every rank."""
+        return self.any(bool(flag) and self.is_first)[0]
+
+    def broadcast_(self, tensors):
+        """Overwrite tensors with the first rank's."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def barrier(self):
+        """Wait until every rank is here."""
+        self.any(False)
+
+    def leave(self):
+        """Part from the other ranks; a second call does nothing."""
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+            # gloo's threads may still hold tensors of the last calls, and free their Python halves:
+            # one that does so while the interpreter ends can abort the process, a crash to
+            # torchrun. So they are given time.
+            time.sleep(0.2)
+
+
+def meet(store, rank, size):
+    """A part of `store` (torch.distributed.Store) that only the ranks of this start write to.
+
+    torchrun keeps one store over all its restarts: what killed ranks left there, gloo would take
+    for the addresses of the new ones, and fail, or wait for ever. So the first rank numbers each
+    start, and gives the number to every rank that answers: a dead one's token is never answered.
+    """
+    if rank == 0:
+        start = f"start/{store.add('start', 1)}"
+        for other in range(1, size):
+            while not store.check([f"{start}/here/{other}"]):
+                token = store.get(f"token/{other}").decode()
+                store.set(f"answer/{token}", start)
+                time.sleep(0.01)
+    else:
+        token = uuid.uuid4().hex
+        store.set(f"token/{rank}", token)
+        start = store.get(f"answer/{token}").decode()
+        store.set(f"{start}/here/{rank}", "")
+    return dist.PrefixStore(start, store)
+
+
+def share_learning(learner, world, unreached=False, compiled=False):
+    """The learner, wrapped so that ranks share gradients and, on CUDA, batch statistics.
+
+    unreached: some parameters may get no gradient in some steps. compiled: with torch.compile.
+    """
+    if world.size > 1 and world.device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(learner)  # in place, as it is no layer itself
+    if compiled:
+        learner.compile()
+    if world.size == 1:
+        return learner
+    devices = [world.device.index] if world.device.type == "cuda" else None
+    return DistributedDataParallel(learner, devices, find_unused_parameters=unreached)
+
+
+class _Gather(torch.autograd.Function):
+    """All ranks' tensors. Its gradient needs no message: every rank computes the same loss from the
+    same tensors, so a rank's own slice of the gradient, times the number of ranks because gradients
+    are averaged over ranks later, is what a sum over ranks would give."""
+
+    @staticmethod
+    def forward(ctx, tensor, world, dim):
+        ctx.world, ctx.dim, ctx.length = world, dim, tensor.shape[dim]
+        tensor = tensor.contiguous()
+        parts = [torch.empty_like(tensor) for _ in range(world.size)]
+        dist.all_gather(parts, tensor)
+        return torch.cat(parts, dim)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        mine = gradient.narrow(ctx.dim, ctx.world.rank * ctx.length, ctx.length)
+        return mine * ctx.world.size, None, None
