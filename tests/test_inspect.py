@@ -5,8 +5,15 @@ import os
 import shutil
 
 import pytest
-from beton_files import PAGE_BYTES, List, make_columns, pattern, without_integrity, write_all_fields
 from PIL import Image
+from support.beton_files import (
+    PAGE_BYTES,
+    List,
+    make_columns,
+    pattern,
+    without_integrity,
+    write_all_fields,
+)
 
 from ffcv_ssl import fields as f
 from ffcv_ssl.inspect import main

@@ -23,7 +23,7 @@ PYTHON = Path(
     os.environ.get("FFCV_SSL_INTEROP_PYTHON")
     or _CACHE / "ffcv-ssl" / "ffcv-1.0.2" / "bin" / "python"
 )
-SCRIPT = Path(__file__).with_name("interop_ffcv.py")
+SCRIPT = Path(__file__).with_name("support") / "interop_ffcv.py"
 NUM_SAMPLES, HEIGHT_PX, WIDTH_PX = 40, 213, 167  # raw images alone fill more than one page
 
 pytestmark = [

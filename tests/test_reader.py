@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from beton_files import (
+from support.beton_files import (
     PAGE_BYTES,
     List,
     Samples,
@@ -21,7 +21,7 @@ from beton_files import (
     without_integrity,
     write_all_fields,
 )
-from conftest import SOUND_SAMPLES
+from support.small_files import SOUND_SAMPLES
 
 from ffcv_ssl import BetonError
 from ffcv_ssl import fields as f

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from beton_files import (
+from support.beton_files import (
     PAGE_BYTES,
     List,
     patch,
@@ -14,6 +14,7 @@ from beton_files import (
     values,
     without_integrity,
 )
+from support.process_limits import with_limited_memory
 
 from ffcv_ssl import BetonError, beton
 from ffcv_ssl import fields as f
@@ -114,20 +115,6 @@ def test_a_bad_payload_is_an_error_of_that_sample_alone(copy):
 
 
 # -- hostile files -----------------------------------------------------------------------
-
-
-def with_limited_memory(limit_bytes, action):
-    """Run `action` under an address space only a little larger than now."""
-    import resource
-
-    with open("/proc/self/statm") as statm:
-        used = int(statm.read().split()[0]) * resource.getpagesize()
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + limit_bytes, before[1]))
-    try:
-        return action()
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def test_random_damage_to_a_file_without_checksums_never_crashes_or_takes_memory(foreign):

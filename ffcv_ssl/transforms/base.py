@@ -7,7 +7,8 @@ To add an op, look at a neighbour, solarization say, and at its places in turn:
 2. kernels/color.py, `solarize_`: what is done to a view in work, in place.
 3. pipeline/program.py: its opcode, and a branch each in `draw_view` and `_apply`.
 4. transforms/__init__.py: its name.
-5. tests/reference.py, `solarize`: the plain NumPy twin; tests/test_solarization.py: both against
+5. tests/reference.py, `solarize`: the plain NumPy twin;
+   tests/transforms/test_solarization.py: both against
    torchvision or PIL, and the draws' distribution.
 6. To be set from YAML: pipelines/view.py, `OPS`, the settings and their ranges, and `build`;
    pipelines/picture.py if its caption should tell it.

@@ -21,7 +21,7 @@ import simplejpeg
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
-from beton_files import make_columns, write_all_fields  # noqa: E402
+from support.beton_files import make_columns, write_all_fields  # noqa: E402
 
 from ffcv_ssl.reader import Reader  # noqa: E402
 
