@@ -32,9 +32,12 @@ setup(
     ],
     extras_require={
         "dev": [
+            "mypy>=1.10",
             "pytest>=8.0",
             "pytest-timeout>=2.2",
+            "pytest-xdist>=3.5",
             "ruff>=0.6",
+            "types-PyYAML>=6.0",
             "scikit-learn>=1.4",
             "scipy>=1.11",
             "timm>=1.0",
