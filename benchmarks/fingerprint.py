@@ -1,0 +1,201 @@
+"""Are the numbers the same? Digests of files, pixels, losses and evaluations, of one source tree.
+
+    python -m benchmarks.fingerprint                           # this tree, as JSON on the last line
+    python -m benchmarks.fingerprint --tree ../before > before.json    # another checkout
+    python -m benchmarks.fingerprint --against before.json     # names what differs, exit code 1
+
+A change that moves code must leave every entry as it was: a digest of a file's samples, of every
+view of every recipe with what was drawn, of each method's loss at each step, of the metrics of
+evaluations. Only commands and import paths that are promised to users are called, so one version of
+this program reads trees of before and after. Digests hold on one kind of CPU and torch version.
+Takes about three minutes on one core for each tree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = {
+    "--model.backbone": "resnet18", "--model.projector": "64-32", "--resolution.min": "32",
+    "--resolution.max": "32", "--data.batch_size": "32", "--epochs": "2", "--log.every_steps": "1",
+    "--log.tensorboard": "false", "--optim.warmup_epochs": "0.5", "--system.device": "cpu",
+    "--system.torch_threads": "1", "--data.num_workers": "1", "--seed": "3", "--precision": "fp32",
+}  # fmt: skip
+LABELLED = {
+    "--labelled.labels.fraction": "0.5",
+    "--labelled.classes_per_batch": "4",
+    "--labelled.images_per_class": "2",
+}
+RUNS = {
+    "simclr": {},
+    "simclr, bf16": {"--precision": "bf16"},
+    "simclr in chunks": {"--data.chunk_size": "8"},
+    "vicreg": {"--method": "vicreg"},
+    "barlow": {"--method": "barlow"},
+    "byol": {"--method": "byol"},
+    "supervised": {"--method": "supervised", "--views.recipe": "supervised"},
+    "instance_simclr": {"--method": "instance_simclr", "--views.recipe": "instance"},
+    "suncet": {"--labelled.loss": "suncet", **LABELLED},
+    "supcon": {"--labelled.loss": "supcon", **LABELLED},
+    "cross_entropy": {"--labelled.loss": "cross_entropy", **LABELLED},
+    "labels alone": {
+        "--labelled.loss": "suncet",
+        "--labelled.unsupervised_batch_size": "0",
+        **LABELLED,
+    },
+}
+EVALUATIONS = {
+    "linear": ["--epochs", "3"],
+    "knn": ["--k", "5"],
+    "snn": [],
+    "finetune": ["--epochs", "2", "--batch_size", "32", "--labels.fraction", "0.5"],
+}
+
+# Run with the tree as its folder: prints {name: digest} of the views of every recipe.
+VIEWS = """
+import hashlib, json, sys
+import numpy as np
+sys.path.insert(0, "")
+from ffcv_ssl import Loader, OrderOption
+from pipelines import Views, build
+from pipelines.recipes import RECIPES
+
+found = {}
+for recipe in sorted(RECIPES):
+    views = Views(recipe=recipe).resolve()
+    pipelines = {name: ("image", build(view, 48)) for name, view in views.items()}
+    digest = hashlib.blake2b(digest_size=10)
+    with Loader(sys.argv[1], 16, num_workers=1, order=OrderOption.RANDOM, seed=5,
+                pipelines=pipelines) as loader:
+        for epoch in range(2):
+            for batch in loader:
+                for name in pipelines:
+                    digest.update(np.ascontiguousarray(getattr(batch, name)).tobytes())
+                    params = batch.params[name]
+                    for column in sorted(params.dtype.names or ()):
+                        digest.update(np.ascontiguousarray(params[column]).tobytes())
+    found[f"views {recipe}"] = digest.hexdigest()
+print(json.dumps(found))
+"""
+
+
+def digest(value) -> str:
+    """Of plain JSON data."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=10).hexdigest()
+
+
+def call(tree: Path, *words: object) -> str:
+    """The output of a Python command in a tree. Raises SystemExit with what it said if it fails."""
+    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=tree,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise SystemExit(f"{tree}: {' '.join(map(str, words))}\n{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def last_json(text: str):
+    """The JSON on the last line of a command's output."""
+    return json.loads(text.strip().splitlines()[-1])
+
+
+def options(settings: dict[str, str]) -> list[str]:
+    """{"--key": value} as words of a command line."""
+    return [word for pair in settings.items() for word in pair]
+
+
+def losses_of(run: Path) -> list[dict]:
+    """Every loss and online evaluation of a run, without times and speeds."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    wanted = ("train/loss", "val/", "step", "flops", "lr")
+    timed = ("train/images_per_s", "train/data_wait")
+    return [
+        {k: v for k, v in json.loads(line).items() if k.startswith(wanted) and k not in timed}
+        for line in lines
+    ]
+
+
+def fingerprint(tree: Path, folder: Path) -> dict[str, str]:
+    """{what: digest} of a tree; files go to `folder`."""
+    found: dict[str, str] = {}
+    files = {"train": 192, "val": 64}
+    for seed, (name, count) in enumerate(files.items()):
+        path = folder / f"{name}.beton"
+        call(
+            tree, "write_dataset.py", "--source", "shapes", "--out", path, "--workers", 1,
+            "--num_samples", count, "--size_px", 40, "--seed", seed,
+        )  # fmt: skip
+        found[f"file {name}"] = hashlib.blake2b(path.read_bytes(), digest_size=10).hexdigest()
+    found |= last_json(call(tree, "-c", VIEWS, folder / "train.beton"))
+    data = ["--data.train", folder / "train.beton", "--data.val", folder / "val.beton"]
+    for name, settings in RUNS.items():
+        run = folder / name.replace(",", "").replace(" ", "_")
+        call(tree, "train.py", *data, "--out", run, *options({**SMALL, **settings}))
+        found[f"losses {name}"] = digest(losses_of(run))
+        print(f"{tree}: {name}", file=sys.stderr)
+    for protocol, words in EVALUATIONS.items():
+        out = folder / f"results_{protocol}"
+        result = last_json(
+            call(
+                tree,
+                "evaluate.py",
+                protocol,
+                "--checkpoint",
+                folder / "simclr",
+                "--out",
+                out,
+                "--system.device",
+                "cpu",
+                "--system.torch_threads",
+                1,
+                *words,
+            )  # fmt: skip
+        )
+        found[f"evaluation {protocol}"] = digest(result["metrics"])
+        print(f"{tree}: {protocol}", file=sys.stderr)
+    return found
+
+
+def measured(where: Path) -> dict[str, str]:
+    """The fingerprint of a checkout, or the one that a file holds on its last line."""
+    if where.is_file():
+        known = last_json(where.read_text(encoding="utf-8"))
+        return {name: value for name, value in known.items() if name != "differs"}
+    with tempfile.TemporaryDirectory() as folder:
+        return fingerprint(where.resolve(), Path(folder))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.fingerprint", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--tree", type=Path, default=ROOT, help="the checkout to measure")
+    parser.add_argument(
+        "--against", type=Path, help="another checkout, or a file with what this printed of one"
+    )
+    arguments = parser.parse_args(argv)
+    here = measured(arguments.tree)
+    there = here if arguments.against is None else measured(arguments.against)
+    differs = {
+        name: [there.get(name), here[name]] for name in here if there.get(name) != here[name]
+    }
+    print(json.dumps({"differs": differs, **here}))
+    return 1 if differs else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
