@@ -148,22 +148,9 @@ def fingerprint(tree: Path, folder: Path) -> dict[str, str]:
         print(f"{tree}: {name}", file=sys.stderr)
     for protocol, words in EVALUATIONS.items():
         out = folder / f"results_{protocol}"
-        result = last_json(
-            call(
-                tree,
-                "evaluate.py",
-                protocol,
-                "--checkpoint",
-                folder / "simclr",
-                "--out",
-                out,
-                "--system.device",
-                "cpu",
-                "--system.torch_threads",
-                1,
-                *words,
-            )  # fmt: skip
-        )
+        command = ["evaluate.py", protocol, "--checkpoint", folder / "simclr", "--out", out]
+        device = ["--system.device", "cpu", "--system.torch_threads", 1]
+        result = last_json(call(tree, *command, *device, *words))
         found[f"evaluation {protocol}"] = digest(result["metrics"])
         print(f"{tree}: {protocol}", file=sys.stderr)
     return found
