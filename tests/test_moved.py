@@ -108,7 +108,7 @@ def test_what_never_was_is_an_import_error(statement):
 
 def test_a_name_that_left_a_module_is_noted_too(forgotten):
     namespace = {}
-    module, parse_config = notes_of("from ffcv_ssl.command import parse_config", namespace)
+    _, parse_config = notes_of("from ffcv_ssl.command import parse_config", namespace)
     assert "ffcv_ssl.command.parse_config is now ffcv_ssl.config.parsing.parse_config" in (
         parse_config
     )
