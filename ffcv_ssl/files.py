@@ -88,7 +88,7 @@ def sync_folder(folder: StrPath) -> None:
 
 @contextlib.contextmanager
 def locked(path: StrPath, wait_s: float = -1) -> Iterator[None]:
-    """Hold the lock file `path` while the block runs. The lock ends with the process, at the latest.
+    """Hold the lock file `path` while the block runs. The lock ends with the process at the latest.
 
     wait_s: seconds to wait for another process, -1 for as long as it takes. On a file system
     without locks the block runs unlocked. Raises TimeoutError after `wait_s` seconds, OSError where
@@ -97,7 +97,7 @@ def locked(path: StrPath, wait_s: float = -1) -> Iterator[None]:
     mode = _make_lock_file(path)
     with contextlib.ExitStack() as held:
         if mode is not None:
-            # Imported here: it takes longer than the loader's other imports, and few processes lock.
+            # imported here: it takes longer than the rest of the loader, and few processes lock
             import filelock
 
             try:
