@@ -15,7 +15,7 @@ from ffcv_ssl import moved
 # module -> its public names before the move, in one text
 OLD_NAMES = json.loads((Path(__file__).parent / "data" / "old_names.json").read_text())
 # Old names without a successor: "module:name", or "module" for all of a module.
-GONE: frozenset[str] = frozenset()
+GONE = frozenset(["ffcv_ssl.fields.image_codec:needs_shrinking"])
 
 
 @pytest.fixture
