@@ -165,7 +165,6 @@ def encode_in_order(
         for chunk in chunks:
             yield from encoder.encode(*chunk)
         return
-    xxh3_64(b"")  # compiled or loaded once here, not in every worker
     pool = _Pool(encoder, chunks, min(num_workers, len(chunks)))
     try:
         yield from pool.parts()

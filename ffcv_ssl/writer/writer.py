@@ -26,6 +26,7 @@ from ffcv_ssl.errors import BetonError
 from ffcv_ssl.fields import BUILT_IN, IntField
 from ffcv_ssl.fields.base import Field
 from ffcv_ssl.files import StrPath, replacing, sync_folder
+from ffcv_ssl.kernels.hash import xxh3_64
 from ffcv_ssl.writer.pool import (
     Chunk,
     Encoded,
@@ -121,6 +122,9 @@ class DatasetWriter:
         ]
         encoder = SampleEncoder(self.fields, dataset)
         names = self._pack_names(sources)
+        # Load the hash kernel now: once and not in every worker, and before the file is made, as an
+        # interrupt that comes while numba loads a kernel can get lost in one of its callbacks.
+        xxh3_64(b"")
         try:
             with _atomic_file(self.path) as file:
                 self._write(file, encoder, chunks, len(sources), names)
