@@ -18,15 +18,12 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ffcv_ssl.errors import BetonError
 from ffcv_ssl.kernels.hash import xxh3_64
-
-if TYPE_CHECKING:
-    from ffcv_ssl.fields.base import Field
 
 VERSION = 2
 INTEGRITY_VERSION = 1
@@ -117,7 +114,7 @@ def layout(num_fields: int, num_samples: int, metadata_itemsize: int) -> Layout:
     return Layout(descriptors, metadata, metadata + int(num_samples) * int(metadata_itemsize))
 
 
-def metadata_type(fields: Iterable[Field]) -> np.dtype:
+def metadata_type(fields: Iterable[Any]) -> np.dtype:
     """The structured dtype of one sample's metadata: columns f0, f1, ..., aligned like FFCV's."""
     return np.dtype([("", field.metadata_type) for field in fields], align=True)
 

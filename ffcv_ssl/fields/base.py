@@ -16,7 +16,6 @@ import numpy as np
 from ffcv_ssl.beton import ARG_TYPE, CUSTOM_TYPE_ID
 
 if TYPE_CHECKING:
-    from ffcv_ssl.reader import Reader
     from ffcv_ssl.transforms.base import ImageOp
 
 ANY_SIZE = np.uint64(2**64 - 1)  # an expected size that promises nothing
@@ -110,9 +109,7 @@ class Field(ABC):
 class Decoder:
     """Turns samples of a non-image field into rows of a batch."""
 
-    def output_spec(
-        self, field: Any, reader: Reader, name: str
-    ) -> tuple[tuple[int, ...], np.dtype]:
+    def output_spec(self, field: Any, reader: Any, name: str) -> tuple[tuple[int, ...], np.dtype]:
         """(shape without the batch dimension, dtype) of this decoder's output for a field of a
         file."""
         raise TypeError(f"{type(self).__name__} has no method output_spec; define one")

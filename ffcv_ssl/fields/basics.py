@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ffcv_ssl.fields.base import Decoder, Field, Malloc
 
-if TYPE_CHECKING:
-    from ffcv_ssl.reader import Reader
-
 
 class _ScalarDecoder(Decoder):
     dtype: np.dtype
 
-    def output_spec(
-        self, field: Any, reader: Reader, name: str
-    ) -> tuple[tuple[int, ...], np.dtype]:
+    def output_spec(self, field: Any, reader: Any, name: str) -> tuple[tuple[int, ...], np.dtype]:
         return (1,), self.dtype
 
     def decode_batch(

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ffcv_ssl.beton import BYTES_METADATA_TYPE
 from ffcv_ssl.fields.base import Decoder, Field, Malloc
 
-if TYPE_CHECKING:
-    from ffcv_ssl.reader import Reader
-
 
 class BytesDecoder(Decoder):
     """uint8 (B, longest in the file), shorter values padded with zeros."""
 
-    def output_spec(
-        self, field: Any, reader: Reader, name: str
-    ) -> tuple[tuple[int, ...], np.dtype]:
+    def output_spec(self, field: Any, reader: Any, name: str) -> tuple[tuple[int, ...], np.dtype]:
         return (int(reader.field_metadata(name)["size"].max(initial=0)),), np.dtype("<u1")
 
     def decode_batch(

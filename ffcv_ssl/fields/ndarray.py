@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import DTypeLike
 
-    from ffcv_ssl.reader import Reader
 
 # Plain element types only: np.dtype() of a foreign text could be an object or a structured type.
 _TYPE_TEXT = re.compile(r"[<>|=][?biufcSUVMm][0-9]{1,9}(\[[0-9]{0,9}[a-zA-Z]{1,2}\])?")
@@ -27,9 +26,7 @@ _MAX_DIMENSIONS = 32
 class NDArrayDecoder(Decoder):
     """The field's dtype, (B, *shape)."""
 
-    def output_spec(
-        self, field: Any, reader: Reader, name: str
-    ) -> tuple[tuple[int, ...], np.dtype]:
+    def output_spec(self, field: Any, reader: Any, name: str) -> tuple[tuple[int, ...], np.dtype]:
         return field.shape, field.dtype
 
     def decode_batch(
