@@ -5,6 +5,7 @@ The names are FFCV's; they are loaded when first used, so that importing the pac
 
 import importlib
 
+from ffcv_ssl import moved
 from ffcv_ssl.errors import BetonError
 
 __version__ = "0.1.0"
@@ -17,8 +18,10 @@ _HOMES = {
     "Reader": "ffcv_ssl.reader",
 }
 
+moved.install()
 
-def __getattr__(name):
+
+def __getattr__(name: str) -> object:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'ffcv_ssl' has no attribute '{name}'")

@@ -3,19 +3,22 @@
     header, descriptors, metadata, locator | pages of data | names, integrity section, table
 
 The header, descriptors, metadata, data and allocation table are those of FFCV 1.0.2, which reads
-our files as its own. Ours are the locator (right after the metadata), the samples' file names (if
-there are any) and the integrity section, which ends in a fixed footer exactly where the allocation
-table begins. FFCV follows pointers only, and reads its table to the end of the file, so it steps
-over them. Either locator and section are present and good, or both are absent (a file of FFCV's);
-anything else is damage.
+our files as its own. This library adds the locator (right after the metadata), the samples' file
+names (if there are any) and the integrity section. The section ends in a fixed footer exactly where
+the allocation table begins. FFCV follows pointers only, and reads the table to the end of the file,
+so it never sees these additions. Locator and section are either both present and good, or both
+absent (a file that FFCV wrote); anything else is damage.
 
 All integers are little-endian. Sizes and offsets are in bytes. docs/format.md has the same in
 prose.
 """
 
+from __future__ import annotations
+
 import json
 import zlib
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,10 +31,9 @@ MIN_PAGE_BYTES = 1 << 21
 MAX_PAGE_BYTES = 1 << 31  # the largest power of two that the header's uint32 holds
 MAX_NAME_BYTES = 16
 CUSTOM_TYPE_ID = 255
-MAX_IMAGE_PX = (
-    1 << 28
-)  # a sixteen-thousand pixel square; a hostile header cannot ask for more than 805 MB
-# Bounds of the names' text: Linux's paths hold 4,096 bytes; a hostile file cannot ask for more.
+MAX_IMAGE_PX = 1 << 28  # 16,384 px squared; a hostile header cannot ask for more than 805 MB
+# Limits of the text of all names, so that a hostile file cannot ask for more memory. A Linux path
+# holds 4,096 bytes.
 MAX_NAMES_BYTES, MAX_NAMES_BYTES_PER_SAMPLE = 1 << 30, 4096
 
 HEADER_TYPE = np.dtype(
@@ -103,8 +105,8 @@ class Layout(NamedTuple):
         return self.metadata_end + LOCATOR_TYPE.itemsize
 
 
-def layout(num_fields, num_samples, metadata_itemsize) -> Layout:
-    """Regions of a file with these counts; plain Python integers, so hostile counts cannot
+def layout(num_fields: int, num_samples: int, metadata_itemsize: int) -> Layout:
+    """The regions of a file with these counts, in Python integers, which hostile counts cannot
     overflow.
     """
     descriptors = HEADER_TYPE.itemsize
@@ -112,23 +114,20 @@ def layout(num_fields, num_samples, metadata_itemsize) -> Layout:
     return Layout(descriptors, metadata, metadata + int(num_samples) * int(metadata_itemsize))
 
 
-def metadata_type(fields) -> np.dtype:
-    """The structured dtype of one sample's metadata: columns f0, f1, ..., aligned as FFCV aligns
-    them.
-    """
+def metadata_type(fields: Iterable[Any]) -> np.dtype:
+    """The structured dtype of one sample's metadata: columns f0, f1, ..., aligned like FFCV's."""
     return np.dtype([("", field.metadata_type) for field in fields], align=True)
 
 
-def pack_header(num_fields, page_size, num_samples, table_offset) -> bytes:
+def pack_header(num_fields: int, page_size: int, num_samples: int, table_offset: int) -> bytes:
+    """The file's first bytes."""
     header = np.zeros(1, HEADER_TYPE)
     header[0] = (VERSION, num_fields, page_size, num_samples, table_offset)
     return header.tobytes()
 
 
-def pack_descriptor(type_id, name, arguments) -> bytes:
-    """arguments: an ARG_TYPE scalar or array, as a field's `to_binary` gives. The name must fit 16
-    ASCII bytes.
-    """
+def pack_descriptor(type_id: int, name: str, arguments: np.ndarray | np.void) -> bytes:
+    """A field's descriptor. arguments: what the field's `to_binary` returns, an ARG_TYPE item."""
     raw_name = np.frombuffer(checked_name(name), np.uint8)
     descriptor = np.zeros(1, DESCRIPTOR_TYPE)
     descriptor["type_id"] = type_id
@@ -137,9 +136,9 @@ def pack_descriptor(type_id, name, arguments) -> bytes:
     return descriptor.tobytes()
 
 
-def checked_name(name) -> bytes:
-    """A field's name as it is stored. ValueError: empty, over 16 bytes (FFCV cuts it), or not
-    printable ASCII.
+def checked_name(name: str) -> bytes:
+    """A field's name as it is stored. Raises ValueError for a name that is empty, longer than 16
+    bytes (FFCV would cut it) or not printable ASCII.
     """
     try:
         raw = name.encode("ascii")
@@ -147,36 +146,43 @@ def checked_name(name) -> bytes:
         raise ValueError(f"field name {name!r}: expected ASCII text") from None
     if not 0 < len(raw) <= MAX_NAME_BYTES or not name.isprintable():
         raise ValueError(
-            f"field name {name!r}: {len(raw)} bytes, the format holds 1 to {MAX_NAME_BYTES} "
-            "printable ones; choose a shorter name"
+            f"field name {name!r}: got {len(raw)} bytes, expected 1 to {MAX_NAME_BYTES} printable "
+            "ones; choose another name"
         )
     return raw
 
 
-def unpack_name(path, index, raw) -> str:
-    """raw: uint8 (16,), null-terminated."""
+def unpack_name(path: str, index: int, raw: np.ndarray) -> str:
+    """The name of field `index`. raw: uint8 (16,), null-terminated."""
     text = raw.tobytes().split(b"\0")[0]
     if not text or not all(32 <= byte < 127 for byte in text):
         raise BetonError(f"{path}: field {index}: name {text!r} is not ASCII text; damaged file")
     return text.decode("ascii")
 
 
-def _seal(record) -> bytes:
-    """The bytes of a record, with its last field `own_hash` set to the hash of all before it."""
+def _seal(record: np.ndarray) -> bytes:
+    """The bytes of a record after its last field, `own_hash`, is set to the hash of the others."""
     record["own_hash"] = xxh3_64(record.tobytes()[: -CHECKSUM_TYPE.itemsize])
     return record.tobytes()
 
 
-def _is_sealed(record) -> bool:
+def _is_sealed(record: np.ndarray) -> bool:
     return int(record["own_hash"][0]) == xxh3_64(record.tobytes()[: -CHECKSUM_TYPE.itemsize])
 
 
-def pack_integrity(regions, section_offset, table_offset, text, checksums, parts) -> tuple:
-    """Build the integrity section of a finished file.
+def pack_integrity(
+    regions: Layout,
+    section_offset: int,
+    table_offset: int,
+    text: bytes,
+    checksums: np.ndarray,
+    parts: Mapping[str, bytes],
+) -> tuple[bytes, bytes]:
+    """Build the integrity section of a finished file: (locator bytes, section bytes).
 
-    regions: Layout. text: JSON bytes. checksums: uint64 (rows,), xxh3-64 of each allocation in
-    table order. parts: dict with the bytes of "header", "descriptors", "metadata", "table". Returns
-    (locator bytes, section bytes); the section fills section_offset .. table_offset exactly.
+    The section fills section_offset .. table_offset exactly. text: JSON. checksums: uint64 (rows,),
+    xxh3-64 of each allocation in the order of the table. parts: the bytes of "header",
+    "descriptors", "metadata" and "table".
     """
     checksums = np.ascontiguousarray(checksums, CHECKSUM_TYPE)
     footer = np.zeros(1, FOOTER_TYPE)
@@ -198,25 +204,35 @@ def pack_integrity(regions, section_offset, table_offset, text, checksums, parts
     return _seal(locator), text + checksums.tobytes() + sealed_footer
 
 
-def section_bytes(text, num_rows) -> int:
+def section_bytes(text: bytes, num_rows: int) -> int:
+    """Size of the integrity section."""
     return len(text) + num_rows * CHECKSUM_TYPE.itemsize + FOOTER_TYPE.itemsize
 
 
-def find_footer(path, locator_raw, footer_raw, regions, table_offset, file_bytes):
-    """The footer record (1,) of one of our files, or None for a file that has neither locator nor
-    footer.
+def find_footer(
+    path: str,
+    locator_raw: bytes,
+    footer_raw: bytes,
+    regions: Layout,
+    table_offset: int,
+    file_bytes: int,
+) -> np.ndarray | None:
+    """The footer record (1,) of a file of this library, or None for a file that has neither locator
+    nor footer.
 
-    locator_raw, footer_raw: the bytes at the two fixed places; may be short where the file leaves
-    no room. Raises BetonError if one is there and the other is not, or if they contradict each
-    other or the file.
+    locator_raw, footer_raw: the bytes at the two fixed places, fewer where the file has no room for
+    them. Raises BetonError if only one of the two is there, or if they contradict each other or the
+    file.
     """
     has_locator = locator_raw[: len(LOCATOR_MAGIC)] == LOCATOR_MAGIC
     has_footer = footer_raw[: len(FOOTER_MAGIC)] == FOOTER_MAGIC
     if not has_locator and not has_footer:
         return None
     if not (has_locator and has_footer):
-        lost = "footer" if has_locator else "locator"
-        raise BetonError(f"{path}: integrity {lost} is missing; truncated or altered, re-write it")
+        missing = "footer" if has_locator else "locator"
+        raise BetonError(
+            f"{path}: integrity {missing} is missing; truncated or altered, re-write it"
+        )
     if len(locator_raw) != LOCATOR_TYPE.itemsize or len(footer_raw) != FOOTER_TYPE.itemsize:
         raise BetonError(f"{path}: integrity section is cut short; truncated file, re-write it")
     locator = np.frombuffer(locator_raw, LOCATOR_TYPE)
@@ -227,30 +243,35 @@ def find_footer(path, locator_raw, footer_raw, regions, table_offset, file_bytes
         )
     if int(footer["version"][0]) != INTEGRITY_VERSION:
         raise BetonError(
-            f"{path}: integrity section version {int(footer['version'][0])}, this library knows "
+            f"{path}: integrity section has version {int(footer['version'][0])}, expected "
             f"{INTEGRITY_VERSION}; update ffcv-ssl"
         )
     _check_agreement(path, locator, footer, regions, table_offset, file_bytes)
     return footer
 
 
-def _check_agreement(path, locator, footer, regions, table_offset, file_bytes):
-    text_and_rows = (
-        int(footer["text_bytes"][0]) + int(footer["num_rows"][0]) * CHECKSUM_TYPE.itemsize
-    )
-    expected_table = int(footer["section_offset"][0]) + text_and_rows + FOOTER_TYPE.itemsize
-    rows_end = table_offset + int(footer["num_rows"][0]) * ALLOC_ROW_TYPE.itemsize
+def _check_agreement(
+    path: str,
+    locator: np.ndarray,
+    footer: np.ndarray,
+    regions: Layout,
+    table_offset: int,
+    file_bytes: int,
+) -> None:
+    def number(record: np.ndarray, name: str) -> int:
+        return int(record[name][0])
+
+    num_rows, section = number(footer, "num_rows"), number(footer, "section_offset")
+    checksum_bytes = num_rows * CHECKSUM_TYPE.itemsize
+    section_end = section + number(footer, "text_bytes") + checksum_bytes + FOOTER_TYPE.itemsize
+    rows_end = table_offset + num_rows * ALLOC_ROW_TYPE.itemsize
     for what, got, expected in (
-        ("locator and footer", int(locator["footer_hash"][0]), int(footer["own_hash"][0])),
-        (
-            "start of the section",
-            int(locator["section_offset"][0]),
-            int(footer["section_offset"][0]),
-        ),
-        ("place of the locator", int(footer["locator_offset"][0]), regions.metadata_end),
-        ("place of the table", table_offset, int(footer["table_offset"][0])),
-        ("end of the section", expected_table, table_offset),
-        ("size of the file", file_bytes, int(locator["file_bytes"][0])),
+        ("locator and footer", number(locator, "footer_hash"), number(footer, "own_hash")),
+        ("start of the section", number(locator, "section_offset"), section),
+        ("place of the locator", number(footer, "locator_offset"), regions.metadata_end),
+        ("place of the table", table_offset, number(footer, "table_offset")),
+        ("end of the section", section_end, table_offset),
+        ("size of the file", file_bytes, number(locator, "file_bytes")),
         ("end of the table", file_bytes, rows_end),
     ):
         if got != expected:
@@ -260,18 +281,23 @@ def _check_agreement(path, locator, footer, regions, table_offset, file_bytes):
             )
 
 
-def pack_text(class_names, made, names_place=None) -> bytes:
-    """class_names: field -> list of names. made: JSON-serialisable. names_place: NamesPlace, if the
-    file has names. The same input gives the same bytes.
+def pack_text(
+    class_names: Mapping[str, list[str]],
+    made: Mapping[str, Any],
+    names_place: NamesPlace | None = None,
+) -> bytes:
+    """The section's text as JSON; the same input gives the same bytes.
+
+    class_names: field -> names. made: how the file came about, serialisable as JSON.
     """
-    document = {"class_names": class_names, "made": made}
+    document: dict[str, Any] = {"class_names": class_names, "made": made}
     if names_place is not None:
         document["names"] = names_place._asdict()
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
-def unpack_text(path, raw) -> tuple:
-    """(class_names, made) from the section's text, whose checksum has been found good."""
+def unpack_text(path: str, raw: bytes) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """(class_names, made) from the section's text, whose checksum the caller has compared."""
     try:
         document = json.loads(raw)
         class_names, made = dict(document["class_names"]), dict(document["made"])
@@ -286,18 +312,20 @@ def unpack_text(path, raw) -> tuple:
 class NamesPlace(NamedTuple):
     """Where the samples' names lie, between the last payload and the integrity section.
 
-    In the section's text under "names", so that they are read only when somebody asks for them.
+    It stands in the section's text under "names"; the names themselves are read on demand.
     """
 
     offset: int
-    packed_bytes: int  # in the file: the text by zlib
-    text_bytes: int  # the names in UTF-8 with a zero byte between two of them
+    packed_bytes: int  # size in the file: the text compressed by zlib
+    text_bytes: int  # size of the text: the names in UTF-8, a zero byte between two of them
     packed_hash: int
 
 
-def pack_names(names) -> tuple:
-    """(packed bytes, their NamesPlace at offset 0) of one text a sample. ValueError for what is no
-    name. File names that are not UTF-8 keep their bytes (Python's surrogate escapes).
+def pack_names(names: Sequence[str]) -> tuple[bytes, NamesPlace]:
+    """The packed names, one per sample, and their place at offset 0.
+
+    File names that are not UTF-8 keep their bytes (Python's surrogate escapes). Raises ValueError
+    for a name with a zero byte and for names that are too long.
     """
     for name in names:
         if not isinstance(name, str) or "\0" in name:
@@ -305,21 +333,21 @@ def pack_names(names) -> tuple:
     text = "\0".join(names).encode("utf-8", "surrogateescape")
     if len(text) > _max_names_bytes(len(names)):
         raise ValueError(
-            f"names: {len(text)} bytes for {len(names)} samples, the format holds "
+            f"names: got {len(text)} bytes for {len(names)} samples, expected at most "
             f"{_max_names_bytes(len(names))}; shorten them"
         )
     packed = zlib.compress(text)
     return packed, NamesPlace(0, len(packed), len(text), xxh3_64(packed))
 
 
-def _max_names_bytes(num_samples):
+def _max_names_bytes(num_samples: int) -> int:
     return min(MAX_NAMES_BYTES, MAX_NAMES_BYTES_PER_SAMPLE * num_samples)
 
 
-def find_names(path, text, start, end, num_samples):
-    """NamesPlace of a file, or None where it has no names.
+def find_names(path: str, text: bytes, start: int, end: int, num_samples: int) -> NamesPlace | None:
+    """Where a file's names lie, or None where it has no names.
 
-    text: the section's, which `unpack_text` has found good. start, end: of the data.
+    text: that of the section, which `unpack_text` has accepted. start, end: offsets of the data.
     """
     record = json.loads(text).get("names") if text else None
     if record is None:
@@ -338,17 +366,17 @@ def find_names(path, text, start, end, num_samples):
     return place
 
 
-def unpack_names(path, packed, place, num_samples) -> tuple:
-    """The samples' names, (N,) texts, from the bytes at `place`."""
+def unpack_names(path: str, packed: bytes, place: NamesPlace, num_samples: int) -> tuple[str, ...]:
+    """The samples' names, one per sample, from the bytes at `place`."""
     if xxh3_64(packed) != place.packed_hash:
         raise BetonError(
             f"{path}: checksum of the names does not match; altered, copy or write it again"
         )
     unpacker = zlib.decompressobj()
     try:
-        text = unpacker.decompress(packed, place.text_bytes + 1)  # never more than was promised
+        text = unpacker.decompress(packed, place.text_bytes + 1)  # a hostile text cannot grow
     except zlib.error:
         text = b""
     if not unpacker.eof or len(text) != place.text_bytes or text.count(0) != num_samples - 1:
-        raise BetonError(f"{path}: its names are not {num_samples} texts; damaged file")
+        raise BetonError(f"{path}: the names are not {num_samples} texts; damaged file")
     return tuple(text.decode("utf-8", "surrogateescape").split("\0"))

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path
-
-import filelock
+from typing import TYPE_CHECKING, BinaryIO
 
 from ffcv_ssl.errors import CheckpointError, UserError
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+StrPath = str | os.PathLike[str]
+
+# What flock answers on file systems without locks: Lustre, FUSE, NFS without its lock service.
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+
 
 @contextlib.contextmanager
-def replacing(path, temporary=None):
-    """A binary file that becomes `path` once it is on disk and the block has succeeded.
+def replacing(path: StrPath, temporary: StrPath | None = None) -> Iterator[BinaryIO]:
+    """Yield a binary file that replaces `path` when the block ends, after it is flushed to disk.
 
-    Where the block fails, nothing of the file stays and the old `path` is untouched. temporary:
-    the name used meanwhile, in the same folder; by default one fixed name, so that the next writer
-    overwrites what a killed one left. Give a name of its own where several processes write at once.
+    If the block fails, the new file is deleted and the old `path` stays as it was. temporary: the
+    new file's name until then, in the same folder; the default is `path` with `.tmp` added, so that
+    the next writer overwrites what a killed one left. Where several processes may write at once,
+    give each its own temporary name.
     """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp") if temporary is None else Path(temporary)
@@ -33,21 +45,21 @@ def replacing(path, temporary=None):
         raise
 
 
-def write_text(path, text):
+def write_text(path: StrPath, text: str) -> None:
     """Write a small text file atomically. Raises OSError."""
     with replacing(path) as file:
         file.write(text.encode("utf-8"))
 
 
-def save_figure(figure, path, dpi=90):
+def save_figure(figure: Figure, path: StrPath, dpi: int = 90) -> None:
     """Write a matplotlib figure as a PNG, atomically. Raises OSError."""
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=dpi)
 
 
 @contextlib.contextmanager
-def explained(path, more=""):
-    """Within the block, a failure to write `path` becomes a CheckpointError with a remedy.
+def explained(path: StrPath, more: str = "") -> Iterator[None]:
+    """Turn a failure to write `path` within the block into a CheckpointError that says what to do.
 
     more: text for the end of that line.
     """
@@ -60,8 +72,8 @@ def explained(path, more=""):
         ) from error
 
 
-def sync_folder(folder):
-    """Flush a folder's entries (a rename) to disk, where the file system allows it."""
+def sync_folder(folder: StrPath) -> None:
+    """Flush a folder's entries to disk, such as a rename, where the file system can do that."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -75,31 +87,52 @@ def sync_folder(folder):
 
 
 @contextlib.contextmanager
-def locked(path, wait_s=-1):
-    """Hold the lock file `path` while the block runs; the lock dies with the process.
+def locked(path: StrPath, wait_s: float = -1) -> Iterator[None]:
+    """Hold the lock file `path` while the block runs. The lock ends with the process at the latest.
 
-    wait_s: seconds to wait for another process, -1 for as long as it takes. Raises TimeoutError
-    when that time is over, OSError where the file cannot be made. On a file system without locks
-    the block runs unlocked.
+    wait_s: seconds to wait for another process, -1 for as long as it takes. On a file system
+    without locks the block runs unlocked. Raises TimeoutError after `wait_s` seconds, OSError where
+    the file cannot be made.
     """
-    lock = filelock.FileLock(path, timeout=wait_s)
-    try:
-        lock.acquire()
-    except NotImplementedError:
-        lock = None
-    try:
+    mode = _make_lock_file(path)
+    with contextlib.ExitStack() as held:
+        if mode is not None:
+            # imported here: it takes longer than the rest of the loader, and few processes lock
+            import filelock
+
+            try:
+                held.enter_context(filelock.FileLock(path, timeout=wait_s, mode=mode))
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
         yield
+
+
+def _make_lock_file(path: StrPath) -> int | None:
+    """Make the lock file with the permissions of the umask, as other files get them, and return its
+    mode; None on a file system without locks.
+
+    filelock alone would make it unwritable for others (some versions), and would take a file's
+    existence for the lock where there are no locks, so that a killed process would block all later
+    ones.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # never waits, and disturbs no holder
+    except OSError:
+        return None
+    else:
+        return stat.S_IMODE(os.fstat(descriptor).st_mode)
     finally:
-        if lock is not None:
-            lock.release()
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
-def hold_folder(folder, wait_s=0):
-    """Make a run's folder and hold it while the block runs: two runs in one folder would destroy
-    each other's files.
+def hold_folder(folder: StrPath, wait_s: float = 0) -> Iterator[Path]:
+    """Make a run's folder and keep other processes out of it while the block runs: two runs in one
+    folder would destroy each other's files.
 
-    Waits `wait_s` seconds for another process to release it. Raises UserError.
+    wait_s: seconds to wait for another process that holds it. Yields the folder. Raises UserError.
     """
     folder = Path(folder)
     with contextlib.ExitStack() as held:
@@ -109,6 +142,5 @@ def hold_folder(folder, wait_s=0):
         except TimeoutError:
             raise UserError(f"{folder}: another process trains here; use another --out") from None
         except OSError as error:
-            reason = error.strerror
-            raise UserError(f"{folder}: cannot be the run's folder ({reason})") from None
+            raise UserError(f"{folder}: cannot be the run's folder ({error.strerror})") from None
         yield folder

@@ -4,27 +4,34 @@
     python -m ffcv_ssl.inspect train.beton --verify            # read and check every sample
     python -m ffcv_ssl.inspect train.beton --grid images.png   # a picture of a few dozen images
 
-The last line on stdout is one JSON object. Exit code 0: sound; 1: --verify found bad samples; 2:
-not a readable file.
+The last line on stdout is one JSON object. Exit code 0: the file is sound; 1: --verify found bad
+samples; 2: the file cannot be read.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from ffcv_ssl import beton
 from ffcv_ssl.errors import BetonError
-from ffcv_ssl.fields import IntField, RGBImageField
+from ffcv_ssl.fields import Field, IntField, NDArrayField, RGBImageField
 from ffcv_ssl.reader import Reader
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 _MAX_LISTED = 20
-_VERIFY_CHUNK = 128  # samples a thread takes at once
+_VERIFY_CHUNK = 128  # samples that a thread takes at once
 _MAX_CLASSES_SHOWN = 20
 _MAX_CLASSES_COUNTED = 10_000
 _QUANTILES = (0, 5, 50, 95, 100)
@@ -32,8 +39,8 @@ _GRID_COLUMNS, _GRID_ROWS = 8, 5
 _PROGRESS_INTERVAL_S = 10.0
 
 
-def summarize(reader):
-    """Facts about an open file, as plain JSON-serialisable types."""
+def summarize(reader: Reader) -> dict[str, Any]:
+    """Facts about an open file, serialisable as JSON."""
     return {
         "path": reader.path,
         "file_bytes": os.fstat(reader.fd).st_size,
@@ -48,9 +55,9 @@ def summarize(reader):
     }
 
 
-def _summarize_field(reader, name):
+def _summarize_field(reader: Reader, name: str) -> dict[str, Any]:
     field, column = reader.fields[name], reader.field_metadata(name)
-    facts = {"type": type(field).__name__}
+    facts: dict[str, Any] = {"type": type(field).__name__}
     extents = reader.extents(name)
     if extents is not None:
         facts["payload_bytes"] = int(extents.size.sum(dtype=np.uint64))
@@ -67,34 +74,34 @@ def _summarize_field(reader, name):
         names = reader.class_names.get(name)
         if names is not None:
             facts["class_names"] = names
-    if hasattr(field, "element_size"):
+    if isinstance(field, NDArrayField):
         facts["dtype"], facts["shape"] = str(field.dtype), list(field.shape)
     return facts
 
 
-def _plain(value):
-    """A JSON number; JSON has no NaN and no infinities, so those become text."""
-    value = value.item()
-    return value if np.isfinite(value) else str(value)
+def _plain(value: np.generic) -> int | float | str:
+    """A JSON number. JSON has no NaN and no infinities: those become text."""
+    number = value.item()
+    return number if np.isfinite(number) else str(number)
 
 
-def _quantiles(values):
-    """Values at 0, 5, 50, 95 and 100 %, each one that occurs."""
+def _quantiles(values: np.ndarray) -> list[int]:
+    """The values at 0, 5, 50, 95 and 100 %; nothing is interpolated."""
     return [int(v) for v in np.percentile(values, _QUANTILES, method="nearest")]
 
 
-def _count_labels(column):
-    """{label: samples}, or None where the integers are too many to be labels."""
+def _count_labels(column: np.ndarray) -> dict[str, int] | None:
+    """{label: number of samples}, or None where there are too many integers to be labels."""
     labels, counts = np.unique(column, return_counts=True)
     if len(labels) > _MAX_CLASSES_COUNTED:
         return None
     return {str(label): int(count) for label, count in zip(labels, counts)}
 
 
-def verify(reader, report=print):
-    """Read, check and decode every sample of every field.
+def verify(reader: Reader, report: Callable[[str], object] = print) -> int:
+    """Read, check and decode every sample of every field; return the number of bad values.
 
-    report(line) is called for each bad one, at most 20 times. Returns the number of bad ones.
+    report(line) is called for each of the first 20.
     """
     num_bad, spoke = 0, time.monotonic()
     starts = range(0, reader.num_samples, _VERIFY_CHUNK)
@@ -114,8 +121,8 @@ def verify(reader, report=print):
     return num_bad
 
 
-def _find_bad(reader, start):
-    """Errors, as texts, of the chunk of samples at `start`. Decoding lets other threads run."""
+def _find_bad(reader: Reader, start: int) -> list[str]:
+    """The error messages of the chunk of samples at `start`."""
     errors = []
     for sample in range(start, min(start + _VERIFY_CHUNK, reader.num_samples)):
         for name in reader.fields:
@@ -126,19 +133,24 @@ def _find_bad(reader, start):
     return errors
 
 
-def draw_grid(reader, path):
-    """Save a picture of up to 40 images, evenly spread over the file, titled with sample id and
-    label.
+def draw_grid(reader: Reader, path: str) -> None:
+    """Save a picture of up to 40 images, evenly spread over the file, with sample id and label.
+
+    Raises BetonError.
     """
     from matplotlib.figure import Figure
 
     image_name = _first_of(reader, RGBImageField)
     if image_name is None:
-        raise BetonError(f"{reader.path}: no image field to draw; fields {reader.field_names}")
+        raise BetonError(
+            f"{reader.path}: got the fields {reader.field_names}, expected one of images to draw"
+        )
     label_name = _first_of(reader, IntField)
-    num_images = min(reader.num_samples, _GRID_COLUMNS * _GRID_ROWS)
+    num_samples = reader.num_samples
+    num_images = min(num_samples, _GRID_COLUMNS * _GRID_ROWS)
+    chosen = [i * num_samples // num_images for i in range(num_images)]
     figure = Figure(figsize=(2 * _GRID_COLUMNS, 2.2 * _GRID_ROWS), layout="constrained")
-    for place, sample in enumerate(_spread(reader.num_samples, num_images), 1):
+    for place, sample in enumerate(chosen, 1):
         axes = figure.add_subplot(_GRID_ROWS, _GRID_COLUMNS, place)
         axes.imshow(reader.decode(sample, image_name), interpolation="nearest")
         axes.set_title(_title(reader, sample, label_name), fontsize=8)
@@ -149,15 +161,11 @@ def draw_grid(reader, path):
         raise BetonError(f"{path}: picture cannot be written ({error})") from None
 
 
-def _spread(num_samples, num_chosen):
-    return [i * num_samples // num_chosen for i in range(num_chosen)]
-
-
-def _first_of(reader, field_class):
+def _first_of(reader: Reader, field_class: type[Field]) -> str | None:
     return next((name for name, f in reader.fields.items() if isinstance(f, field_class)), None)
 
 
-def _title(reader, sample, label_name):
+def _title(reader: Reader, sample: int, label_name: str | None) -> str:
     if label_name is None:
         return str(sample)
     label = reader.decode(sample, label_name)
@@ -165,23 +173,21 @@ def _title(reader, sample, label_name):
     return f"{sample}: {names[label] if 0 <= label < len(names) else label}"
 
 
-def _print_tables(facts, console):
+def _print_tables(facts: dict[str, Any], console: Console) -> None:
     from rich.table import Table
 
     head = Table(title=facts["path"], show_header=False, title_justify="left")
-    trust = "yes, checksums hold" if facts["verified"] else "unverified (written by FFCV?)"
+    verified = "yes, checksums match" if facts["verified"] else "unverified (written by FFCV?)"
+    names = "none" if facts["names"] is None else "{!r} to {!r}".format(*facts["names"])
     for key, value in (
         ("format", f".beton version {facts['format_version']}"),
         ("samples", f"{facts['num_samples']:,}"),
         ("file", _size(facts["file_bytes"])),
         ("page size", _size(facts["page_size"])),
-        ("verified", trust),
+        ("verified", verified),
         ("fingerprint", facts["fingerprint"]),
         ("made", json.dumps(facts["made"])),
-        (
-            "file names",
-            "none" if facts["names"] is None else "{!r} to {!r}".format(*facts["names"]),
-        ),
+        ("file names", names),
     ):
         head.add_row(key, value)
     console.print(head)
@@ -197,7 +203,7 @@ def _print_tables(facts, console):
             _print_classes(name, field, console)
 
 
-def _describe(field):
+def _describe(field: dict[str, Any]) -> str:
     if "jpg" in field:
         quantiles = ", ".join(f"{q} %" for q in _QUANTILES)
         return (
@@ -210,13 +216,12 @@ def _describe(field):
     if "min" in field:
         return f"{field['min']} to {field['max']}"
     if "payload_quantiles_bytes" in field:
-        return (
-            f"{field['payload_quantiles_bytes'][0]} to {field['payload_quantiles_bytes'][-1]} bytes"
-        )
+        least, *_, most = field["payload_quantiles_bytes"]
+        return f"{least} to {most} bytes"
     return ""
 
 
-def _print_classes(name, field, console):
+def _print_classes(name: str, field: dict[str, Any], console: Console) -> None:
     from rich.table import Table
 
     names, counts = field.get("class_names", []), field["counts"]
@@ -235,45 +240,46 @@ def _print_classes(name, field, console):
         console.print(f"and {len(labels) - _MAX_CLASSES_SHOWN} more")
 
 
-def _size(num_bytes):
+def _size(num_bytes: int) -> str:
     if num_bytes < 1 << 10:
         return f"{num_bytes} bytes"
-    for unit, shift in (("KiB", 10), ("MiB", 20), ("GiB", 30)):
-        if num_bytes < 1 << (shift + 10) or unit == "GiB":
+    for unit, shift in (("KiB", 10), ("MiB", 20)):
+        if num_bytes < 1 << (shift + 10):
             return f"{num_bytes / (1 << shift):,.1f} {unit}"
+    return f"{num_bytes / (1 << 30):,.1f} GiB"
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see --help\n")
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
     parser = _Parser(prog="python -m ffcv_ssl.inspect", description="What is in a .beton file.")
     parser.add_argument("file", help="the .beton file")
     parser.add_argument("--verify", action="store_true", help="read and check every sample")
     parser.add_argument("--grid", metavar="PNG", help="draw a few dozen images")
     options = parser.parse_args(arguments)
     try:
-        reader = Reader(options.file)
-    except OSError as error:
-        print(f"{options.file}: cannot be opened ({error.strerror or error})", file=sys.stderr)
-        return 2
-    except BetonError as error:
-        print(error, file=sys.stderr)
-        return 2
-    try:
-        with reader:
+        with _open(options.file) as reader:
             return _inspect(reader, options)
     except BetonError as error:
         print(error, file=sys.stderr)
         return 2
-    except BrokenPipeError:  # `| head`: nobody reads on, so there is nothing left to say
+    except BrokenPipeError:  # `| head` has read enough: print nothing more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
-def _inspect(reader, options):
+def _open(path: str) -> Reader:
+    try:
+        return Reader(path)
+    except OSError as error:
+        raise BetonError(f"{path}: cannot be opened ({error.strerror or error})") from None
+
+
+def _inspect(reader: Reader, options: argparse.Namespace) -> int:
     from rich.console import Console
 
     facts = summarize(reader)

@@ -1,30 +1,35 @@
 """`.beton` file -> validated samples.
 
-Everything that is followed later is checked at opening: counts against the file's size, names and
-arguments of fields, the allocation table, every pointer, every image's size, and in files of ours
-the checksums of all of it. A sample's bytes are checked when they are read. Damage gives a
-`BetonError` of one line; never a crash, a huge allocation or a wrong image. Nothing is
-memory-mapped, so a file truncated while open is an error like any other.
+Opening a file checks everything that is used later: counts against the file's size, names and
+arguments of fields, the allocation table, every pointer, every image's size, and the checksums of
+all of these where the file has them. A sample's bytes are checked when they are read. Damage gives
+a `BetonError` of one line; never a crash, a huge allocation or a wrong image. Nothing is
+memory-mapped, so a file that is truncated while open gives an error too.
 """
+
+from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ffcv_ssl import beton
 from ffcv_ssl.errors import BetonError
 from ffcv_ssl.fields import BUILT_IN
-from ffcv_ssl.fields.base import ANY_SIZE, first_true
+from ffcv_ssl.fields.base import ANY_SIZE, Field, first_true
+from ffcv_ssl.files import StrPath
 from ffcv_ssl.kernels.hash import xxh3_64
 
-_MAX_READ_BYTES = 1 << 30  # Linux caps a single pread just under 2 GiB
+_MAX_READ_BYTES = 1 << 30  # Linux reads just under 2 GiB in one pread at most
 
 
 class Extents(NamedTuple):
-    """Where a field's payloads lie, by sample: uint64 (N,). checksum: None in unverified files."""
+    """Where the payloads of a field lie: uint64 (N,), one per sample. checksum: None in unverified
+    files."""
 
     pointer: np.ndarray
     size: np.ndarray
@@ -38,13 +43,13 @@ class Reader:
     Raises BetonError for a file that is not sound, OSError if it cannot be opened at all.
 
     Attributes: path, fd (read with os.pread), num_samples, page_size, fields (name -> Field, in
-    file order; `handlers` is the same), field_names, metadata (structured array (N,), private and
-    read-only), alloc_table, verified (its integrity section is there and holds), class_names (field
-    -> names), made (how the file was written), fingerprint (hex, of the content: the same for any
-    path, and for any page size in files of ours).
+    file order; `handlers` is the same), field_names, metadata (structured array (N,), read-only),
+    alloc_table, verified (the file has an integrity section, and it matches), class_names (field ->
+    names), made (how the file was written), fingerprint (hexadecimal hash of the content, the same
+    for any path; in verified files for any page size too).
     """
 
-    def __init__(self, path, custom_fields={}):
+    def __init__(self, path: StrPath, custom_fields: Mapping[str, type[Field]] = {}) -> None:
         self.path = os.fspath(path)
         # O_NONBLOCK: opening a named pipe must not wait for a writer; regular files ignore it
         self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -54,47 +59,50 @@ class Reader:
             self.close()
             raise
 
-    def close(self):
+    def close(self) -> None:
         """Close the file; calling it again does nothing."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
-    def __enter__(self):
+    def __enter__(self) -> Reader:
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def __del__(self):
+    def __del__(self) -> None:
         if getattr(self, "fd", -1) >= 0:
             self.close()
 
     @property
-    def handlers(self):
+    def handlers(self) -> dict[str, Field]:
+        """FFCV's name of `fields`."""
         return self.fields
 
     @cached_property
-    def names(self):
-        """The samples' file names, a tuple of N texts, or None; read and checked at first use."""
-        ends = self._data_start, self._data_end
-        place = beton.find_names(self.path, self._text, *ends, self.num_samples)
+    def names(self) -> tuple[str, ...] | None:
+        """The samples' file names, one per sample, or None; read and checked at first use."""
+        place = beton.find_names(
+            self.path, self._text, self._data_start, self._data_end, self.num_samples
+        )
         if place is None:
             return None
         packed = self._exactly(place.packed_bytes, place.offset, "names")
         return beton.unpack_names(self.path, packed, place, self.num_samples)
 
-    def field_metadata(self, name):
+    def field_metadata(self, name: str) -> np.ndarray:
         """The metadata column of a field: structured or plain array (N,), read-only."""
         return self.metadata[f"f{self._index(name)}"]
 
-    def extents(self, name):
-        """Extents of a field's payloads, or None if its values are in the metadata alone."""
+    def extents(self, name: str) -> Extents | None:
+        """Where a field's payloads lie, or None if its values are in the metadata alone."""
         self._index(name)
         return self._extents[name]
 
-    def read(self, sample, name) -> bytes:
-        """A sample's payload (b"" for fields without), its size and checksum found right."""
+    def read(self, sample: int, name: str) -> bytes:
+        """A sample's payload (b"" for fields without payloads), checked against its size and
+        checksum. Raises BetonError."""
         extents = self.extents(name)
         self._check_sample(sample)
         if extents is None:
@@ -102,7 +110,7 @@ class Reader:
         payload = self._pread(int(extents.size[sample]), int(extents.pointer[sample]))
         if len(payload) != int(extents.size[sample]):
             raise BetonError(
-                f"{self._place(sample, name)}: {len(payload)} bytes left of "
+                f"{self._place(sample, name)}: got {len(payload)} bytes, expected "
                 f"{int(extents.size[sample])}; the file was truncated while open"
             )
         if extents.checksum is not None and xxh3_64(payload) != int(extents.checksum[sample]):
@@ -112,8 +120,9 @@ class Reader:
             )
         return payload
 
-    def decode(self, sample, name):
-        """A sample's value: image uint8 (H, W, 3), int, float, bytes, array, tensor or JSON."""
+    def decode(self, sample: int, name: str) -> Any:
+        """A sample's value: image uint8 (H, W, 3), int, float, bytes, array, tensor or JSON. Raises
+        BetonError."""
         payload = self.read(sample, name)
         try:
             return self.fields[name].decode(self.field_metadata(name)[sample], payload)
@@ -123,10 +132,10 @@ class Reader:
                 "on_error='replace'"
             ) from None
 
-    def _place(self, sample, name):
+    def _place(self, sample: int, name: str) -> str:
         return f"{self.path}: sample {int(sample)}, field '{name}'"
 
-    def _index(self, name):
+    def _index(self, name: str) -> int:
         try:
             return self._field_index[name]
         except KeyError:
@@ -134,7 +143,7 @@ class Reader:
                 f"{self.path}: no field '{name}'; it has {', '.join(self.field_names)}"
             ) from None
 
-    def _check_sample(self, sample):
+    def _check_sample(self, sample: int) -> None:
         if not 0 <= sample < self.num_samples:
             raise IndexError(
                 f"{self.path}: sample {sample}, the file has samples 0 to {self.num_samples - 1}"
@@ -142,7 +151,7 @@ class Reader:
 
     # -- opening ----------------------------------------------------------------------------------
 
-    def _open(self, custom_fields):
+    def _open(self, custom_fields: Mapping[str, type[Field]]) -> None:
         status = os.fstat(self.fd)
         if not stat.S_ISREG(status.st_mode):
             raise BetonError(f"{self.path}: not a regular file")
@@ -158,7 +167,7 @@ class Reader:
             self._check_field(name)
         self.fingerprint = self._fingerprint()
 
-    def _read_header(self):
+    def _read_header(self) -> None:
         self._header_raw = self._exactly(beton.HEADER_TYPE.itemsize, 0, "header")
         header = np.frombuffer(self._header_raw, beton.HEADER_TYPE)[0]
         if header["version"] != beton.VERSION:
@@ -175,8 +184,8 @@ class Reader:
             raise BetonError(f"{self.path}: page size {self.page_size} is impossible; damaged file")
         if self._num_fields == 0 or self.num_samples == 0:
             raise BetonError(
-                f"{self.path}: {self._num_fields} fields, {self.num_samples} samples; "
-                "nothing to read"
+                f"{self.path}: got {self._num_fields} fields and {self.num_samples} samples, "
+                "expected at least 1 of each"
             )
         if self._table_offset > self._file_bytes:
             raise BetonError(
@@ -184,12 +193,12 @@ class Reader:
                 f"{self._file_bytes} bytes; truncated, copy or write it again"
             )
 
-    def _read_fields(self, custom_fields):
+    def _read_fields(self, custom_fields: Mapping[str, type[Field]]) -> None:
         regions = beton.layout(self._num_fields, 0, 0)
         size = regions.metadata - regions.descriptors
         self._descriptors_raw = self._exactly(size, regions.descriptors, "field descriptors")
         descriptors = np.frombuffer(self._descriptors_raw, beton.DESCRIPTOR_TYPE)
-        self.fields = {}
+        self.fields: dict[str, Field] = {}
         for index, descriptor in enumerate(descriptors):
             name = beton.unpack_name(self.path, index, descriptor["name"])
             if name in self.fields:
@@ -213,7 +222,7 @@ class Reader:
         except ValueError as error:
             raise BetonError(f"{self.path}: field '{name}': {error}; damaged file") from None
 
-    def _read_metadata(self):
+    def _read_metadata(self) -> None:
         dtype = beton.metadata_type(self.fields.values())
         self._regions = beton.layout(self._num_fields, self.num_samples, dtype.itemsize)
         if self._regions.metadata_end > self._table_offset:
@@ -225,7 +234,7 @@ class Reader:
         self._metadata_raw = self._exactly(size, self._regions.metadata, "metadata")
         self.metadata = np.frombuffer(self._metadata_raw, dtype)
 
-    def _read_table(self):
+    def _read_table(self) -> None:
         size = self._file_bytes - self._table_offset
         if size % beton.ALLOC_ROW_TYPE.itemsize:
             raise BetonError(
@@ -234,10 +243,13 @@ class Reader:
         self._table_raw = self._exactly(size, self._table_offset, "allocation table")
         self.alloc_table = np.frombuffer(self._table_raw, beton.ALLOC_ROW_TYPE)
 
-    def _read_integrity(self):
+    def _read_integrity(self) -> None:
         footer = self._find_footer()
         self.verified = footer is not None
-        self.class_names, self.made, self._checksums, self._text = {}, {}, None, b""
+        self.class_names: dict[str, list[str]] = {}
+        self.made: dict[str, Any] = {}
+        self._checksums: np.ndarray | None = None
+        self._text = b""
         self._data_start, self._data_end = self._regions.metadata_end, self._table_offset
         if footer is None:
             return
@@ -264,23 +276,17 @@ class Reader:
         self.class_names, self.made = beton.unpack_text(self.path, text)
         self._text = text
 
-    def _find_footer(self):
-        locator = self._pread(
-            min(beton.LOCATOR_TYPE.itemsize, self._table_offset - self._regions.metadata_end),
-            self._regions.metadata_end,
-        )
-        footer_offset = max(
-            self._table_offset - beton.FOOTER_TYPE.itemsize, self._regions.metadata_end
-        )
-        footer = self._pread(self._table_offset - footer_offset, footer_offset)
-        return beton.find_footer(
-            self.path, locator, footer, self._regions, self._table_offset, self._file_bytes
-        )
+    def _find_footer(self) -> np.ndarray | None:
+        start, end = self._regions.metadata_end, self._table_offset
+        locator = self._pread(min(beton.LOCATOR_TYPE.itemsize, end - start), start)
+        footer_offset = max(end - beton.FOOTER_TYPE.itemsize, start)
+        footer = self._pread(end - footer_offset, footer_offset)
+        return beton.find_footer(self.path, locator, footer, self._regions, end, self._file_bytes)
 
-    def _check_rows(self):
+    def _check_rows(self) -> None:
         pointer, size = self.alloc_table["ptr"], self.alloc_table["size"]
         start, end = np.uint64(self._data_start), np.uint64(self._data_end)
-        # size is compared with the room left, because pointer + size can wrap around
+        # compare size with what is left behind the pointer, because pointer + size can wrap around
         bad = (pointer < start) | (pointer > end)
         bad |= size > end - np.minimum(pointer, end)
         bad |= self.alloc_table["sample_id"] >= self.num_samples
@@ -291,12 +297,12 @@ class Reader:
                 f"{int(pointer[row])} for sample {int(self.alloc_table['sample_id'][row])}, "
                 "outside of the data; damaged file"
             )
-        self._by_pointer = None
+        self._by_pointer: np.ndarray | None = None
         if len(pointer) > 1 and not np.all(pointer[1:] > pointer[:-1]):
-            # FFCV gives an empty payload the place of the next one: the longest comes last
+            # FFCV gives an empty payload the pointer of the next one: sort the longest row last
             self._by_pointer = np.lexsort((size, pointer))
 
-    def _find_extents(self, name):
+    def _find_extents(self, name: str) -> Extents | None:
         """Match a field's pointers with the table's rows, all samples at once."""
         field, column = self.fields[name], self.field_metadata(name)
         pointer = field.pointers(column)
@@ -305,7 +311,7 @@ class Reader:
         expected = field.expected_sizes(column)
         if expected is None:
             expected = np.full(self.num_samples, ANY_SIZE)
-        # an empty payload shares its pointer with the next one in FFCV's files: it is not looked up
+        # in FFCV's files an empty payload shares its pointer with the next one: skip empty ones
         sample = np.flatnonzero(expected != 0)
         row = self._rows_at(name, sample, pointer[sample])
         owner, promised = self.alloc_table["sample_id"][row], expected[sample]
@@ -318,12 +324,13 @@ class Reader:
         if self._checksums is not None:
             checksum = np.full(self.num_samples, xxh3_64(b""), np.uint64)
             checksum[sample] = self._checksums[row]
-        # where nothing is read, the pointer is not followed: it may be anything, until here
+        # nothing is read for an empty payload, so its pointer was not checked and may be anything
         pointer = np.where(size == 0, np.uint64(self._data_start), pointer)
         return Extents(pointer, size, checksum)
 
     def _rows_at(self, name, sample, pointer):
-        """Indices of the table's rows that begin at these pointers; of several the longest."""
+        """Indices of the table's rows that begin at these pointers. Where several rows begin at one
+        pointer, the longest of them."""
         starts = self.alloc_table["ptr"]
         if self._by_pointer is not None:
             starts = starts[self._by_pointer]
@@ -339,7 +346,7 @@ class Reader:
         if index is not None:
             raise BetonError(f"{self._place(sample[index], name)}: {reason}; damaged file")
 
-    def _check_field(self, name):
+    def _check_field(self, name: str) -> None:
         extents = self._extents[name]
         sizes = None if extents is None else extents.size
         found = self.fields[name].find_bad_sample(self.field_metadata(name), sizes)
@@ -347,9 +354,9 @@ class Reader:
             index, reason = found
             raise BetonError(f"{self._place(index, name)}: {reason}; damaged file")
 
-    def _fingerprint(self):
-        """Hash of the content. Pointers count only where no checksums tell data apart."""
-        parts = [self._descriptors_raw]
+    def _fingerprint(self) -> str:
+        """Hash of the content. Pointers count only where there are no checksums of the data."""
+        parts: list[bytes | np.ndarray] = [self._descriptors_raw]
         if self._checksums is None:
             parts += [self._metadata_raw, self._table_raw]
         else:
@@ -364,14 +371,12 @@ class Reader:
 
     # -- reading ----------------------------------------------------------------------------------
 
-    def _pread(self, size, offset):
+    def _pread(self, size: int, offset: int) -> bytes:
         """Up to `size` bytes; fewer only at the end of the file."""
+        parts: list[bytes] = []
+        got = 0
         try:
-            first = os.pread(self.fd, min(size, _MAX_READ_BYTES), offset)
-            if len(first) == size:
-                return first
-            parts, got = [first], len(first)
-            while got < size and parts[-1]:
+            while got < size and (not parts or parts[-1]):
                 parts.append(os.pread(self.fd, min(size - got, _MAX_READ_BYTES), offset + got))
                 got += len(parts[-1])
         except OSError as error:
@@ -380,8 +385,8 @@ class Reader:
             ) from None
         return b"".join(parts)
 
-    def _exactly(self, size, offset, what):
-        # the size is compared with the file's before anything of that size is allocated
+    def _exactly(self, size: int, offset: int, what: str) -> bytes:
+        # compare with the file's size before anything of this size is allocated
         if size > self._file_bytes - offset:
             raise BetonError(
                 f"{self.path}: {what} needs {size} bytes at {offset}, the file has "

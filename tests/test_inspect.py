@@ -76,7 +76,7 @@ def test_the_table_shows_class_names_as_they_are(labelled, capsys):
     text = "\n".join(out[:-1])
     assert "[red]cat[/red]" in text
     assert "unlabelled" in text
-    assert "checksums hold" in text
+    assert "checksums match" in text
 
 
 def test_every_field_type_is_described(tmp_path, capsys):

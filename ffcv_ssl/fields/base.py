@@ -1,19 +1,29 @@
 """What a field and a decoder are: how one kind of value is written, and read back.
 
 Names and meanings follow FFCV (`metadata_type`, `to_binary`, `from_binary`, `encode`,
-`get_decoder_class`), so a custom field made for FFCV needs only its import line changed. What FFCV
-has no word for is added with working defaults.
+`get_decoder_class`), so a custom field made for FFCV needs only its import line changed. Methods
+that FFCV does not have come with defaults that work.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ffcv_ssl.beton import ARG_TYPE, CUSTOM_TYPE_ID
 
-ANY_SIZE = np.uint64(2**64 - 1)  # an expected size that says nothing
+if TYPE_CHECKING:
+    from ffcv_ssl.transforms.base import ImageOp
 
-__all__ = ["ANY_SIZE", "ARG_TYPE", "Decoder", "Field"]
+ANY_SIZE = np.uint64(2**64 - 1)  # an expected size that promises nothing
+
+# malloc(num_bytes) -> (pointer, uint8 buffer (num_bytes,)): reserves a sample's payload
+Malloc = Callable[[int], tuple[int, np.ndarray]]
+
+__all__ = ["ANY_SIZE", "ARG_TYPE", "Decoder", "Field", "Malloc"]
 
 
 class Field(ABC):
@@ -23,9 +33,8 @@ class Field(ABC):
     data region to which the metadata points.
     """
 
-    TYPE_ID = (
-        CUSTOM_TYPE_ID  # a custom field's; readers must be told its class through `custom_fields`
-    )
+    # Of a custom field; a reader is given the class of such a field in `custom_fields`.
+    TYPE_ID: int = CUSTOM_TYPE_ID
 
     @property
     @abstractmethod
@@ -34,42 +43,41 @@ class Field(ABC):
 
     @staticmethod
     @abstractmethod
-    def from_binary(binary) -> "Field":
-        """The field described by 1024 bytes (uint8 array) of a descriptor. ValueError if they make
-        no sense.
+    def from_binary(binary: np.ndarray) -> Field:
+        """The field that the 1024 bytes (uint8) of a descriptor describe. Raises ValueError if they
+        describe none.
         """
 
-    def to_binary(self):
-        """The descriptor's arguments, an ARG_TYPE item. Fields without settings keep the zeros."""
+    def to_binary(self) -> np.void:
+        """The descriptor's arguments, an ARG_TYPE item; all zeros for a field without settings."""
         return np.zeros(1, dtype=ARG_TYPE)[0]
 
     @abstractmethod
-    def encode(self, destination, value, malloc):
+    def encode(self, destination: np.ndarray, value: Any, malloc: Malloc) -> None:
         """Write `value`.
 
-        destination: metadata_type array (1,), to be filled. malloc(num_bytes) -> (pointer, uint8
-        buffer): reserves the payload; called at most once. ValueError or TypeError for a value that
-        does not fit the field.
+        destination: metadata_type array (1,), to be filled. malloc: to be called at most once.
+        Raises ValueError or TypeError for a value that does not fit the field.
         """
 
-    def decode(self, metadata_row, payload: bytes):
-        """The value again, from its metadata item and payload (b"" if it has none).
+    def decode(self, metadata_row: Any, payload: bytes) -> Any:
+        """The value, from its metadata item and payload (b"" if it has none).
 
-        ValueError if they disagree. Needed by `Reader.decode` only, so a field made for FFCV, which
-        knows no such method, still loads through its decoder.
+        Raises ValueError if they disagree. Only `Reader.decode` calls it. FFCV's fields have no
+        such method; they still load through their decoder.
         """
-        raise TypeError(f"{type(self).__name__} does not say how to decode a sample; define decode")
+        raise TypeError(f"{type(self).__name__} has no method decode; define one to read samples")
 
     @abstractmethod
-    def get_decoder_class(self):
+    def get_decoder_class(self) -> type[Decoder] | type[ImageOp]:
         """The op that starts this field's pipeline when the user names none."""
 
-    def pointers(self, column):
-        """Payload pointers in a metadata column: a writable uint64 view (N,), or None without
-        payloads.
+    def pointers(self, column: np.ndarray) -> np.ndarray | None:
+        """The payload pointers in a metadata column: a view uint64 (N,), writable if `column` is;
+        None for a field without payloads.
 
-        The default finds FFCV's usual names, `ptr` and `data_ptr`; a custom field that calls it
-        otherwise overrides this.
+        The default finds FFCV's usual names, `ptr` and `data_ptr`; a custom field with another name
+        overrides this.
         """
         names = column.dtype.names or ()
         for name in ("data_ptr", "ptr"):
@@ -77,21 +85,23 @@ class Field(ABC):
                 return column[name]
         return None
 
-    def expected_sizes(self, column):
-        """uint64 (N,) payload sizes that the metadata promises (ANY_SIZE: no promise), or None for
-        no promise.
+    def expected_sizes(self, column: np.ndarray) -> np.ndarray | None:
+        """The payload sizes that the metadata promises, uint64 (N,), ANY_SIZE where it promises
+        none; None if it never promises any.
         """
         return None
 
-    def find_bad_sample(self, column, sizes):
-        """Sanity of all samples at once: (index, reason) of the first bad one, or None. sizes:
-        uint64 (N,) or None.
+    def find_bad_sample(
+        self, column: np.ndarray, sizes: np.ndarray | None
+    ) -> tuple[int, str] | None:
+        """Check the metadata of all samples at once: (index, reason) of the first bad sample, or
+        None. sizes: of the payloads, uint64 (N,), or None for a field without payloads.
         """
         return None
 
-    def take_counts(self) -> dict:
-        """What `encode` did since the last call, as {text: count}; resets the counts. Summed into
-        the file's history.
+    def take_counts(self) -> dict[str, int]:
+        """What `encode` did since the last call, as {text: count}; resets the counts. The file's
+        history holds their sums.
         """
         return {}
 
@@ -99,23 +109,28 @@ class Field(ABC):
 class Decoder:
     """Turns samples of a non-image field into rows of a batch."""
 
-    def output_spec(self, field, reader, name):
-        """(shape without the batch dimension, dtype) of this decoder's output for that field of
-        that file.
-        """
-        raise TypeError(f"{type(self).__name__} does not say what it puts out; define output_spec")
+    def output_spec(self, field: Any, reader: Any, name: str) -> tuple[tuple[int, ...], np.dtype]:
+        """(shape without the batch dimension, dtype) of this decoder's output for a field of a
+        file."""
+        raise TypeError(f"{type(self).__name__} has no method output_spec; define one")
 
-    def decode_batch(self, field, metadata_column, payloads, out):
+    def decode_batch(
+        self,
+        field: Any,
+        metadata_column: np.ndarray,
+        payloads: Any,
+        out: np.ndarray,
+    ) -> None:
         """Fill out[i] from metadata_column[i] and payloads[i] for every i.
 
-        payloads: list of bytes, already checked against size and checksum, or None for fields
-        without payload. out: array (len(metadata_column), *shape) of output_spec's dtype; every
-        element is written.
+        payloads: list of bytes whose sizes and checksums are right, or None for a field without
+        payloads. out: array (len(metadata_column), *shape) of output_spec's dtype; every element
+        must be written.
         """
-        raise TypeError(f"{type(self).__name__} does not decode batches; define decode_batch")
+        raise TypeError(f"{type(self).__name__} has no method decode_batch; define one")
 
 
-def first_true(mask):
-    """Index of the first True as an int, or None."""
+def first_true(mask: np.ndarray) -> int | None:
+    """Index of the first True, or None."""
     index = int(np.argmax(mask)) if len(mask) else 0
     return index if len(mask) and mask[index] else None

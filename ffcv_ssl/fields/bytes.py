@@ -1,18 +1,24 @@
 """Byte strings of any length, zero bytes included."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 
 from ffcv_ssl.beton import BYTES_METADATA_TYPE
-from ffcv_ssl.fields.base import Decoder, Field
+from ffcv_ssl.fields.base import Decoder, Field, Malloc
 
 
 class BytesDecoder(Decoder):
     """uint8 (B, longest in the file), shorter values padded with zeros."""
 
-    def output_spec(self, field, reader, name):
+    def output_spec(self, field: Any, reader: Any, name: str) -> tuple[tuple[int, ...], np.dtype]:
         return (int(reader.field_metadata(name)["size"].max(initial=0)),), np.dtype("<u1")
 
-    def decode_batch(self, field, metadata_column, payloads, out):
+    def decode_batch(
+        self, field: Any, metadata_column: np.ndarray, payloads: Any, out: np.ndarray
+    ) -> None:
         for row, payload in zip(out, payloads):
             row[: len(payload)] = np.frombuffer(payload, np.uint8)
             row[len(payload) :] = 0
@@ -24,14 +30,14 @@ class BytesField(Field):
     TYPE_ID = 3
 
     @property
-    def metadata_type(self):
+    def metadata_type(self) -> np.dtype:
         return BYTES_METADATA_TYPE
 
     @staticmethod
-    def from_binary(binary):
+    def from_binary(binary: np.ndarray) -> BytesField:
         return BytesField()
 
-    def encode(self, destination, value, malloc):
+    def encode(self, destination: np.ndarray, value: Any, malloc: Malloc) -> None:
         if isinstance(value, (bytes, bytearray, memoryview)):
             value = np.frombuffer(value, np.uint8)
         if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.ndim != 1:
@@ -41,11 +47,11 @@ class BytesField(Field):
         destination["size"] = value.size
         buffer[:] = value
 
-    def expected_sizes(self, column):
+    def expected_sizes(self, column: np.ndarray) -> np.ndarray:
         return column["size"]
 
-    def decode(self, metadata_row, payload):
+    def decode(self, metadata_row: Any, payload: bytes) -> Any:
         return bytes(payload)
 
-    def get_decoder_class(self):
+    def get_decoder_class(self) -> type[Decoder]:
         return BytesDecoder

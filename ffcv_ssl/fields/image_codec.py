@@ -1,12 +1,15 @@
-"""Images at writing time: any picture to upright 8-bit RGB, and which JPEG bytes may be kept as
-they are.
+"""Images while a file is written: any picture to upright 8-bit RGB, and which JPEG bytes can be
+kept.
 
 Everything here is deterministic: the same input gives the same bytes in every process.
 """
 
+from __future__ import annotations
+
 import io
 import struct
 import warnings
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -17,32 +20,30 @@ from ffcv_ssl.beton import MAX_IMAGE_PX
 MAX_SIDE_PX = 2**16 - 1  # the metadata's uint16
 _EXIF_ORIENTATION = 0x0112
 _SOF_NAMES = {0xC1: "extended", 0xC2: "progressive", 0xC3: "lossless"}
-# Progressive files of real encoders have about ten scans. Each costs a pass over the whole image,
-# so that a small hostile file could keep a decoder busy for hours.
+# Progressive files of real encoders have about ten scans. Each scan costs a pass over the whole
+# image, so a small hostile file with many could keep a decoder busy for hours.
 _START_OF_SCAN, _MAX_SCANS = b"\xff\xda", 100
 _SMALL_IMAGE_PX = 1 << 20
 _BARE_MARKERS = {0x01, *range(0xD0, 0xD9)}  # TEM, RSTn, SOI: no length follows
 
 
 class EncodedImage:
-    """The bytes of an image file (JPEG, PNG, ...), so that a writer may keep them instead of
-    encoding again.
-    """
+    """The bytes of an image file (JPEG, PNG, ...), which a writer can keep without encoding."""
 
     __slots__ = ("data",)
 
-    def __init__(self, data):
+    def __init__(self, data: bytes | bytearray | memoryview) -> None:
         self.data = bytes(data)
 
 
-def to_rgb(value):
-    """Upright RGB pixels of an EncodedImage, a PIL image, or a uint8 array (H, W, 3), (H, W) or (H,
-    W, 1).
+def to_rgb(value: Any) -> np.ndarray:
+    """Upright RGB pixels, uint8 (H, W, 3), C-contiguous.
 
-    EXIF rotation is applied. Transparent pixels are laid over white: what lies under them is often
-    garbage. 16-bit grey is scaled to 8 (v / 257, rounded). CMYK, palette and other modes go through
-    Pillow's conversion; colour profiles are ignored, as every common loader does. Returns uint8 (H,
-    W, 3), C-contiguous. TypeError or ValueError for anything else.
+    value: an EncodedImage, a PIL image, or a uint8 array (H, W, 3), (H, W) or (H, W, 1). EXIF
+    rotation is applied. Transparent pixels are laid over white, because the colour under them is
+    often garbage. 16-bit grey is scaled to 8 bits (v / 257, rounded). CMYK, palette and other modes
+    go through Pillow's conversion; colour profiles are ignored, as in other common loaders. Raises
+    TypeError or ValueError for other values.
     """
     if isinstance(value, EncodedImage):
         return _pil_to_rgb(open_image(value.data))
@@ -62,18 +63,22 @@ def to_rgb(value):
     return np.ascontiguousarray(np.broadcast_to(value, (*value.shape[:2], 3)))
 
 
-def check_size(height_px, width_px):
-    """ValueError unless the format can hold an image of this size."""
+def check_size(height_px: int, width_px: int) -> None:
+    """Raise ValueError unless the format can hold an image of this size."""
     if not (1 <= height_px <= MAX_SIDE_PX and 1 <= width_px <= MAX_SIDE_PX):
-        raise ValueError(f"image of {width_px}x{height_px} px, sides must be 1 to {MAX_SIDE_PX}")
+        raise ValueError(
+            f"image of {width_px}x{height_px} px, expected sides of 1 to {MAX_SIDE_PX} px"
+        )
     if height_px * width_px > MAX_IMAGE_PX:
-        raise ValueError(f"image of {width_px}x{height_px} px, limit {MAX_IMAGE_PX} pixels")
+        raise ValueError(
+            f"image of {width_px}x{height_px} px, expected at most {MAX_IMAGE_PX} pixels"
+        )
 
 
-def open_image(data):
-    """A PIL image of encoded bytes, its pixels not yet decoded. ValueError if no format fits."""
+def open_image(data: bytes) -> Image.Image:
+    """A PIL image of encoded bytes, not decoded yet. Raises ValueError for unknown formats."""
     try:
-        with warnings.catch_warnings():  # Pillow tells of every odd tag
+        with warnings.catch_warnings():  # Pillow warns of every odd tag
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data))
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, struct.error) as error:
@@ -84,7 +89,7 @@ def open_image(data):
     return image
 
 
-def _pil_to_rgb(image):
+def _pil_to_rgb(image: Image.Image) -> np.ndarray:
     check_size(image.height, image.width)
     try:
         image.load()
@@ -93,7 +98,7 @@ def _pil_to_rgb(image):
     if orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        raise ValueError("floating-point image: scale it to 8 bits first")
+        raise ValueError("got a floating-point image, expected 8 bits; scale it first")
     if image.mode.startswith("I"):
         image = _narrow(image)
     elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -103,16 +108,16 @@ def _pil_to_rgb(image):
     return np.ascontiguousarray(image.convert("RGB"))
 
 
-def _narrow(image):
-    """16-bit grey to 8 bits: 65535 -> 255, 0 -> 0, to nearest."""
+def _narrow(image: Image.Image) -> Image.Image:
+    """16-bit grey to 8 bits: 65535 -> 255, 0 -> 0, rounded to nearest."""
     wide = np.asarray(image).astype(np.int64)
     if wide.min() < 0 or wide.max() > 65535:
-        raise ValueError(f"grey values {wide.min()}..{wide.max()}, expected 16 bits at most")
+        raise ValueError(f"got grey values {wide.min()} to {wide.max()}, expected 0 to 65535")
     return Image.fromarray(((wide * 2 + 257) // 514).astype(np.uint8))
 
 
-def orientation(image):
-    """EXIF orientation, 1 (upright) to 8. A broken EXIF block tells nothing: 1."""
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 (upright) to 8; 1 also for a broken EXIF block."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -122,36 +127,35 @@ def orientation(image):
     return value if value in range(1, 9) else 1
 
 
-def shrink(pixels, max_side_px):
-    """At most `max_side_px` on the longer side, aspect kept, never enlarged; None: unchanged.
+def shrink(pixels: np.ndarray, max_side_px: int | None) -> np.ndarray:
+    """Resize to at most `max_side_px` on the longer side; never enlarge. None leaves all as it is.
 
-    Lanczos, because Pillow's BOX weighs whole pixels only and turns into nearest-neighbour close to
-    ratio 1, which is where most photographs of a 500 px data set are.
+    Lanczos, because Pillow's BOX weighs whole pixels only: close to ratio 1, where most photographs
+    of a 500 px data set are, it becomes nearest-neighbour.
     """
     height, width = pixels.shape[:2]
-    if not needs_shrinking(height, width, max_side_px):
+    if max_side_px is None or max(height, width) <= max_side_px:
         return pixels
     ratio = max_side_px / max(height, width)
     size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
 
 
-def needs_shrinking(height_px, width_px, max_side_px):
-    return max_side_px is not None and max(height_px, width_px) > max_side_px
-
-
-def encode_jpeg(pixels, quality):
-    """Baseline 4:2:0 JPEG by the accurate DCT. pixels: uint8 (H, W, 3), C-contiguous."""
+def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
+    """A baseline 4:2:0 JPEG, with the accurate DCT. pixels: uint8 (H, W, 3), C-contiguous."""
     return simplejpeg.encode_jpeg(
         pixels, quality=quality, colorspace="RGB", colorsubsampling="420", fastdct=False
     )
 
 
-def check_jpeg(payload, height_px, width_px, is_trusted=False):
-    """ValueError unless a JPEG has the promised size and a sane number of scans; decodes nothing.
+def check_jpeg(
+    payload: bytes | np.ndarray, height_px: int, width_px: int, is_trusted: bool = False
+) -> None:
+    """Raise ValueError unless a JPEG has the promised size and a sane number of scans. Decodes
+    nothing.
 
-    payload: bytes, or a uint8 array. is_trusted: the bytes have their checksum, so that a small
-    image need not have its scans counted (50 us for 60 KB, the rest takes 1 us).
+    payload: bytes, or a uint8 array. is_trusted: the bytes match their checksum, so the scans of a
+    small image are not counted (counting takes 50 us for 60 KB, the rest 1 us).
     """
     count_scans = not is_trusted or height_px * width_px > _SMALL_IMAGE_PX
     if count_scans and bytes(payload).count(_START_OF_SCAN) > _MAX_SCANS:
@@ -161,48 +165,47 @@ def check_jpeg(payload, height_px, width_px, is_trusted=False):
         raise ValueError(f"JPEG is {width}x{height} px, the metadata says {width_px}x{height_px}")
 
 
-def decode_jpeg(payload, height_px, width_px):
-    """uint8 (H, W, 3) of a JPEG given as bytes: strict, accurate DCT, smooth chroma upsampling.
+def decode_jpeg(payload: bytes, height_px: int, width_px: int) -> np.ndarray:
+    """Decode a JPEG to uint8 (H, W, 3): strictly, accurate DCT, smooth chroma upsampling.
 
-    The size in the file is compared with the promised one before anything is allocated. ValueError
+    Compares the JPEG's size with the promised one before anything is allocated. Raises ValueError
     if they differ or the data is corrupt.
     """
     check_jpeg(payload, height_px, width_px)
     return simplejpeg.decode_jpeg(payload, "RGB", fastdct=False, fastupsample=False)
 
 
-def reason_to_encode(data, max_side_px):
-    """(reason, size): why these bytes cannot be kept, or None if they can; size is (height, width)
-    when kept.
+def reason_to_encode(
+    data: bytes, max_side_px: int | None
+) -> tuple[str | None, tuple[int, int] | None]:
+    """(reason, None) if these bytes cannot be kept, (None, (height, width)) if they can.
 
-    Kept are 8-bit baseline grey or YCbCr JPEGs that decode strictly, need no resize and carry no
-    EXIF rotation: what both this library and FFCV show exactly as every other program does.
+    8-bit baseline grey or YCbCr JPEGs can be kept if they decode strictly, need no resize and carry
+    no EXIF rotation: this library, FFCV and every other program show them alike.
     """
     reason = _jpeg_kind(data)
     if reason is not None:
         return reason, None
     try:
         image = open_image(data)
-        height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return "not strictly decodable", None
-    if colour not in ("YCbCr", "Gray"):
-        return colour, None
+    if color_space not in ("YCbCr", "Gray"):
+        return color_space, None
     if orientation(image) != 1:
         return "rotated by EXIF", None
-    if needs_shrinking(height, width, max_side_px):
+    if max_side_px is not None and max(height, width) > max_side_px:
         return "larger than max_resolution", None
     try:
-        decode_jpeg(
-            data, height, width
-        )  # as a reader will, so that nothing is kept that it refuses
+        decode_jpeg(data, height, width)  # as a reader will: keep nothing that it refuses
     except ValueError:
         return "not strictly decodable", None
     return None, (height, width)
 
 
-def _jpeg_kind(data):
-    """None for an 8-bit baseline JPEG of one or three components, else what it is instead."""
+def _jpeg_kind(data: bytes) -> str | None:
+    """None for an 8-bit baseline JPEG of one or three components, else what it is."""
     if data[:2] != b"\xff\xd8":
         return "not a JPEG"
     frame = _frame_header(data)
@@ -216,10 +219,8 @@ def _jpeg_kind(data):
     return None if components in (1, 3) else "CMYK"
 
 
-def _frame_header(data):
-    """(marker, precision in bits, number of components) of the first frame header, or None without
-    one.
-    """
+def _frame_header(data: bytes) -> tuple[int, int, int] | None:
+    """(marker, precision in bits, number of components) of the first frame header, if any."""
     at = 2
     while at + 4 <= len(data):
         if data[at] != 0xFF:

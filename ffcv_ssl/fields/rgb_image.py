@@ -5,15 +5,21 @@ The image decoders (`SimpleRGBImageDecoder`, `CenterCropRGBImageDecoder`,
 because FFCV has them here.
 """
 
+from __future__ import annotations
+
 from collections import Counter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ffcv_ssl.beton import IMAGE_METADATA_TYPE, IMAGE_MODE_JPG, IMAGE_MODE_RAW, MAX_IMAGE_PX
 from ffcv_ssl.fields import image_codec
-from ffcv_ssl.fields.base import ANY_SIZE, Field, first_true
+from ffcv_ssl.fields.base import ANY_SIZE, Field, Malloc, first_true
 from ffcv_ssl.fields.image_codec import EncodedImage
 from ffcv_ssl.kernels.hash import xxh3_64
+
+if TYPE_CHECKING:
+    from ffcv_ssl.transforms.base import ImageOp
 
 _DECODERS = (
     "SimpleRGBImageDecoder",
@@ -23,14 +29,14 @@ _DECODERS = (
 __all__ = ["EncodedImage", "RGBImageField", *_DECODERS]
 
 WRITE_MODES = ("raw", "jpg", "smart", "proportion", "passthrough")
-# Up to 64 px a side raw pixels are read without any decoder, which is worth their bytes; above,
-# files would swell.
+# Raw pixels need no decoder. Up to 64 x 64 px that is worth their bytes; larger ones would make the
+# file too large.
 DEFAULT_SMART_THRESHOLD_BYTES = 64 * 64 * 3
-# Progressive grey JPEGs of one colour reach 512 pixels a byte; nothing honest reaches this.
+# Progressive grey JPEGs of one colour have 512 pixels per byte; no honest image has this many.
 _MAX_PX_PER_BYTE = 1024
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name in _DECODERS:
         from ffcv_ssl import transforms
 
@@ -39,69 +45,72 @@ def __getattr__(name):
 
 
 class RGBImageField(Field):
-    """8-bit RGB images of any size up to 65535 px a side.
+    """8-bit RGB images of up to 65,535 px per side.
 
-    write_mode: "raw" pixels; "jpg"; "smart": raw up to `smart_threshold` bytes of pixels, above it
-    the original JPEG bytes where they serve and a new JPEG otherwise; "proportion": JPEG with
-    probability `compress_probability`, decided by the pixels and `seed` alone; "passthrough": the
-    original JPEG bytes where they serve, otherwise a new JPEG. max_resolution: longest side in
-    pixels, larger images are shrunk. smart_threshold: bytes; None means 12,288 (64 px squares),
-    where FFCV's None means that nothing is ever compressed. jpeg_quality: 1..100.
+    write_mode: what is stored of an image.
+        "raw": its pixels. "jpg": a new JPEG.
+        "passthrough": the original JPEG bytes if they can be kept, otherwise a new JPEG.
+        "smart": the pixels if they are at most `smart_threshold` bytes, otherwise as "passthrough".
+        "proportion": a new JPEG with probability `compress_probability`, otherwise the pixels. The
+        choice depends on the pixels and `seed` alone.
+    max_resolution: longest side in pixels; larger images are shrunk. smart_threshold: bytes; None
+    means 12,288 (64 x 64 px), while FFCV's None never compresses. jpeg_quality: 1..100.
 
-    Values: uint8 array (H, W, 3) or grey, PIL image, or EncodedImage (the only one whose bytes can
-    be kept). Source: FFCV's RGBImageField; "passthrough" and the keeping in "smart" are ours.
+    Values: uint8 array (H, W, 3) or grey, PIL image, or EncodedImage (only its bytes can be kept).
+    Source: FFCV's RGBImageField; "passthrough" is new, and that "smart" keeps JPEG bytes.
     """
 
     TYPE_ID = 2
 
     def __init__(
         self,
-        write_mode="raw",
-        max_resolution=None,
-        smart_threshold=None,
-        jpeg_quality=90,
-        compress_probability=0.5,
+        write_mode: str = "raw",
+        max_resolution: int | None = None,
+        smart_threshold: int | None = None,
+        jpeg_quality: int = 90,
+        compress_probability: float = 0.5,
         *,
-        seed=0,
-    ):
+        seed: int = 0,
+    ) -> None:
         if write_mode not in WRITE_MODES:
-            raise ValueError(f"write_mode {write_mode!r}, expected one of {', '.join(WRITE_MODES)}")
+            expected = ", ".join(WRITE_MODES)
+            raise ValueError(f"write_mode: got {write_mode!r}, expected one of {expected}")
         if max_resolution is not None and not 1 <= max_resolution <= image_codec.MAX_SIDE_PX:
             raise ValueError(
-                f"max_resolution {max_resolution}, expected 1 to {image_codec.MAX_SIDE_PX}"
+                f"max_resolution: got {max_resolution}, expected 1 to {image_codec.MAX_SIDE_PX}"
             )
         if not 1 <= int(jpeg_quality) <= 100:
-            raise ValueError(f"jpeg_quality {jpeg_quality}, expected 1 to 100")
+            raise ValueError(f"jpeg_quality: got {jpeg_quality}, expected 1 to 100")
         if not 0 <= compress_probability <= 1:
-            raise ValueError(f"compress_probability {compress_probability}, expected 0 to 1")
+            raise ValueError(f"compress_probability: got {compress_probability}, expected 0 to 1")
         self.write_mode = write_mode
         self.max_resolution = max_resolution
         self.smart_threshold = smart_threshold
         self.jpeg_quality = int(jpeg_quality)
         self.proportion = compress_probability
         self.seed = seed
-        self._counts = Counter()
+        self._counts: Counter[str] = Counter()
 
     @property
-    def metadata_type(self):
+    def metadata_type(self) -> np.dtype:
         return IMAGE_METADATA_TYPE
 
     @staticmethod
-    def from_binary(binary):
+    def from_binary(binary: np.ndarray) -> RGBImageField:
         return RGBImageField()
 
-    def encode(self, destination, value, malloc):
+    def encode(self, destination: np.ndarray, value: Any, malloc: Malloc) -> None:
         mode, height, width, payload = self._encoded(value)
         destination["mode"], destination["height"], destination["width"] = mode, height, width
         destination["data_ptr"], buffer = malloc(len(payload))
         buffer[:] = np.frombuffer(payload, np.uint8)
 
-    def _encoded(self, value):
-        """(mode, height, width, payload bytes), counting what was done and why."""
+    def _encoded(self, value: Any) -> tuple[int, int, int, bytes]:
+        """(mode, height, width, payload); counts what was done and why."""
         reason = None
         if self.write_mode in ("smart", "passthrough"):
             reason, size = self._reason_to_encode(value)
-            if reason is None:
+            if size is not None:
                 self._counts["original bytes kept"] += 1
                 return IMAGE_MODE_JPG, *size, value.data
         pixels = image_codec.shrink(image_codec.to_rgb(value), self.max_resolution)
@@ -112,42 +121,42 @@ class RGBImageField(Field):
         self._counts["encoded" if reason is None else f"encoded: {reason}"] += 1
         return IMAGE_MODE_JPG, height, width, image_codec.encode_jpeg(pixels, self.jpeg_quality)
 
-    def _reason_to_encode(self, value):
+    def _reason_to_encode(self, value: Any) -> tuple[str | None, tuple[int, int] | None]:
+        """(reason, None) if the bytes cannot be kept, (None, (height, width)) if they can."""
         if not isinstance(value, EncodedImage):
             return "given as pixels", None
         reason, size = image_codec.reason_to_encode(value.data, self.max_resolution)
-        if (
-            reason is None
-            and self.write_mode == "smart"
-            and 3 * size[0] * size[1] <= self._threshold
-        ):
+        if size is not None and self.write_mode == "smart" and self._is_small(*size):
             return "small", None
         return reason, size
 
-    @property
-    def _threshold(self):
-        if self.smart_threshold is None:
-            return DEFAULT_SMART_THRESHOLD_BYTES
-        return self.smart_threshold
+    def _is_small(self, height: int, width: int) -> bool:
+        threshold = self.smart_threshold
+        return 3 * height * width <= (
+            DEFAULT_SMART_THRESHOLD_BYTES if threshold is None else threshold
+        )
 
-    def _stays_raw(self, pixels):
+    def _stays_raw(self, pixels: np.ndarray) -> bool:
         if self.write_mode == "smart":
-            return pixels.nbytes <= self._threshold
+            return self._is_small(*pixels.shape[:2])
         if self.write_mode == "proportion":
             key = int(self.seed).to_bytes(16, "little", signed=True)
             draw = xxh3_64(key + np.array(pixels.shape, "<u4").tobytes() + pixels.tobytes())
             return draw / 2**64 >= self.proportion
         return self.write_mode == "raw"
 
-    def take_counts(self):
+    def take_counts(self) -> dict[str, int]:
         counts, self._counts = dict(self._counts), Counter()
         return counts
 
-    def expected_sizes(self, column):
+    def expected_sizes(self, column: np.ndarray) -> np.ndarray:
         pixel_bytes = _num_pixels(column) * np.uint64(3)
         return np.where(column["mode"] == IMAGE_MODE_RAW, pixel_bytes, ANY_SIZE)
 
-    def find_bad_sample(self, column, sizes):
+    def find_bad_sample(
+        self, column: np.ndarray, sizes: np.ndarray | None
+    ) -> tuple[int, str] | None:
+        assert sizes is not None, "images have payloads"
         num_pixels = _num_pixels(column)
         for bad, reason in (
             (column["mode"] > IMAGE_MODE_RAW, "image mode is neither 0 (jpg) nor 1 (raw)"),
@@ -160,19 +169,19 @@ class RGBImageField(Field):
                 return index, reason
         return None
 
-    def decode(self, metadata_row, payload):
+    def decode(self, metadata_row: Any, payload: bytes) -> np.ndarray:
         height, width = int(metadata_row["height"]), int(metadata_row["width"])
         if metadata_row["mode"] == IMAGE_MODE_JPG:
             return image_codec.decode_jpeg(payload, height, width)
         if len(payload) != height * width * 3:
-            raise ValueError(f"raw image of {len(payload)} bytes, expected {height * width * 3}")
+            raise ValueError(f"raw image: got {len(payload)} bytes, expected {height * width * 3}")
         return np.frombuffer(payload, np.uint8).reshape(height, width, 3).copy()
 
-    def get_decoder_class(self):
+    def get_decoder_class(self) -> type[ImageOp]:
         from ffcv_ssl.transforms import SimpleRGBImageDecoder
 
         return SimpleRGBImageDecoder
 
 
-def _num_pixels(column):
+def _num_pixels(column: np.ndarray) -> np.ndarray:
     return column["height"].astype(np.uint64) * column["width"].astype(np.uint64)

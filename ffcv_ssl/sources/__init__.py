@@ -1,14 +1,17 @@
 """Where images come from: folders, torchvision's datasets, CLEVR's scenes, or generated shapes, all
 as indexed datasets.
 
-`open_source(name, ...)` returns a `Source`; a new kind is one module with an `open_...` function
-and one branch here.
+`open_source(name, ...)` returns a `Source`. A new kind of source is one module with a function
+`open_<name>(root, split) -> Source`, and one entry in `FOLDERS`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ffcv_ssl.errors import SourceError
 from ffcv_ssl.fields import FloatField, IntField
+from ffcv_ssl.files import StrPath
 from ffcv_ssl.sources.base import Source, select
 from ffcv_ssl.sources.clevr import open_clevr
 from ffcv_ssl.sources.imagefolder import open_imagefolder
@@ -17,38 +20,48 @@ from ffcv_ssl.sources.torchvision_datasets import EXAMPLES, find_class, open_tor
 
 __all__ = ["Shapes", "Source", "SourceError", "open_source", "select"]
 
+# Sources that need a folder and nothing else: name -> open(root, split).
+FOLDERS: dict[str, Callable[[StrPath, str | None], Source]] = {
+    "imagefolder": open_imagefolder,
+    "clevr": open_clevr,
+}
 SHAPES_DEFAULTS = {"num_samples": 10000, "size_px": 64, "seed": 0}
 
 
-def open_source(name, root=None, split=None, download=False, **shapes_settings):
+def open_source(
+    name: str,
+    root: StrPath | None = None,
+    split: str | None = None,
+    download: bool = False,
+    **shapes_settings: int | None,
+) -> Source:
     """Open a source by name.
 
     name: `imagefolder`, `clevr`, `shapes`, or a torchvision dataset class in lower case. root: the
-    folder of images, or of the dataset. split: None means `train`, or for a folder without splits
-    the folder itself. download: let torchvision fetch the dataset. shapes_settings: num_samples,
-    size_px and seed of generated shapes, None for the default. Raises SourceError, also for a
-    setting that the source does not have.
+    folder of the images or of the dataset. split: None means `train`, or for a folder without
+    splits the folder itself. download: let torchvision fetch the dataset. shapes_settings:
+    num_samples, size_px and seed of generated shapes, None for the default. Raises SourceError,
+    also for a setting that the source does not have.
     """
     given = {key: value for key, value in shapes_settings.items() if value is not None}
     if name == "shapes":
         _refuse(name, {"root": root is not None, "download": download})
         return open_shapes(split or "train", **given)
-    folders = {"imagefolder": open_imagefolder, "clevr": open_clevr}
-    if name not in folders and find_class(name) is None:
+    if name not in FOLDERS and find_class(name) is None:
         raise SourceError(
-            f"--source: unknown source {name!r}, expected imagefolder, shapes, clevr or the "
+            f"--source: unknown source {name!r}, expected shapes, {', '.join(FOLDERS)} or the "
             f"lower-case name of a torchvision dataset ({', '.join(EXAMPLES)}, ...)"
         )
     _refuse(name, dict.fromkeys(given, True))
-    if name not in folders:
+    if name not in FOLDERS:
         return open_torchvision(name, root, split, download)
     _refuse(name, {"download": download})
     if root is None:
         raise SourceError("--root: missing, expected the folder of images")
-    return folders[name](root, split)
+    return FOLDERS[name](root, split)
 
 
-def open_shapes(split, **settings):
+def open_shapes(split: str, **settings: int) -> Source:
     """Generated shapes; see `Shapes` for the settings. Raises SourceError for impossible ones."""
     settings = SHAPES_DEFAULTS | settings
     try:
@@ -69,7 +82,7 @@ def open_shapes(split, **settings):
     )
 
 
-def _refuse(name, options):
-    for option, is_given in options.items():
+def _refuse(name: str, is_given_by_option: dict[str, bool]) -> None:
+    for option, is_given in is_given_by_option.items():
         if is_given:
             raise SourceError(f"--{option}: source {name!r} has no such setting")

@@ -1,8 +1,8 @@
-"""What a source of images hands to the writer, and how a part of it is chosen."""
+"""What a source of images gives to the writer, and how a part of it is chosen."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from ffcv_ssl.fields import Field
 
 @dataclass(frozen=True)
 class Source:
-    """An indexed dataset and what a `.beton` file has to know about it."""
+    """An indexed dataset, and what its `.beton` file says about it."""
 
     dataset: Any
     """`dataset[i]` is (image, one value for each of `fields`); `len(dataset)` samples."""
@@ -23,22 +23,27 @@ class Source:
     made: dict[str, Any] = field(default_factory=dict)
     """How the samples came about, kept in the file; serialisable as JSON, no absolute paths."""
     names: Sequence[str] | None = None
-    """A file name for each sample, relative and with `/`; None where samples are no files."""
+    """A file name for each sample, relative and with `/`; None where samples are not files."""
     is_generated: bool = False
-    """Drawn here at the size asked for, so that no limit on the resolution is wanted."""
+    """Images are drawn at the size that the user chose, so no resolution limit applies."""
 
-    def place(self, index):
+    def place(self, index: int) -> str:
         """Where sample `index` comes from, for messages."""
         return f"sample {index}" if self.names is None else self.names[index]
 
 
-def select(source, subset_lines=None, limit=None, where="subset"):
+def select(
+    source: Source,
+    subset_lines: Iterable[str] | None = None,
+    limit: int | None = None,
+    where: str = "subset",
+) -> list[int]:
     """Indices of the samples to write, ascending.
 
     subset_lines: lines of a subset file: indices, or file names with or without their folders;
-    blank lines and lines that start with # are skipped. limit: at most so many samples, spread
-    evenly, because the first ones of a sorted folder would all be of one class. where: the subset
-    file's name. Raises SourceError for a line that names no sample, and for an empty choice.
+    blank lines and lines that start with # are skipped. limit: largest number of samples; they are
+    spread evenly, because the first ones of a sorted folder would all be of one class. where: name
+    of the subset file. Raises SourceError for a line that names no sample, and for an empty choice.
     """
     chosen = list(range(len(source.dataset)))
     if subset_lines is not None:
@@ -50,29 +55,29 @@ def select(source, subset_lines=None, limit=None, where="subset"):
     return chosen
 
 
-def _subset(source, lines, where):
+def _subset(source: Source, lines: Iterable[str], where: str) -> list[int]:
     entries = [line.strip() for line in lines]
     entries = [entry for entry in entries if entry and not entry.startswith("#")]
     if not entries:
-        raise SourceError(f"{where}: no entries, expected one sample a line")
+        raise SourceError(f"{where}: no entries, expected one sample per line")
     num_samples = len(source.dataset)
     if all(entry.isdecimal() for entry in entries):
         indices = {int(entry) for entry in entries}
         if max(indices) >= num_samples:
             raise SourceError(
-                f"{where}: index {max(indices)}, expected 0 to {num_samples - 1}: the source has "
-                f"{num_samples} samples"
+                f"{where}: got index {max(indices)}, expected 0 to {num_samples - 1}, the samples "
+                "of the source"
             )
         return sorted(indices)
     if source.names is None:
         entry = next(entry for entry in entries if not entry.isdecimal())
         raise SourceError(
-            f"{where}: {entry!r}, expected indices: this source's samples have no names"
+            f"{where}: got {entry!r}, expected indices, as the samples of this source have no names"
         )
     return _named(source.names, entries, where)
 
 
-def _named(names, entries, where):
+def _named(names: Sequence[str], entries: list[str], where: str) -> list[int]:
     by_name = {name: [index] for index, name in enumerate(names)}
     for index, name in enumerate(names):
         if "/" in name:
@@ -87,6 +92,6 @@ def _named(names, entries, where):
         if len(by_name[entry]) > 1:
             first, second = (names[index] for index in by_name[entry][:2])
             raise SourceError(
-                f"{where}: {entry!r} may be {first} or {second}, expected one of those paths"
+                f"{where}: got {entry!r}, expected one path: it may be {first} or {second}"
             )
     return sorted({by_name[entry][0] for entry in entries})

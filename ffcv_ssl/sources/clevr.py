@@ -1,19 +1,21 @@
 """CLEVR's rendered scenes as two tasks: how many objects, and how near the nearest one is.
 
 Labels are those of VTAB (Zhai et al. 2020): `count` is the number of objects minus 3, 0 to 7;
-`distance_bin` the class of the depth of the object nearest to the camera, 0 to 5. The order is that
-of the scenes' file, and file bytes are handed on as they are.
+`distance_bin` is the class of the depth of the object nearest to the camera, 0 to 5. Samples are in
+the order of the scenes' file. Images stay encoded, as the files hold them.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ffcv_ssl.errors import SourceError
 from ffcv_ssl.fields import EncodedImage, IntField
+from ffcv_ssl.files import StrPath
 from ffcv_ssl.sources.base import Source
 
 FEWEST_OBJECTS, MOST_OBJECTS = 3, 10
@@ -23,22 +25,22 @@ DISTANCE_EDGES = (8.0, 8.5, 9.0, 9.5, 10.0)  # in the units of the scenes' depth
 class ClevrImages:
     """`dataset[i]` is (EncodedImage, count, distance_bin)."""
 
-    def __init__(self, folder, names, labels):
+    def __init__(self, folder: Path, names: list[str], labels: list[tuple[int, int]]) -> None:
         self.folder, self.names, self.labels = folder, names, labels
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[EncodedImage, int, int]:
         return EncodedImage((self.folder / self.names[index]).read_bytes()), *self.labels[index]
 
 
-def open_clevr(root, split=None):
-    """The scenes under `root`, CLEVR_v1.0 as it is unpacked, of `train` or `val`; the test split
-    has no scenes. Raises SourceError."""
+def open_clevr(root: StrPath, split: str | None = None) -> Source:
+    """The scenes of `train` (default) or `val` under `root`, the unpacked folder CLEVR_v1.0 or the
+    one above it; the test split has no scenes. Raises SourceError."""
     split, root = split or "train", Path(root)
     if split not in ("train", "val"):
-        raise SourceError(f"--split: got {split!r}, clevr has labels for train and val")
+        raise SourceError(f"--split: got {split!r}, expected train or val, which have labels")
     if (root / "CLEVR_v1.0").is_dir():
         root = root / "CLEVR_v1.0"
     path = root / "scenes" / f"CLEVR_{split}_scenes.json"
@@ -47,12 +49,14 @@ def open_clevr(root, split=None):
         names = [scene["image_filename"] for scene in scenes]
         labels = [_labels(path, scene) for scene in scenes]
     except OSError as error:
-        expected = "expected CLEVR_v1.0 with the folders images and scenes"
-        raise SourceError(f"--root: {path}: {error.strerror}; {expected}") from None
+        raise SourceError(
+            f"--root: {path}: {error.strerror}; expected CLEVR_v1.0 with the folders images and "
+            "scenes"
+        ) from None
     except (ValueError, KeyError, IndexError, TypeError) as error:
         if isinstance(error, SourceError):
             raise
-        raise SourceError(f"{path}: not the scenes of CLEVR ({error!r})") from None
+        raise SourceError(f"{path}: got no scenes of CLEVR ({error!r})") from None
     numbers = range(FEWEST_OBJECTS, MOST_OBJECTS + 1)
     return Source(
         ClevrImages(root / "images" / split, names, labels),
@@ -63,12 +67,14 @@ def open_clevr(root, split=None):
     )
 
 
-def _labels(path, scene):
-    """(count, distance_bin) of a scene, ints. An object's place in the image is (x, y, depth)."""
+def _labels(path: Path, scene: dict[str, Any]) -> tuple[int, int]:
+    """(count, distance_bin) of a scene. An object's place in the image is (x, y, depth)."""
     depths = [float(thing["pixel_coords"][2]) for thing in scene["objects"]]
     if not FEWEST_OBJECTS <= len(depths) <= MOST_OBJECTS:
-        got = f"got {len(depths)} objects in {scene['image_filename']}"
-        raise SourceError(f"{path}: {got}, expected {FEWEST_OBJECTS} to {MOST_OBJECTS}")
-    # an edge itself belongs to the nearer class, as in VTAB
+        raise SourceError(
+            f"{path}: got {len(depths)} objects in {scene['image_filename']}, expected "
+            f"{FEWEST_OBJECTS} to {MOST_OBJECTS}"
+        )
+    # a depth on an edge belongs to the nearer class, as in VTAB
     nearest = int(np.searchsorted(DISTANCE_EDGES, min(depths), side="left"))
     return len(depths) - FEWEST_OBJECTS, nearest

@@ -1,7 +1,7 @@
 """Folders of image files: `root/split/class/*.jpg`, `root/class/*.jpg`, or images without classes.
 
-The order is that of the sorted paths and the label that of the sorted class folders, so both are
-the same on every machine. File bytes are handed on as they are, so that the writer can keep them.
+Samples are in the order of the sorted paths, and labels number the sorted class folders, so both
+are the same on every machine. Images stay encoded, so that the writer can keep the files' bytes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ffcv_ssl.errors import SourceError
 from ffcv_ssl.fields import EncodedImage, IntField
+from ffcv_ssl.files import StrPath
 from ffcv_ssl.sources.base import Source
 
 IMAGE_SUFFIXES = frozenset(
@@ -18,32 +19,32 @@ IMAGE_SUFFIXES = frozenset(
 )
 UNLABELLED_FOLDERS = ("unlabelled", "unlabeled")
 UNLABELLED = -1
-# Folders that tell of splits: they are no classes, even where no split is asked for.
+# Names of folders that are splits and not classes, even where the user names no split.
 SPLITS = ("val", "valid", "validation", "test")
 
 
 class ImageFiles:
     """`dataset[i]` is (EncodedImage,), or (EncodedImage, label) where there are labels."""
 
-    def __init__(self, folder, names, labels=None):
+    def __init__(self, folder: Path, names: list[str], labels: list[int] | None = None) -> None:
         self.folder, self.names, self.labels = folder, names, labels
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[EncodedImage] | tuple[EncodedImage, int]:
         image = EncodedImage((self.folder / self.names[index]).read_bytes())
         return (image,) if self.labels is None else (image, self.labels[index])
 
 
-def open_imagefolder(root, split=None):
+def open_imagefolder(root: StrPath, split: str | None = None) -> Source:
     """The images under `root/split`; without `split` under `root/train`, or else `root`.
 
-    Every folder is a class, except one called `unlabelled` or `unlabeled`; images in that one, or
-    beside the class folders, have label -1. Without any class folder there is no label at all. The
-    classes of all splits are those of `root/train` where it exists, so that a class missing from
-    another split shifts no label. Folders within a class belong to it; hidden files and files that
-    are no images are skipped. Raises SourceError.
+    Every folder is a class, except `unlabelled` or `unlabeled`. Images in such a folder and images
+    beside the class folders have label -1. Without class folders there is no label at all. Where
+    `root/train` exists its classes number those of all splits, so that a class missing from another
+    split shifts no label. Folders within a class belong to that class. Hidden files and files that
+    are not images are skipped. Raises SourceError.
     """
     root = Path(root)
     folder = _split_folder(root, split)
@@ -62,13 +63,15 @@ def open_imagefolder(root, split=None):
     return Source(dataset, {"label": IntField()}, {"label": class_names}, made, names)
 
 
-def _split_folder(root, split):
+def _split_folder(root: Path, split: str | None) -> Path:
     if not root.is_dir():
         raise SourceError(f"--root: {root}: no such folder")
     if split is None:
         splits = [name for name in _folders(root) if name.lower() in SPLITS]
         if splits and not (root / "train").is_dir():
-            raise SourceError(f"--split: missing, {root} has {', '.join(splits)} but no train")
+            raise SourceError(
+                f"--split: missing, expected one of {', '.join(splits)}; {root} has no train"
+            )
         return root / "train" if (root / "train").is_dir() else root
     if not (root / split).is_dir():
         found = ", ".join(_folders(root)[:5]) or "no folders"
@@ -76,19 +79,19 @@ def _split_folder(root, split):
     return root / split
 
 
-def _folders(folder):
+def _folders(folder: Path) -> list[str]:
     """Names of the folders in `folder` that are not hidden, sorted."""
     with os.scandir(folder) as entries:
         return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
 
 
-def _class_folders(folder):
+def _class_folders(folder: Path) -> list[str]:
     return [name for name in _folders(folder) if name.lower() not in UNLABELLED_FOLDERS]
 
 
-def _image_names(folder):
+def _image_names(folder: Path) -> list[str]:
     """All image files under `folder`: paths relative to it, with `/`, sorted by their parts."""
-    found = []
+    found: list[Path] = []
     for place, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         relative = Path(place).relative_to(folder)
@@ -96,11 +99,11 @@ def _image_names(folder):
     return [path.as_posix() for path in sorted(found, key=lambda path: path.parts)]
 
 
-def _is_image(name):
+def _is_image(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def _shared_class_names(root, folder, classes):
+def _shared_class_names(root: Path, folder: Path, classes: list[str]) -> list[str]:
     train = root / "train"
     if folder in (root, train) or not train.is_dir():
         return classes
@@ -108,12 +111,12 @@ def _shared_class_names(root, folder, classes):
     unknown = [name for name in classes if name not in shared]
     if unknown:
         raise SourceError(
-            f"{folder}: class {unknown[0]!r} is none of the {len(shared)} classes of {train}; the "
-            "labels of the two would not agree"
+            f"{folder}: got class {unknown[0]!r}, expected one of the {len(shared)} classes of "
+            f"{train}, so that the labels of both agree"
         )
     return shared
 
 
-def _label(name, numbers):
+def _label(name: str, numbers: dict[str, int]) -> int:
     first, separator, _ = name.partition("/")
     return numbers.get(first, UNLABELLED) if separator else UNLABELLED

@@ -2,8 +2,8 @@
 
 Each takes coordinates x, y (float32 arrays of one shape) and returns a field that is negative
 inside, positive outside and has a slope of about one at the border, so that one clip draws it
-antialiased at any size. All cover the same area, `AREA`, so that no class can be told by how much
-of the image it fills, and all lie within `REACH` of the origin.
+antialiased at any size. All outlines cover the same area, `AREA`, so that the filled area does not
+give the class away. All lie within `REACH` of the origin.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ def _half_planes(x, y, angles, offset):
     return np.maximum.reduce(sides) - np.float32(offset)
 
 
-def disc(x, y):
+def disc(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.hypot(x, y) - np.float32(0.7136)
 
 
-def ring(x, y):
+def ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.abs(np.hypot(x, y) - np.float32(0.79)) - np.float32(0.1612)
 
 
-def square(x, y):
+def square(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return _box(x, y, np.float32(0.6325), np.float32(0.6325))
 
 
-def frame(x, y):
+def frame(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.abs(_box(x, y, np.float32(0.68), np.float32(0.68))) - np.float32(0.1471)
 
 
-def triangle(x, y):
+def triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return _half_planes(x, y, np.pi / 2 + np.arange(3) * 2 * np.pi / 3, 0.5549)
 
 
-def star(x, y):
+def star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Five points: the plane folded into one tenth, where a single edge is left."""
     tenth = np.pi / 5
     angle = np.abs(np.mod(np.arctan2(y, x), np.float32(2 * tenth)) - np.float32(tenth))
@@ -60,23 +60,23 @@ def star(x, y):
     )
 
 
-def cross(x, y):
+def cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     arm, half = np.float32(0.95), np.float32(0.2397)
     return np.minimum(_box(x, y, arm, half), _box(x, y, half, arm))
 
 
-def crescent(x, y):
-    x = x - np.float32(0.25)  # towards its own middle
+def crescent(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    x = x - np.float32(0.25)  # so that its middle lies at the origin
     outer = np.hypot(x, y) - np.float32(1.0228)
     bite = np.hypot(x - np.float32(0.5114), y) - np.float32(0.8182)
     return np.maximum(outer, -bite)
 
 
-def bar(x, y):
+def bar(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return _box(x, y, np.float32(1.08), np.float32(0.3704))
 
 
-def heart(x, y):
+def heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """A square on its tip with a half-disc on each of its two upper sides."""
     half = np.float32(0.4733)
     u, v = (x + y) * np.float32(np.sqrt(0.5)), (y - x) * np.float32(np.sqrt(0.5))

@@ -1,6 +1,6 @@
-"""Torchvision's image classification datasets, any of them by its class name in lower case.
+"""All of torchvision's image classification datasets, by their class names in lower case.
 
-Nothing here knows a single dataset: the constructor's parameters say how a split is chosen and
+No dataset is treated specially: the parameters of its constructor say how a split is chosen and
 whether there is a download.
 """
 
@@ -10,9 +10,11 @@ import inspect
 import numbers
 import os
 from pathlib import Path
+from typing import Any
 
 from ffcv_ssl.errors import SourceError
 from ffcv_ssl.fields import EncodedImage, IntField
+from ffcv_ssl.files import StrPath
 from ffcv_ssl.sources.base import Source
 
 EXAMPLES = ("cifar10", "cifar100", "stl10", "svhn", "mnist", "food101", "flowers102", "eurosat")
@@ -21,21 +23,21 @@ HELD_OUT = ("val", "valid", "validation", "test")
 
 
 class PairDataset:
-    """`dataset[i]` is (image, label): what torchvision gives, the label as a plain int."""
+    """`dataset[i]` is torchvision's (image, label), the label as a plain int."""
 
-    def __init__(self, dataset):
+    def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[Any, int]:
         image, label = self.dataset[index]
         return image, int(label)
 
 
-def find_class(name):
-    """Torchvision's dataset class of that name in lower case, or None."""
+def find_class(name: str) -> type | None:
+    """The torchvision dataset class with this name in lower case, or None."""
     from torchvision import datasets
 
     classes = {
@@ -48,14 +50,15 @@ def find_class(name):
     return classes.get(name)
 
 
-def open_torchvision(name, root, split=None, download=False):
-    """The dataset `name` under `root`; fetched there first if `download`.
+def open_torchvision(
+    name: str, root: StrPath | None, split: str | None = None, download: bool = False
+) -> Source:
+    """The dataset `name` under `root`, which `download` fetches first.
 
-    split: as the class calls it, or for classes that only know train or not, `train` or one of
-    `HELD_OUT`; None: `train`. Raises SourceError.
+    split: a name that the class knows; for classes with a parameter `train`, either `train` or one
+    of `HELD_OUT`. None means `train`. Raises SourceError.
     """
-    dataset_class = find_class(name)
-    dataset = _make(name, dataset_class, root, split or "train", download)
+    dataset = _make(name, find_class(name), root, split or "train", download)
     _check_sample(name, dataset)
     names = _keep_bytes(dataset)
     class_names = _class_names(dataset)
@@ -69,9 +72,9 @@ def open_torchvision(name, root, split=None, download=False):
     )
 
 
-def _make(name, dataset_class, root, split, download):
+def _make(name: str, dataset_class: Any, root: StrPath | None, split: str, download: bool) -> Any:
     parameters = inspect.signature(dataset_class).parameters
-    arguments = {}
+    arguments: dict[str, Any] = {}
     if "root" in parameters:
         if root is None:
             raise SourceError(f"--root: missing, expected the folder that {name} lies in")
@@ -84,15 +87,16 @@ def _make(name, dataset_class, root, split, download):
         arguments["split"] = split
     elif "train" in parameters:
         if split != "train" and split not in HELD_OUT:
-            known = ", ".join(HELD_OUT)
-            raise SourceError(f"--split: got {split!r}, {name} has train and test ({known})")
+            raise SourceError(
+                f"--split: got {split!r}, expected train or test ({', '.join(HELD_OUT)}) for {name}"
+            )
         arguments["train"] = split == "train"
     elif split != "train":
-        raise SourceError(f"--split: got {split!r}, {name} has no splits")
+        raise SourceError(f"--split: got {split!r}, expected none or train; {name} has no splits")
     return _call(name, dataset_class, arguments)
 
 
-def _call(name, dataset_class, arguments):
+def _call(name: str, dataset_class: Any, arguments: dict[str, Any]) -> Any:
     try:
         return dataset_class(**arguments)
     except (RuntimeError, ValueError, OSError, TypeError, ImportError) as error:
@@ -102,20 +106,18 @@ def _call(name, dataset_class, arguments):
         raise SourceError(f"{name}: {text}{remedy}") from error
 
 
-def _check_sample(name, dataset):
+def _check_sample(name: str, dataset: Any) -> None:
     if len(dataset) == 0:
         raise SourceError(f"{name}: no samples")
     sample = dataset[0]
     label = sample[1] if isinstance(sample, tuple) and len(sample) == 2 else None
     if not isinstance(label, numbers.Integral) and getattr(label, "ndim", None) != 0:
-        raise SourceError(
-            f"{name}: not a dataset of (image, class label), the only kind that is written"
-        )
+        raise SourceError(f"{name}: expected a dataset of (image, class label), got another kind")
 
 
-def _keep_bytes(dataset):
-    """Datasets that are folders of files hand on the files' bytes instead of decoded images;
-    returns the files' names, relative and with `/`, or None for other datasets."""
+def _keep_bytes(dataset: Any) -> list[str] | None:
+    """Make a dataset that is a folder of files return encoded images, and return the files' names,
+    relative and with `/`. Other datasets stay as they are: None."""
     from torchvision.datasets import DatasetFolder
 
     if not isinstance(dataset, DatasetFolder):
@@ -124,9 +126,8 @@ def _keep_bytes(dataset):
     return [Path(os.path.relpath(path, dataset.root)).as_posix() for path, _ in dataset.samples]
 
 
-def _class_names(dataset):
-    """The dataset's own class names, or None where it has none. ImageNet's are tuples of
-    synonyms."""
+def _class_names(dataset: Any) -> list[str] | None:
+    """The dataset's class names, or None where it has none. ImageNet's are tuples of synonyms."""
     names = getattr(dataset, "classes", None)
     if not isinstance(names, list | tuple) or not names:
         return None

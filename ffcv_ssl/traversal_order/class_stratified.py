@@ -1,8 +1,8 @@
-"""Batches of so many classes with so many images each, for losses that need positives of a class.
+"""Batches of C classes with m images each, for losses that need several images of a class.
 
-A global batch is `classes_per_batch` different classes times `images_per_class` of their images.
-The classes come from permutations of all of them, a class's images from permutations of its own,
-so that classes are seen equally often whatever their sizes.
+A global batch holds `classes_per_batch` different classes and `images_per_class` images of each.
+Classes come from permutations of all classes, and images from permutations of their class, so that
+all classes are seen equally often, whatever their sizes.
 Source: the class-stratified sampler of SuNCEt (Assran et al. 2020); not the same random stream.
 
     labelled = np.flatnonzero(labels >= 0)
@@ -12,6 +12,10 @@ Source: the class-stratified sampler of SuNCEt (Assran et al. 2020); not the sam
 
 # N samples of the file, K classes with labels, C classes and m images a class in a batch, T batches
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from ffcv_ssl.kernels.hash import xxh3_64
@@ -19,27 +23,37 @@ from ffcv_ssl.kernels.random import shuffle_
 from ffcv_ssl.seeding import derive_key
 from ffcv_ssl.traversal_order.base import TraversalOrder
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
 
 class ClassStratified(TraversalOrder):
-    """labels: (N,) class numbers of the file's samples, -1: unlabelled, which never take part.
+    """labels: (N,) class numbers of the file's samples; -1 marks unlabelled samples, which never
+    take part.
 
     classes_per_batch, images_per_class: of a *global* batch, at least 1. unique_classes_per_rank:
     ranks get different classes of the batch (as far as their number allows), instead of different
-    images of all its classes. `batch_size` is that of the global batch: the loader's batch size
-    times its ranks must be just that, and is refused at the first batch otherwise.
+    images of all classes. `batch_size` is that of the global batch: the loader's batch size times
+    the number of ranks must equal it, or the first batch raises ValueError.
 
-    A pass is as many whole batches as cover the labelled samples once, at least one. A class with
-    fewer images than a pass asks of it starts over, so an image may then occur twice, even in one
-    batch. Raises ValueError for numbers out of range and for more classes a batch than have labels.
+    An epoch has the smallest number of whole batches that covers the labelled samples once. A class
+    with fewer images than an epoch takes of it starts over, so an image may occur twice, even in
+    one batch. Raises ValueError for numbers out of range and for too few classes with labels.
     """
 
-    def __init__(self, labels, classes_per_batch, images_per_class, unique_classes_per_rank=False):
+    def __init__(
+        self,
+        labels: ArrayLike,
+        classes_per_batch: int,
+        images_per_class: int,
+        unique_classes_per_rank: bool = False,
+    ) -> None:
         for name, value in (
             ("classes_per_batch", classes_per_batch),
             ("images_per_class", images_per_class),
         ):
             if value != int(value) or value < 1:
-                raise ValueError(f"ClassStratified: {name} is {value!r}, must be at least 1")
+                raise ValueError(f"ClassStratified: {name}: got {value!r}, expected at least 1")
         self.labels = np.array(labels, np.int64).reshape(-1)
         self._digest = xxh3_64(self.labels)
         self.classes_per_batch = int(classes_per_batch)
@@ -48,24 +62,24 @@ class ClassStratified(TraversalOrder):
         self._check_classes(len(np.unique(self.labels[self.labels >= 0])))
 
     @property
-    def batch_size(self):
+    def batch_size(self) -> int:
         """Samples of a global batch."""
         return self.classes_per_batch * self.images_per_class
 
     @property
-    def name(self):
+    def name(self) -> str:
         unique = ", unique classes a rank" if self.unique_classes_per_rank else ""
         return (
             f"ClassStratified({self.classes_per_batch} classes x {self.images_per_class} images"
             f"{unique}, labels {self._digest:016x})"
         )
 
-    def sequence(self, reader, indices, seed, epoch):
+    def sequence(self, reader: Any, indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
         """Batches interleaved: one image of every class of the batch, then another of each..."""
         if len(indices) and indices.max() >= len(self.labels):
             raise ValueError(
-                f"ClassStratified: sample {indices.max()} has no label, got {len(self.labels)} "
-                "labels; give one for every sample of the file"
+                f"ClassStratified: got {len(self.labels)} labels, expected one for every sample of "
+                f"the file; sample {indices.max()} has none"
             )
         labelled = indices[self.labels[indices] >= 0]
         classes, members = _group(self.labels[labelled], labelled)
@@ -81,22 +95,22 @@ class ClassStratified(TraversalOrder):
         shape = (num_batches, self.classes_per_batch, self.images_per_class)
         return samples.reshape(shape).transpose(0, 2, 1).reshape(-1)
 
-    def _check_classes(self, num_classes):
+    def _check_classes(self, num_classes: int) -> None:
         if num_classes < self.classes_per_batch:
             raise ValueError(
-                f"ClassStratified: classes_per_batch is {self.classes_per_batch}, but only "
-                f"{num_classes} classes have labelled samples; at most so many fit in a batch"
+                f"ClassStratified: classes_per_batch: got {self.classes_per_batch}, expected at "
+                f"most {num_classes}, the number of classes with labelled samples"
             )
 
     def _class_windows(self, classes, num_batches, seed, epoch):
-        """Positions in `classes` of each batch, (T, C): no class twice in a row of it.
+        """Positions in `classes` of each batch, (T, C), all different within a row.
 
-        A window that reaches into the next permutation skips what it already holds; the skipped
-        classes are the first of the window after it.
+        A window that reaches into the next permutation skips the classes that it already holds; the
+        next window starts with the skipped ones.
         """
         length = num_batches * self.classes_per_batch
         key = (seed, "order", "class_stratified", "classes")
-        # One permutation more: of the last one, a window may skip some and take later ones.
+        # One permutation more, because a window may skip classes of the last one.
         stream = _permutations(key, epoch, np.arange(len(classes)), length + len(classes))
         waiting, position = [], 0
         windows = np.empty((num_batches, self.classes_per_batch), np.int64)
@@ -112,36 +126,36 @@ class ClassStratified(TraversalOrder):
             window[:], waiting = list(chosen), skipped
         return windows
 
-    def split(self, reader, samples, world_size):
-        """Equal parts: of rows of the interleaved batch, or of its classes one after another; each
-        rank keeps the order of the batch."""
+    def split(self, reader: Any, samples: np.ndarray, world_size: int) -> list[np.ndarray]:
+        """Equal parts: consecutive rows of the batch, or with unique_classes_per_rank consecutive
+        classes. Each rank keeps the order of the batch."""
         if len(samples) != self.batch_size:
             raise ValueError(
-                f"ClassStratified: a global batch of {len(samples)} samples, expected "
+                f"ClassStratified: got a global batch of {len(samples)} samples, expected "
                 f"{self.classes_per_batch} classes x {self.images_per_class} images; the loader's "
-                f"batch size times its ranks must be {self.batch_size}"
+                f"batch size times the number of ranks must be {self.batch_size}"
             )
         if not self.unique_classes_per_rank:
             return super().split(reader, samples, world_size)
-        # classes by their first place in the batch, not by number: no rank has always the same ones
+        # classes in the order of the batch, not by number: a rank's classes change with the batch
         _, first, number = np.unique(self.labels[samples], return_index=True, return_inverse=True)
         by_class = np.argsort(first[number], kind="stable")
         return [np.sort(part) for part in np.array_split(by_class, world_size)]
 
-    def replacements(self, sample):
-        """Labelled samples of the same class; the loader's `indices` play no part."""
+    def replacements(self, sample: int) -> np.ndarray | None:
+        """Labelled samples of the same class, whether or not they are in the loader's `indices`."""
         return np.flatnonzero(self.labels == self.labels[sample])
 
 
-def _group(keys, values):
+def _group(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
     """Distinct keys in ascending order, and the values of each, in the order given."""
     order = np.argsort(keys, kind="stable")
     distinct, begins = np.unique(keys[order], return_index=True)
     return distinct, np.split(values[order], begins[1:])
 
 
-def _permutations(key, epoch, values, length):
-    """The first `length` of endless permutations of `values`, one after another."""
+def _permutations(key: tuple, epoch: int, values: np.ndarray, length: int) -> np.ndarray:
+    """The first `length` elements of an endless series of permutations of `values`."""
     parts = []
     for number in range(-(-length // len(values))):
         shuffled = np.array(values, np.int64)

@@ -1,9 +1,13 @@
 """Random blocks, random inside a window of blocks: for files larger than memory.
 
-A block is one page of the file. Blocks are permuted; consecutive ones form a window, whose samples
-are permuted together. So at any time only one window of the file is being read, and a rank reads
-only its share of the window's blocks.
+A block is one page of the file. The blocks are permuted; consecutive blocks form a window, and the
+samples of a window are permuted together. So only one window of the file is read at a time, and
+each rank reads only its share of the window's blocks.
 """
+
+from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -13,14 +17,16 @@ from ffcv_ssl.traversal_order.base import TraversalOrder
 
 
 class QuasiRandom(TraversalOrder):
-    """window_blocks: pages of the file whose samples are mixed with one another, at least 1."""
+    """window_blocks: number of blocks in a window, at least 1."""
 
-    def __init__(self, window_blocks=16):
+    def __init__(self, window_blocks: int = 16) -> None:
         if window_blocks < 1:
-            raise ValueError(f"QuasiRandom: window_blocks is {window_blocks}, must be at least 1")
+            raise ValueError(
+                f"QuasiRandom: window_blocks: got {window_blocks}, expected at least 1"
+            )
         self.window_blocks = window_blocks
 
-    def sequence(self, reader, indices, seed, epoch):
+    def sequence(self, reader: Any, indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
         blocks, samples_of_block = self._group(self._block_of(reader, indices))
         order = np.arange(len(blocks))
         shuffle_(derive_key(seed, "order", "blocks"), epoch, order)
@@ -32,16 +38,15 @@ class QuasiRandom(TraversalOrder):
             parts.append(indices[samples])
         return np.concatenate(parts) if parts else indices.copy()
 
-    def split(self, reader, samples, world_size):
-        """A rank takes neighbouring blocks of the batch, its samples in the order of the
-        sequence."""
+    def split(self, reader: Any, samples: np.ndarray, world_size: int) -> list[np.ndarray]:
+        """Each rank takes neighbouring blocks of the batch, in the order of the sequence."""
         by_block = np.argsort(self._block_of(reader, samples), kind="stable")
         return [np.sort(part) for part in np.array_split(by_block, world_size)]
 
     @staticmethod
     def _block_of(reader, indices):
-        """Page number of each sample's largest field; a file of scalars alone counts as blocks of
-        1,024 samples."""
+        """Page of each sample's payload in the largest field. In a file without payloads, 1,024
+        samples make a block."""
         extents = [reader.extents(name) for name in reader.fields]
         extents = [e for e in extents if e is not None and len(e.size)]
         if not extents:

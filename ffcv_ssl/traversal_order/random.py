@@ -1,5 +1,11 @@
-"""A uniformly random permutation an epoch, from the library's own generator (NumPy promises no
-stable streams)."""
+"""A uniformly random permutation per epoch, from the library's own generator, because NumPy may
+change its streams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
 
 from ffcv_ssl.kernels.random import shuffle_
 from ffcv_ssl.seeding import derive_key
@@ -7,10 +13,10 @@ from ffcv_ssl.traversal_order.base import TraversalOrder
 
 
 class Random(TraversalOrder):
-    """Every sample once an epoch, every permutation equally likely. Reads all over the file: best
-    when it is cached."""
+    """Every sample once per epoch, every permutation equally likely. Reads all over the file, so it
+    suits files that fit in memory."""
 
-    def sequence(self, reader, indices, seed, epoch):
+    def sequence(self, reader: Any, indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
         shuffled = indices.copy()
         shuffle_(derive_key(seed, "order", "random"), epoch, shuffled)
         return shuffled

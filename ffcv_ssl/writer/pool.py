@@ -1,51 +1,53 @@
 """Samples encoded in worker processes, handed back in order, whatever the number of processes.
 
-An exception in a worker, or its death, ends the writing with an error that names the sample;
-nothing hangs: workers are watched through their process handles, and they watch their parent.
+An exception in a worker, or its death, ends the writing with an error that names the sample.
+Nothing hangs: the parent watches the workers' process handles, and the workers watch their parent.
 """
+
+from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import traceback
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ffcv_ssl import beton
 from ffcv_ssl.errors import BetonError
+from ffcv_ssl.fields.base import Field
 from ffcv_ssl.kernels.hash import xxh3_64
 
 _PART_BYTES = 32 << 20  # a chunk of large images travels in parts, so that memory stays bounded
 _PARENT_CHECK_S = 1.0
-_QUEUED_CHUNKS = (
-    2  # a worker: one under way, one waiting, so that it never idles while the parent writes
-)
-_WINDOW_CHUNKS = 4  # a worker: how far the finished chunks may run ahead of a slow one
+# Per worker: one chunk in work and one waiting, so that it never idles while the parent writes.
+_QUEUED_CHUNKS = 2
+_WINDOW_CHUNKS = 4  # per worker: how many chunks may be finished before the oldest one is
 
 
 class Encoded(NamedTuple):
-    """Consecutive samples, encoded; n of them, with P payload fields."""
+    """n consecutive samples, encoded; P fields have payloads."""
 
     metadata: bytes  # n items of the file's metadata type, pointers still zero
     sizes: np.ndarray  # uint64 (n, P)
     checksums: np.ndarray  # uint64 (n, P), xxh3-64
     blob: bytes  # payloads end to end, in order; an empty payload takes one byte
-    counts: dict  # field name -> what its encode did, as {text: count}
+    counts: dict[str, dict[str, int]]  # field -> what its `encode` did, as {text: count}
 
 
 class SampleError(Exception):
-    """A sample that could not be encoded; its text says which, and why."""
+    """A sample could not be encoded; the text says which one, and why."""
 
 
 class SampleEncoder:
-    """Fetches samples of a dataset and encodes them. fields: name -> Field. dataset: anything
-    indexable.
-    """
+    """Fetches samples of a dataset, anything that can be indexed, and encodes them."""
 
-    def __init__(self, fields, dataset):
+    def __init__(self, fields: Mapping[str, Field], dataset: Any) -> None:
         self.fields = fields
         self.dataset = dataset
         self.metadata_type = beton.metadata_type(fields.values())
@@ -55,12 +57,19 @@ class SampleEncoder:
             for index, field in enumerate(fields.values())
         ]
 
-    def encode(self, first, sources, on_sample=lambda sample, source: None):
-        """Yield Encoded parts of samples first, first + 1, ..., made from dataset[source] for each
-        of `sources`.
+    def encode(
+        self,
+        first: int,
+        sources: list[int],
+        on_sample: Callable[[int, int], None] = lambda sample, source: None,
+    ) -> Iterator[Encoded]:
+        """Encode dataset[source] for each of `sources` as samples first, first + 1, ...
+
+        on_sample(sample, source) is called before each sample.
         """
         metadata = self._zero_metadata(len(sources))
-        payloads, payload_bytes, begin = [], 0, 0
+        payloads: list[list[np.ndarray]] = []
+        payload_bytes = begin = 0
         for offset, source in enumerate(sources):
             on_sample(first + offset, source)
             payloads.append(
@@ -73,13 +82,13 @@ class SampleEncoder:
         if payloads:
             yield self._part(metadata[begin:], payloads)
 
-    def _zero_metadata(self, num_samples):
-        # made from plain bytes: the padding between columns is part of the file, and must not be
-        # garbage
+    def _zero_metadata(self, num_samples: int) -> np.ndarray:
+        # made from plain zeros: the padding between columns is part of the file's bytes
         raw = np.zeros(num_samples * self.metadata_type.itemsize, np.uint8)
         return raw.view(self.metadata_type)
 
-    def _encode_sample(self, sample, source, row):
+    def _encode_sample(self, sample: int, source: int, row: np.ndarray) -> list[np.ndarray]:
+        """The payloads of one sample, its metadata written to `row` (1,)."""
         place = f"sample {sample} (dataset index {source})"
         try:
             values = self.dataset[source]
@@ -101,7 +110,7 @@ class SampleEncoder:
                 payloads.append(payload)
         return payloads
 
-    def _part(self, metadata, payloads):
+    def _part(self, metadata: np.ndarray, payloads: list[list[np.ndarray]]) -> Encoded:
         sizes = np.array([[p.size for p in row] for row in payloads], np.uint64)
         checksums = np.array([[xxh3_64(p) for p in row] for row in payloads], np.uint64)
         slot = np.zeros(1, np.uint8)
@@ -110,14 +119,18 @@ class SampleEncoder:
         return Encoded(metadata.tobytes(), sizes, checksums, blob, counts)
 
 
-def _encode_value(field, destination, value, has_payload):
+def _encode_value(
+    field: Field, destination: np.ndarray, value: Any, has_payload: bool
+) -> np.ndarray:
     """The payload of one value as uint8 (size,), its metadata written to `destination` (1,)."""
-    buffers = []
+    buffers: list[np.ndarray] = []
 
-    def malloc(num_bytes):
-        if not has_payload or buffers:
-            limit = "one allocation" if has_payload else "no allocation, as it names no pointers"
-            raise TypeError(f"{type(field).__name__} may make {limit} a sample")
+    def malloc(num_bytes: int) -> tuple[int, np.ndarray]:
+        if not has_payload:
+            name = type(field).__name__
+            raise TypeError(f"{name} allocates memory, but its method pointers finds no pointers")
+        if buffers:
+            raise TypeError(f"{type(field).__name__} allocates twice for a sample, expected once")
         buffers.append(np.zeros(int(num_bytes), np.uint8))
         return 0, buffers[0]
 
@@ -125,8 +138,8 @@ def _encode_value(field, destination, value, has_payload):
     return buffers[0] if buffers else np.zeros(0, np.uint8)
 
 
-def _describe(error):
-    """An exception in one line; foreign ones make no sense without their type."""
+def _describe(error: Exception) -> str:
+    """An exception in one line, with its type unless it is one of this library's usual types."""
     text = " ".join(str(error).split())
     if text and type(error) in (ValueError, TypeError, BetonError):
         return text
@@ -134,22 +147,24 @@ def _describe(error):
 
 
 class Chunk(NamedTuple):
-    first: int  # sample id of the first one
-    sources: list  # dataset indices
+    """Consecutive samples that a worker encodes at once."""
+
+    first: int  # id of the first sample
+    sources: list[int]  # dataset indices
 
 
-def encode_in_order(encoder, chunks, num_workers):
-    """Yield Encoded parts of all chunks in order. SampleError for a sample that fails, or a worker
-    that dies.
+def encode_in_order(
+    encoder: SampleEncoder, chunks: list[Chunk], num_workers: int
+) -> Generator[Encoded, None, None]:
+    """Yield the encoded samples of all chunks, in order.
 
-    One worker means this process; more are forked (spawned where there is no fork), and gone when
-    the generator ends.
+    One worker means this process. More workers are forked (spawned where there is no fork), and end
+    with the generator. Raises SampleError for a sample that fails and for a worker that dies.
     """
     if num_workers == 1:
         for chunk in chunks:
             yield from encoder.encode(*chunk)
         return
-    xxh3_64(b"")  # compiled or loaded once here, not in every worker
     pool = _Pool(encoder, chunks, min(num_workers, len(chunks)))
     try:
         yield from pool.parts()
@@ -158,22 +173,22 @@ def encode_in_order(encoder, chunks, num_workers):
 
 
 class _Worker(NamedTuple):
-    process: multiprocessing.Process
+    process: Any  # Process of a fork or spawn context
     connection: multiprocessing.connection.Connection
-    queue: list  # ids of the chunks it has been given and not finished
+    queue: list[int]  # ids of the chunks that it was given and has not finished
 
 
 class _Pool:
-    def __init__(self, encoder, chunks, num_workers):
+    def __init__(self, encoder: SampleEncoder, chunks: list[Chunk], num_workers: int) -> None:
         self._chunks = chunks
         self._sent = 0
-        self._parts = {}  # chunk id -> parts that came before their turn
-        self._finished = set()
+        self._parts: dict[int, list[Encoded]] = {}  # by chunk id, parts that came before their turn
+        self._finished: set[int] = set()
         method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-        context = multiprocessing.get_context(method)
-        # what each worker is at, (sample, dataset index), for the day it dies
+        context: Any = multiprocessing.get_context(method)
+        # (sample, dataset index) that each worker is encoding, for the error message if it dies
         self._current = context.RawArray("q", 2 * num_workers)
-        self._workers = []
+        self._workers: list[_Worker] = []
         try:
             for index in range(num_workers):
                 self._workers.append(self._start(context, index, encoder))
@@ -181,10 +196,10 @@ class _Pool:
             self.stop()
             raise
 
-    def _start(self, context, index, encoder):
+    def _start(self, context: Any, index: int, encoder: SampleEncoder) -> _Worker:
         ours, theirs = context.Pipe()
-        # a fork inherits our ends of the pipes, its own too: held open, they would keep it waiting
-        # for a parent that is gone
+        # A forked worker inherits the parent's ends of all pipes. It must close them, or it would
+        # never see that the parent has died.
         inherited = [worker.connection for worker in self._workers] + [ours]
         is_fork = context.get_start_method() == "fork"
         process = context.Process(
@@ -205,7 +220,7 @@ class _Pool:
         theirs.close()  # so that a dead worker's pipe ends
         return _Worker(process, ours, [])
 
-    def parts(self):
+    def parts(self) -> Iterator[Encoded]:
         for chunk_id in range(len(self._chunks)):
             while True:
                 yield from self._parts.pop(chunk_id, ())
@@ -215,30 +230,31 @@ class _Pool:
                 self._hand_out(chunk_id)
                 self._receive()
 
-    def _hand_out(self, oldest_unfinished):
+    def _hand_out(self, oldest_unfinished: int) -> None:
         limit = min(len(self._chunks), oldest_unfinished + _WINDOW_CHUNKS * len(self._workers))
         for depth in range(_QUEUED_CHUNKS):
             for worker in self._workers:
                 if self._sent < limit and len(worker.queue) == depth:
                     try:
-                        # an id, not the chunk: this must fit the pipe even while the worker is not
-                        # reading, because it may be waiting for us to take its own large message
+                        # Only the id, not the chunk: the message must fit into the pipe, because
+                        # the worker may not read while it waits for us to read its large message.
                         worker.connection.send(self._sent)
                     except OSError:
                         raise self._death(worker) from None
                     worker.queue.append(self._sent)
                     self._sent += 1
 
-    def _receive(self):
-        by_handle = {worker.connection: worker for worker in self._workers}
-        by_handle.update({worker.process.sentinel: worker for worker in self._workers})
-        for worker in {id(w): w for w in map(by_handle.get, _wait(by_handle))}.values():
+    def _receive(self) -> None:
+        owner: dict[Any, _Worker] = {worker.connection: worker for worker in self._workers}
+        owner |= {worker.process.sentinel: worker for worker in self._workers}
+        ready = multiprocessing.connection.wait(list(owner))
+        for worker in {id(owner[handle]): owner[handle] for handle in ready}.values():
             try:
                 self._take_message(worker)
             except (EOFError, OSError):
                 raise self._death(worker) from None
 
-    def _take_message(self, worker):
+    def _take_message(self, worker: _Worker) -> None:
         if not worker.connection.poll():
             raise EOFError
         kind, chunk_id, content = worker.connection.recv()
@@ -252,7 +268,7 @@ class _Pool:
             text, trace = content
             raise SampleError(text) from _RemoteError(trace)
 
-    def _death(self, worker):
+    def _death(self, worker: _Worker) -> SampleError:
         worker.process.join(5)
         code = worker.process.exitcode
         how = (
@@ -262,7 +278,7 @@ class _Pool:
         sample, source = self._current[2 * index : 2 * index + 2]
         return SampleError(f"sample {sample} (dataset index {source}): its worker process {how}")
 
-    def stop(self):
+    def stop(self) -> None:
         for worker in self._workers:
             worker.process.terminate()
         for worker in self._workers:
@@ -275,25 +291,31 @@ class _Pool:
         self._workers = []
 
 
-_wait = multiprocessing.connection.wait
-
-
 class _RemoteError(Exception):
-    """The traceback of a worker, shown as the cause of the error in the parent."""
+    """A worker's traceback, shown as the cause of the error in the parent."""
 
-    def __init__(self, trace):
+    def __init__(self, trace: str) -> None:
         super().__init__(f"in a worker process:\n{trace}")
 
 
-def _work(connection, encoder, chunks, current, index, parent, inherited):
-    """A worker's life: chunks in, parts out, until told to stop or left alone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which stops us
+def _work(
+    connection: Any,
+    encoder: SampleEncoder,
+    chunks: list[Chunk],
+    current: Any,
+    index: int,
+    parent: int,
+    inherited: list[Any],
+) -> None:
+    """What a worker process does: receive chunk ids and send encoded parts, until the parent stops
+    it or is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent gets it too and stops us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _limit_threads()
     for parents_end in inherited:
         parents_end.close()
 
-    def on_sample(sample, source):
+    def on_sample(sample: int, source: int) -> None:
         current[2 * index], current[2 * index + 1] = sample, source
 
     try:
@@ -302,8 +324,9 @@ def _work(connection, encoder, chunks, current, index, parent, inherited):
                 if os.getppid() != parent:
                     return
             chunk_id = connection.recv()
+            first, sources = chunks[chunk_id]
             try:
-                for part in encoder.encode(*chunks[chunk_id], on_sample):
+                for part in encoder.encode(first, sources, on_sample):
                     connection.send(("part", chunk_id, part._replace(blob=b"")))
                     connection.send_bytes(part.blob)
             except Exception as error:
@@ -315,17 +338,15 @@ def _work(connection, encoder, chunks, current, index, parent, inherited):
         return  # the parent is gone
 
 
-def _limit_threads():
-    """One torch thread a worker, as torch's own DataLoader does: a forked OpenMP pool would wait
-    for ever.
+def _limit_threads() -> None:
+    """One torch thread per worker, as in torch's DataLoader: a forked OpenMP pool would wait for
+    ever.
     """
-    import sys
-
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
 
 
-def add_counts(total, counts):
-    """Add a part's counts (field -> {text: count}) to `total` (field -> Counter)."""
+def add_counts(total: dict[str, Counter[str]], counts: dict[str, dict[str, int]]) -> None:
+    """Add the counts of a part to `total`, field by field."""
     for name, count in counts.items():
         total.setdefault(name, Counter()).update(count)

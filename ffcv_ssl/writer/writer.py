@@ -1,25 +1,40 @@
 """dataset -> `.beton` file, in parallel, all or nothing.
 
 The file's bytes depend on the dataset and the fields alone, not on the number of workers or the
-size of chunks. It is written under a temporary name in the same folder, header last, synced and
-renamed: after a failure nothing is left behind, and what a killed writer leaves does not open.
+size of chunks. The file is written under a temporary name in the same folder, header last, flushed
+to disk and renamed. A failed writer leaves nothing behind; what a killed writer leaves does not
+open.
 
     writer = DatasetWriter("train.beton", {"image": RGBImageField("jpg"), "label": IntField()})
     writer.from_indexed_dataset(dataset)          # dataset[i] -> (image, label)
 """
 
+from __future__ import annotations
+
 import os
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from ffcv_ssl import beton
 from ffcv_ssl.errors import BetonError
 from ffcv_ssl.fields import BUILT_IN, IntField
-from ffcv_ssl.files import replacing, sync_folder
-from ffcv_ssl.writer.pool import Chunk, SampleEncoder, SampleError, add_counts, encode_in_order
+from ffcv_ssl.fields.base import Field
+from ffcv_ssl.files import StrPath, replacing, sync_folder
+from ffcv_ssl.kernels.hash import xxh3_64
+from ffcv_ssl.writer.pool import (
+    Chunk,
+    Encoded,
+    SampleEncoder,
+    SampleError,
+    add_counts,
+    encode_in_order,
+)
 
 MIN_PAGE_SIZE = beton.MIN_PAGE_BYTES
 MAX_PAGE_SIZE = beton.MAX_PAGE_BYTES
@@ -30,28 +45,28 @@ class DatasetWriter:
     """Writes one `.beton` file.
 
     path: the file to make or replace. fields: name -> Field, in the order of a sample's values;
-    names are ASCII of at most 16 bytes. page_size: a power of two from 2 MiB to 2 GiB; it grows by
-    itself to hold the largest sample, since no allocation may cross a page. num_workers: processes;
-    -1 for one a usable core, 1 for none beside this one. class_names: field -> list of names of its
-    labels 0, 1, ...; made: how the data came about; names: a file name for each item of the
-    dataset, by its index. All are kept in the file; `made` must be serialisable as JSON.
+    names are ASCII of at most 16 bytes. page_size: a power of two from 2 MiB to 2 GiB; it grows
+    until it holds the largest sample, since no sample may cross a page. num_workers: processes; -1:
+    one per usable core, 1: this process alone. class_names: field -> names of its labels 0, 1, ...
+    made: how the data came about, serialisable as JSON. names: a file name for each item of the
+    dataset, by its index. The file keeps class_names, made and names.
 
-    After writing, `counts` says for each field what was done, e.g. images kept as they were or
-    encoded, and why. Raises ValueError for settings that make no file, BetonError for data that
-    does not fit them. Source: FFCV's DatasetWriter.
+    After writing, `counts` says for each field how many images were kept or encoded, and why.
+    Raises ValueError for impossible settings, BetonError for data that does not fit the fields.
+    Source: FFCV's DatasetWriter.
     """
 
     def __init__(
         self,
-        path,
-        fields,
-        page_size=4 * MIN_PAGE_SIZE,
-        num_workers=-1,
+        path: StrPath,
+        fields: Mapping[str, Field],
+        page_size: int = 4 * MIN_PAGE_SIZE,
+        num_workers: int = -1,
         *,
-        class_names=None,
-        made=None,
-        names=None,
-    ):
+        class_names: Mapping[str, Sequence[str]] | None = None,
+        made: Mapping[str, Any] | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
         self.path = os.fspath(path)
         self.fields = dict(fields)
         self.page_size = page_size
@@ -59,18 +74,18 @@ class DatasetWriter:
         self.class_names = {name: list(names) for name, names in (class_names or {}).items()}
         self.made = dict(made or {})
         self.names = names
-        self.counts = {}
+        self.counts: dict[str, Counter[str]] = {}
         self._check_settings()
 
-    def _check_settings(self):
+    def _check_settings(self) -> None:
         if not self.fields:
-            raise ValueError(f"{self.path}: no fields to write")
+            raise ValueError(f"{self.path}: no fields to write, expected at least one")
         for name in self.fields:
             beton.checked_name(name)
         is_power = self.page_size > 0 and self.page_size & (self.page_size - 1) == 0
         if not is_power or not MIN_PAGE_SIZE <= self.page_size <= MAX_PAGE_SIZE:
             raise ValueError(
-                f"page_size {self.page_size}, expected a power of two from {MIN_PAGE_SIZE} to "
+                f"page_size: got {self.page_size}, expected a power of two from {MIN_PAGE_SIZE} to "
                 f"{MAX_PAGE_SIZE}"
             )
         for name in self.class_names:
@@ -81,18 +96,24 @@ class DatasetWriter:
         except TypeError as error:
             raise ValueError(f"made: {error}") from None
 
-    def from_indexed_dataset(self, dataset, indices=None, chunksize=100, shuffle_indices=False):
+    def from_indexed_dataset(
+        self,
+        dataset: Any,
+        indices: Iterable[int] | None = None,
+        chunksize: int = 100,
+        shuffle_indices: bool = False,
+    ) -> None:
         """Write dataset[i] for i in `indices` (default: all, in order) as samples 0, 1, ...
 
-        dataset: has __getitem__ giving a tuple with one value a field, and __len__ if `indices` is
-        None. chunksize: samples a worker takes at once. shuffle_indices: a fixed permutation, the
-        same every time.
+        dataset: `dataset[i]` is a tuple with one value per field; `len(dataset)` is needed only
+        without `indices`. chunksize: samples that a worker takes at once. shuffle_indices: permute
+        the samples, the same way every time.
         """
         sources = [int(i) for i in (range(len(dataset)) if indices is None else indices)]
         if not sources:
             raise ValueError(f"{self.path}: the dataset is empty")
         if chunksize < 1:
-            raise ValueError(f"chunksize {chunksize}, expected at least 1")
+            raise ValueError(f"chunksize: got {chunksize}, expected at least 1")
         if shuffle_indices:
             sources = [sources[position] for position in _fixed_permutation(len(sources))]
         chunks = [
@@ -100,25 +121,37 @@ class DatasetWriter:
             for first in range(0, len(sources), chunksize)
         ]
         encoder = SampleEncoder(self.fields, dataset)
-        names = None if self.names is None else beton.pack_names(self._names_of(sources))
+        names = self._pack_names(sources)
+        # Load the hash kernel now: once and not in every worker, and before the file is made, as an
+        # interrupt that comes while numba loads a kernel can get lost in one of its callbacks.
+        xxh3_64(b"")
         try:
             with _atomic_file(self.path) as file:
                 self._write(file, encoder, chunks, len(sources), names)
         except SampleError as error:
             raise BetonError(f"{self.path}: {error}") from error.__cause__
 
-    def _names_of(self, sources):
+    def _pack_names(self, sources: list[int]) -> tuple[bytes, beton.NamesPlace] | None:
+        if self.names is None:
+            return None
         if max(sources) >= len(self.names):
             raise ValueError(
-                f"names: got {len(self.names)} names, but item {max(sources)} of the dataset is to "
-                "be written; give one for each item"
+                f"names: got {len(self.names)} names, expected one for each item of the dataset; "
+                f"item {max(sources)} has none"
             )
-        return [self.names[source] for source in sources]
+        return beton.pack_names([self.names[source] for source in sources])
 
-    def _write(self, file, encoder, chunks, num_samples, names):
+    def _write(
+        self,
+        file: BinaryIO,
+        encoder: SampleEncoder,
+        chunks: list[Chunk],
+        num_samples: int,
+        names: tuple[bytes, beton.NamesPlace] | None,
+    ) -> None:
         body = _Body(file, self.fields, encoder.metadata_type, num_samples, self.page_size)
         self.counts = {}
-        # closing: the workers go at once when writing fails, not when the traceback is collected
+        # closing: if writing fails, the workers end now and not when the traceback is collected
         encoded = closing(encode_in_order(encoder, chunks, self.num_workers))
         with encoded as parts, _progress(self.path, num_samples) as advance:
             for part in parts:
@@ -128,18 +161,18 @@ class DatasetWriter:
         names_place = None if names is None else body.append_names(*names)
         body.finish(beton.pack_text(self.class_names, self._history(), names_place))
 
-    def _check_labels(self, metadata):
+    def _check_labels(self, metadata: np.ndarray) -> None:
         for index, name in enumerate(self.fields):
             names = self.class_names.get(name)
             if names is not None:
                 low, high = int(metadata[f"f{index}"].min()), int(metadata[f"f{index}"].max())
                 if low < -1 or high >= len(names):
                     raise BetonError(
-                        f"{self.path}: field '{name}': labels {low} to {high}, but there are "
-                        f"{len(names)} class names (-1: unlabelled)"
+                        f"{self.path}: field '{name}': got labels {low} to {high}, expected -1 "
+                        f"(unlabelled) to {len(names) - 1}, as there are {len(names)} class names"
                     )
 
-    def _history(self):
+    def _history(self) -> dict[str, Any]:
         from ffcv_ssl import __version__
 
         counts = {name: dict(count) for name, count in self.counts.items() if count}
@@ -147,11 +180,16 @@ class DatasetWriter:
 
 
 class _Body:
-    """The file while it grows: places payloads in pages, collects metadata and table, and seals it
-    all.
-    """
+    """The file while it grows: places payloads in pages, collects metadata and table."""
 
-    def __init__(self, file, fields, metadata_type, num_samples, page_size):
+    def __init__(
+        self,
+        file: BinaryIO,
+        fields: Mapping[str, Field],
+        metadata_type: np.dtype,
+        num_samples: int,
+        page_size: int,
+    ) -> None:
         self._file = file
         self._fields = fields
         self._page_size = page_size
@@ -161,11 +199,12 @@ class _Body:
         self.metadata = self._raw.view(metadata_type)
         self._next_sample = 0
         self._position = -(-self._regions.locator_end // page_size) * page_size
-        self._tables, self._checksums = [], []
+        self._tables: list[np.ndarray] = []
+        self._checksums: list[np.ndarray] = []
         self._data_end = self._regions.locator_end
 
-    def append(self, part):
-        """Write an Encoded part; returns its number of samples."""
+    def append(self, part: Encoded) -> int:
+        """Write encoded samples; returns their number."""
         num_samples = len(part.metadata) // self.metadata.dtype.itemsize
         rows = slice(self._next_sample, self._next_sample + num_samples)
         start = rows.start * self.metadata.dtype.itemsize
@@ -180,16 +219,18 @@ class _Body:
         self._next_sample = rows.stop
         return num_samples
 
-    def _place(self, first, totals):
-        """Offsets of consecutive samples of these sizes: each within one page, which grows to hold
-        the largest.
+    def _place(self, first: int, totals: list[int]) -> list[int]:
+        """Offsets of consecutive samples of these sizes. Each sample lies within one page; the page
+        size grows until it holds the largest.
         """
         starts = []
         for sample, total in enumerate(totals, first):
             while total > self._page_size:
-                self._page_size *= 2  # what is placed already crosses none of the larger pages
+                self._page_size *= 2  # earlier samples cross none of the larger pages either
                 if self._page_size > MAX_PAGE_SIZE:
-                    raise SampleError(f"sample {sample}: {total} bytes, limit {MAX_PAGE_SIZE}")
+                    raise SampleError(
+                        f"sample {sample}: got {total} bytes, expected at most {MAX_PAGE_SIZE}"
+                    )
             room = self._page_size - self._position % self._page_size
             if total > room:
                 self._position += room
@@ -197,7 +238,8 @@ class _Body:
             self._position += total
         return starts
 
-    def _write_blob(self, blob, starts, totals):
+    def _write_blob(self, blob: bytes, starts: list[int], totals: list[int]) -> None:
+        """Write samples at their offsets, neighbours in one call."""
         view, done, run = memoryview(blob), 0, 0
         for index, (start, total) in enumerate(zip(starts, totals)):
             run += total
@@ -207,8 +249,8 @@ class _Body:
                 done, run = done + run, 0
         self._data_end = self._position
 
-    def _record(self, rows, pointers, part):
-        """pointers: uint64 (n, P). Fills them into the metadata, and adds the table's rows."""
+    def _record(self, rows: slice, pointers: np.ndarray, part: Encoded) -> None:
+        """Put the pointers, uint64 (n, P), into the metadata and add rows to the table."""
         payload = 0
         for index, field in enumerate(self._fields.values()):
             column = field.pointers(self.metadata[rows][f"f{index}"])
@@ -221,16 +263,16 @@ class _Body:
         self._tables.append(table.reshape(-1))
         self._checksums.append(part.checksums.reshape(-1))
 
-    def append_names(self, packed, place):
-        """Write packed names behind the last payload; returns their NamesPlace."""
+    def append_names(self, packed: bytes, place: beton.NamesPlace) -> beton.NamesPlace:
+        """Write packed names behind the last payload; returns where they are."""
         place = place._replace(offset=self._data_end)
         self._file.seek(place.offset)
         self._file.write(packed)
         self._data_end += len(packed)
         return place
 
-    def finish(self, text):
-        """Write everything but the payloads, the header last of all."""
+    def finish(self, text: bytes) -> None:
+        """Write everything but the payloads. The header comes last, once the rest is on disk."""
         table = np.concatenate([np.zeros(0, beton.ALLOC_ROW_TYPE), *self._tables])
         checksums = np.concatenate([np.zeros(0, np.uint64), *self._checksums])
         section_offset = self._data_end
@@ -258,26 +300,21 @@ class _Body:
         ):
             self._file.seek(offset)
             self._file.write(raw)
-        _sync(self._file)
+        self._file.flush()
+        os.fsync(self._file.fileno())
         self._file.seek(0)
-        self._file.write(parts["header"])
-        _sync(self._file)
+        self._file.write(parts["header"])  # `replacing` flushes it to disk
 
 
-def _type_id(field):
-    """A subclass of a built-in field is a custom field, as in FFCV: a reader must be told of it."""
+def _type_id(field: Field) -> int:
+    """A subclass of a built-in field is a custom field, as in FFCV: a reader needs its class."""
     return field.TYPE_ID if BUILT_IN.get(field.TYPE_ID) is type(field) else beton.CUSTOM_TYPE_ID
 
 
-def _sync(file):
-    file.flush()
-    os.fsync(file.fileno())
-
-
 @contextmanager
-def _atomic_file(path):
-    """A file open for writing that becomes `path` if the block succeeds, and vanishes if it does
-    not.
+def _atomic_file(path: str) -> Iterator[BinaryIO]:
+    """A file that replaces `path` if the block succeeds, under a hidden name of this process until
+    then. Raises BetonError where it cannot be written.
     """
     folder = os.path.dirname(os.path.abspath(path))
     temporary = os.path.join(folder, f".{os.path.basename(path)}.{os.getpid()}.tmp")
@@ -289,8 +326,8 @@ def _atomic_file(path):
         raise BetonError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def _fixed_permutation(length):
-    """A permutation of range(length) that is the same on every machine and version: ranks of mixed
+def _fixed_permutation(length: int) -> np.ndarray:
+    """A permutation of range(length), the same on every machine and version: the order of mixed
     counters.
 
     Source: the finaliser of SplitMix64 (Steele, Lea and Flood 2014); NumPy's own shuffles promise
@@ -305,9 +342,9 @@ def _fixed_permutation(length):
 
 
 @contextmanager
-def _progress(path, total):
-    """Yields advance(num_samples): a bar on a terminal, elsewhere a line on stderr every ten
-    seconds.
+def _progress(path: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yield advance(num_samples): it moves a bar on a terminal, and elsewhere prints a line on
+    stderr every ten seconds.
     """
     if sys.stderr.isatty():
         from rich.console import Console
@@ -320,13 +357,13 @@ def _progress(path, total):
     began = spoke = time.monotonic()
     done = 0
 
-    def advance(count):
+    def advance(count: int) -> None:
         nonlocal spoke, done
         done += count
         now = time.monotonic()
         if now - spoke >= _PROGRESS_INTERVAL_S:
             spoke = now
             rate = done / (now - began)
-            print(f"{path}: {done} of {total} samples, {rate:.0f} a second", file=sys.stderr)
+            print(f"{path}: {done} of {total} samples, {rate:.0f} per second", file=sys.stderr)
 
     yield advance

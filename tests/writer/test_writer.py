@@ -203,7 +203,7 @@ def test_a_custom_field_made_for_ffcv_is_written_and_read(tmp_path):
     with Reader(tmp_path / "a", {"mask": MadeForFfcv}) as reader:
         assert reader.read(1, "mask") == (mask + 1).tobytes()
         assert reader.field_metadata("mask")["height"].tolist() == [4, 4]
-        with pytest.raises(TypeError, match="define decode"):
+        with pytest.raises(TypeError, match="has no method decode; define one"):
             reader.decode(0, "mask")
 
 
