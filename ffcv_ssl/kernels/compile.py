@@ -121,6 +121,11 @@ class _FunctionCache(FunctionCache):
 
     _impl_class = _CacheImpl
 
+    def _index_key(self, sig, codegen):
+        """numba's key without its hash of what a closure refers to, which differs from process to
+        process: the folder's and the file's name already say which sources they belong to."""
+        return sig, codegen.magic_tuple()
+
     def is_complete(self):
         """Whether the disk holds the index and the code, which numba writes one after the other."""
         return all(

@@ -8,6 +8,7 @@ from ffcv_ssl.loader.decoding import ImageSource, ValueSource
 from ffcv_ssl.loader.view_specs import is_image
 from ffcv_ssl.pipeline.operation import CompiledOperation, Operation, State
 from ffcv_ssl.pipeline.plan import ViewPlan, resolve_links
+from ffcv_ssl.transforms import ImageOp
 
 
 class EpochProgram:
@@ -22,12 +23,13 @@ class EpochProgram:
         self.names = [name for name, _, _ in resolved]
         self.plans, self.values, self.tails = {}, [], {}
         view_counts = {}
+        image_ops = [op for _, _, ops in resolved for op in ops if isinstance(op, ImageOp)]
         for name, field_name, ops in resolved:
             if is_image(reader, field_name):
                 index = view_counts.get(field_name, 0)
                 view_counts[field_name] = index + 1
                 shape = common_shape(reader, field_name)
-                plan = ViewPlan(name, field_name, index, ops, seed, shape)
+                plan = ViewPlan(name, field_name, index, ops, seed, shape, image_ops)
                 self.plans[name], self.tails[name] = plan, plan.tail
             else:
                 self._add_value(name, field_name, ops)
