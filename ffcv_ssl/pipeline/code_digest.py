@@ -1,4 +1,4 @@
-"""A digest of a user's op class: of its file, and of all compiled code that its functions reach.
+"""A digest of an op class: of its file, and of all compiled code that its functions reach.
 
 Kernels with users' ops are cached on disk under this digest. So an edited op, an edited helper in
 another file, or another value of a constant that numba has frozen into the code gives another
@@ -7,7 +7,6 @@ digest, and never an old kernel. The library's own sources are digested in kerne
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import types
 from collections.abc import Iterator
@@ -18,11 +17,18 @@ from numba.core.dispatcher import Dispatcher
 
 from ffcv_ssl.transforms.base import FUNCTION_ARGUMENTS, ImageOp
 
+_DIGESTS: dict[type[ImageOp], str] = {}
 
-@functools.cache
+
 def digest_of(op_class: type[ImageOp]) -> str:
     """16 hexadecimal digits, the same in every process that has the same code."""
-    digest = hashlib.sha256()
+    if op_class not in _DIGESTS:
+        _DIGESTS[op_class] = _digest_class(op_class)
+    return _DIGESTS[op_class]
+
+
+def _digest_class(op_class: type[ImageOp]) -> str:
+    digest = hashlib.sha256(op_class.__qualname__.encode())
     for base in op_class.__mro__:
         digest.update(vars(base).get("source_digest", "").encode() + b"\0")
     for kind in FUNCTION_ARGUMENTS:
@@ -39,9 +45,9 @@ def _parts(value: Any, seen: set[int]) -> Iterator[bytes]:
         value = value.py_func
     value = getattr(value, "_defn", value)  # what numba's `intrinsic` decorates
     if isinstance(value, types.FunctionType):
+        yield f"{value.__module__}.{value.__qualname__}".encode()
         if id(value) not in seen and not value.__module__.startswith("ffcv_ssl."):
             seen.add(id(value))
-            yield f"{value.__module__}.{value.__qualname__}".encode()
             yield from _code_parts(value.__code__)
             for name, other in _references(value):
                 yield name.encode()

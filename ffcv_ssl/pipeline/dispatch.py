@@ -1,8 +1,8 @@
 """A view's ops as tables of numbers, and the two kernels that run them: draw, then render.
 
 One compiled pair serves every pipeline of built-in ops, at every resolution, probability and range:
-changing them changes table entries and never compiles. Ops of users' own get a pair that holds
-theirs beside the built-in ones, cached on disk under a digest of their code. The chains of `if` in
+changing them changes table entries and never compiles. Pipelines with ops of users' own get a pair
+that holds the ops they use, cached on disk under a digest of the users' code. The chains of `if` in
 the kernels are made from the ops' compiled functions.
 
 Table `ops`, int64 (ops, 4): code of the function | first raw column | linked (1: the draw is copied
@@ -24,7 +24,7 @@ from ffcv_ssl.errors import UserError
 from ffcv_ssl.kernels.compile import Kernel, device
 from ffcv_ssl.kernels.resample import pack
 from ffcv_ssl.pipeline.code_digest import digest_of
-from ffcv_ssl.transforms import BUILT_IN_OPS, ImageOp
+from ffcv_ssl.transforms import BUILT_IN_OPS, ImageOp, SimpleRGBImageDecoder
 from ffcv_ssl.transforms.base import FUNCTION_ARGUMENTS
 
 NOTHING = -1  # code of an op that has nothing to do here, as a flip that the crop before it does
@@ -54,8 +54,7 @@ def _by_code(functions: Iterable[Any], kind: str) -> Any:
 
 
 class _OpsKernel(Kernel):
-    """A kernel with ops' functions in it; `origins` names those of users' ops: {function: (op,
-    kind)}."""
+    """A kernel with ops' functions in it; `origins` names them: {function: (op, kind)}."""
 
     def __init__(self, py_func: Any, signature: str, name: str, origins: dict) -> None:
         py_func.__qualname__ = name  # of the files in the cache, too
@@ -69,7 +68,7 @@ class _OpsKernel(Kernel):
             raise UserError(self._explain(error)) from error
 
     def _explain(self, error: Exception) -> str:
-        """The first of the users' functions that does not compile alone, and why, in one line."""
+        """The first of the functions that does not compile alone, and why, in one line."""
         where = "the ops' kernel"
         for function, (op, kind) in self.origins.items():
             try:
@@ -147,27 +146,21 @@ def _render_kernel(starts: list, applies: list, name: str, origins: dict) -> Ker
 class Dispatch:
     """The kernels for a set of ops, and the codes by which tables name the ops' functions.
 
-    base: another Dispatch, whose codes stay and whose draw kernel serves if no op adds a `draw`.
+    base: another Dispatch, whose draw kernel serves if it knows all these ops' draws. suffix: of
+    the kernels' names.
     """
 
     def __init__(
-        self,
-        ops: Iterable[type[ImageOp]],
-        base: Dispatch | None = None,
-        suffix: str = "",
+        self, ops: Iterable[type[ImageOp]], base: Dispatch | None = None, suffix: str = ""
     ) -> None:
-        self._functions = {k: list(base._functions[k]) if base else [] for k in FUNCTION_ARGUMENTS}
-        added: dict[Any, tuple[type[ImageOp], str]] = {}
-        for op in ops:
-            for kind, functions in self._functions.items():
-                function = getattr(op, kind)
-                if function is not None and function not in functions:
-                    functions.append(function)
-                    added[function] = op, kind
-        origins = added if base else {}
+        origins = {f: (op, k) for op in ops for k in _TYPES if (f := getattr(op, k)) is not None}
+        self._functions: dict[str, list[Any]] = {
+            kind: [f for f, (_, its_kind) in origins.items() if its_kind == kind] for kind in _TYPES
+        }
         draws, starts, applies = (self._functions[kind] for kind in ("draw", "start", "apply"))
-        if base and draws == base._functions["draw"]:
-            self.draw_view = base.draw_view
+        if base is not None and set(draws) <= set(base._functions["draw"]):
+            self._functions["draw"] = base._functions["draw"]
+            self.draw_view: Kernel = base.draw_view
         else:
             self.draw_view = _draw_kernel(draws, f"draw_view{suffix}", origins)
         self.render_view = _render_kernel(starts, applies, f"render_view{suffix}", origins)
@@ -177,7 +170,7 @@ class Dispatch:
         function = getattr(type(op), kind)
         return NOTHING if function is None else self._functions[kind].index(function)
 
-    def knows(self, op: ImageOp | type[ImageOp]) -> bool:
+    def knows(self, op: type[ImageOp]) -> bool:
         functions = ((getattr(op, kind), known) for kind, known in self._functions.items())
         return all(function is None or function in known for function, known in functions)
 
@@ -187,14 +180,14 @@ _EXTENDED: dict[tuple[type[ImageOp], ...], Dispatch] = {}
 
 
 def dispatch_for(ops: Iterable[ImageOp], neighbours: Iterable[ImageOp] = ()) -> Dispatch:
-    """The kernels that run `ops`: BUILT_IN if it knows them all, else one that knows also the ops
-    of users' own among `neighbours`, the other views' ops, so that one compilation serves all."""
-    ops = list(ops)
-    if all(BUILT_IN.knows(type(op)) for op in ops):
+    """The kernels that run `ops`: BUILT_IN if it knows them all, else kernels for them and
+    `neighbours`, the other views' ops, so that one compilation serves all views."""
+    classes = {type(op) for op in ops}
+    if all(map(BUILT_IN.knows, classes)):
         return BUILT_IN
-    own = {type(op) for op in [*ops, *neighbours] if not BUILT_IN.knows(type(op))}
-    classes = tuple(sorted(own, key=lambda op: (digest_of(op), id(op))))
-    if classes not in _EXTENDED:
-        digest = hashlib.sha256("".join(digest_of(op) for op in classes).encode()).hexdigest()[:16]
-        _EXTENDED[classes] = Dispatch(classes, BUILT_IN, f"_{digest}")
-    return _EXTENDED[classes]
+    classes |= {SimpleRGBImageDecoder, *(type(op) for op in neighbours)}
+    ordered = tuple(sorted(classes, key=lambda op: (digest_of(op), id(op))))
+    if ordered not in _EXTENDED:
+        digest = hashlib.sha256("".join(map(digest_of, ordered)).encode()).hexdigest()[:16]
+        _EXTENDED[ordered] = Dispatch(ordered, BUILT_IN, f"_{digest}")
+    return _EXTENDED[ordered]

@@ -1,5 +1,5 @@
 """A view's list of ops -> an executable plan: segments of image ops, whole-batch code between them,
-callables behind.
+callables for the consumer at the end.
 
 Guarantees: a draw's key depends on (seed, index of the view among its field's views, class of the
 op, its occurrence in the view) and on nothing else of the pipeline, so adding a view or an op
@@ -8,7 +8,8 @@ changes no other draw. N samples, K raw columns, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -166,10 +167,10 @@ class Segment:
 class BatchCall:
     """Whole-batch code between two segments: any callable, uint8 (N, H, W, 3) in and out."""
 
-    def __init__(self, call):
+    def __init__(self, call: Callable) -> None:
         self.call = call
 
-    def run(self, batch, indices):
+    def run(self, batch: np.ndarray, indices: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(np.asarray(self.call(batch)))
 
 
@@ -203,7 +204,7 @@ class ViewPlan:
         self.params_dtype, self._column_names = self._make_params_dtype()
         self._bind_tail()
 
-    def _split(self, ops):
+    def _split(self, ops: list) -> tuple[list, list]:
         """(what the workers run, what the consumer runs)."""
         is_image = [isinstance(op, ImageOp) for op in ops]
         stop = len(ops) - is_image[::-1].index(True) if any(is_image) else 0
@@ -243,10 +244,15 @@ class ViewPlan:
                     "by the name"
                 )
 
-    def _make_segments(self, head, seed, view_index, image_shape):
+    def _make_segments(
+        self, head: list, seed: int, view_index: int, image_shape: tuple[int, int] | None
+    ) -> tuple[list[Segment], list[list]]:
         """Segments, and for each the whole-batch code that follows it (a list, often empty)."""
-        segments, between, run, calls = [], [], [], []
-        counts, column, shape = {}, 0, image_shape
+        segments: list[Segment] = []
+        between: list[list] = []
+        run: list[PlacedOp] = []
+        counts: dict[str, int] = {}
+        column, shape = 0, image_shape
 
         def close_run():
             nonlocal run, shape
@@ -258,7 +264,6 @@ class ViewPlan:
         for op in head:
             if not isinstance(op, ImageOp):
                 close_run()
-                calls.append(op)
                 shape = self._add_call(op, shape, between[-1])
                 continue
             starts = op.start is not None
@@ -275,7 +280,7 @@ class ViewPlan:
         close_run()
         return segments, between
 
-    def _add_call(self, op, shape, calls):
+    def _add_call(self, op: Any, shape: Any, calls: list) -> tuple[int, int]:
         if not isinstance(op, Operation):
             calls.append(BatchCall(op))
             return shape
@@ -285,7 +290,7 @@ class ViewPlan:
         out = compiled.state.shape
         return tuple(out[:2])
 
-    def _make_params_dtype(self):
+    def _make_params_dtype(self) -> tuple[np.dtype, list[dict[str, str]]]:
         """The user's dtype, and for each op {its column: the unique name}: crop, crop_1, ..."""
         fields, names, taken = [], [], set()
         for placed in self.placed:
@@ -301,14 +306,14 @@ class ViewPlan:
             names.append(mine)
         return np.dtype(fields), names
 
-    def _bind_tail(self):
+    def _bind_tail(self) -> None:
         channels_first = False
         for op in self.tail:
             channels_first |= isinstance(op, ToTorchImage)
             if isinstance(op, NormalizeImage):
                 op.channels_first = channels_first
 
-    def params_of(self, raw):
+    def params_of(self, raw: np.ndarray) -> np.ndarray:
         """The user's structured array (N,) of raw draws (N, K)."""
         out = np.zeros(len(raw), self.params_dtype)
         for placed, names in zip(self.placed, self._column_names):
@@ -317,7 +322,7 @@ class ViewPlan:
                 placed.op.describe(raw[:, placed.columns], _Columns(columns))
         return out
 
-    def copy_links(self, raws):
+    def copy_links(self, raws: dict[str, np.ndarray]) -> None:
         """Take the linked ops' draws over; raws: raw arrays (N, K) by view name, all of them
         drawn."""
         for placed in self.placed:
@@ -329,11 +334,11 @@ class ViewPlan:
 class _Columns(dict):
     """Columns by an op's own names; assignment writes into the structured array."""
 
-    def __setitem__(self, name, values):
+    def __setitem__(self, name: str, values: Any) -> None:
         self[name][...] = values
 
 
-def resolve_links(plans):
+def resolve_links(plans: list[ViewPlan]) -> None:
     """Find, for every linked op, the op that really draws. ValueError for a link to nothing or in a
     circle."""
     by_name = {plan.name: plan for plan in plans}
@@ -343,7 +348,9 @@ def resolve_links(plans):
                 placed.source = _find_source(plan, placed, by_name)
 
 
-def _find_source(plan, placed, by_name):
+def _find_source(
+    plan: ViewPlan, placed: PlacedOp, by_name: dict[str, ViewPlan]
+) -> tuple[ViewPlan, PlacedOp]:
     start, seen = plan.name, {plan.name}
     while placed.op.link is not None:
         target = by_name.get(placed.op.link)

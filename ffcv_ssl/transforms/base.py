@@ -136,7 +136,7 @@ class ImageOp:
             out[name] = raw[:, i].astype(dtype)
 
     @classmethod
-    def caption(cls, row: Mapping[str, Any]) -> str:
+    def caption(cls, row: Any) -> str:
         """What the op did to one view, in a word or two; empty: nothing. row: its columns by name.
 
         A text that starts and ends with a line break gets a line of its own.
@@ -157,8 +157,8 @@ class ImageOp:
         return cls(**arguments) if all(settings[key] > 0 for key in chances) else None
 
     def __repr__(self) -> str:
-        settings = vars(self).items()
-        settings = {k: v for k, v in settings if k not in ("link", "seed") or v is not None}
+        given = vars(self).items()
+        settings = {k: v for k, v in given if k not in ("link", "seed") or v is not None}
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in settings.items())})"
 
 

@@ -116,7 +116,7 @@ class RandomColorJitter(ImageOp):
             column["order"][:, position] = (packed >> (2 * position)) & 3
 
     @classmethod
-    def caption(cls, row: Mapping[str, Any]) -> str:
+    def caption(cls, row: Any) -> str:
         """A line of its own: the factors in the order in which they act."""
         jitter = row["jitter"]
         if not jitter["applied"]:

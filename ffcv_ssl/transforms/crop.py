@@ -110,7 +110,7 @@ class Crop(ImageOp):
         out["crop"] = raw.astype(np.int32)
 
     @classmethod
-    def caption(cls, row: Mapping[str, Any]) -> str:
+    def caption(cls, row: Any) -> str:
         top, left, height, width = (int(value) for value in row["crop"])
         return f"crop {width}x{height} at {left},{top}"
 

@@ -83,7 +83,7 @@ class GaussianBlur(ImageOp):
         return blur.scratch_floats(*view_shape, int(self.kernel_size))
 
     @classmethod
-    def caption(cls, row: Mapping[str, Any]) -> str:
+    def caption(cls, row: Any) -> str:
         return f"blur {row['sigma']:.2f}" if row["sigma"] > 0 else ""
 
     @classmethod

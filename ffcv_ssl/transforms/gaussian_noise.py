@@ -66,7 +66,7 @@ class GaussianNoise(ImageOp):
         return check_probability(self, "prob", self.prob), std
 
     @classmethod
-    def caption(cls, row: Mapping[str, Any]) -> str:
+    def caption(cls, row: Any) -> str:
         return "noise" if row["noise"] else ""
 
     @classmethod
