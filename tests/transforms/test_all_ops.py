@@ -135,7 +135,7 @@ def test_every_built_in_op_that_acts_by_chance_is_in_the_table():
 @every_op
 def test_probability_zero_changes_nothing(case):
     for image in (color_grid(), photo_like(31, 47)):
-        ops = [SimpleRGBImageDecoder(), T.RandomGrayscale(0), case.make(0)]
+        ops = [SimpleRGBImageDecoder(), case.make(0)]
         (view,), raw, plan = run_ops(ops, [image])
         assert np.array_equal(view, image)
         assert not case.acts(plan.params_of(raw)[case.column])[0]
@@ -145,7 +145,7 @@ def test_probability_zero_changes_nothing(case):
 def test_parameters_say_what_was_done(case):
     """A view with `applied` off is the image; one with it on is the twin's, by those parameters."""
     images = [photo_like(20, 27, seed=i) for i in range(12)]
-    ops = [SimpleRGBImageDecoder(), T.RandomGrayscale(0), case.make(0.5)]
+    ops = [SimpleRGBImageDecoder(), case.make(0.5)]
     views, raw, plan = run_ops(ops, images, seed=4)
     params = plan.params_of(raw)
     acted = case.acts(params[case.column])

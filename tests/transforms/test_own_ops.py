@@ -103,10 +103,10 @@ if "only_built_in" not in sys.argv:
         assert (params["view_0"]["darken"] == params["view_1"]["darken"]).all()
         assert (params["view_0"]["strength"] == params["view_1"]["strength"]).all()
         assert (params["view_0"]["strength"] != params["view_2"]["strength"]).all()
-        ours, flips = batch.plain.numpy() / 255.0, batch.params["plain"]["flip"]
+        ours, flips = np.asarray(batch.plain) / 255.0, batch.params["plain"]["flip"]
         for row, drawn in enumerate(params["view_0"]):
             plain = ours[row] if flips[row] == drawn["flip"] else ours[row][:, ::-1]
-            view = batch.view_0[row].numpy() / 255.0
+            view = np.asarray(batch.view_0[row]) / 255.0
             if drawn["darken"]:
                 ratio.append(float((view.sum() / plain.sum()) / drawn["strength"]))
             else:
@@ -204,7 +204,8 @@ def test_an_own_op_stands_between_built_in_ops_and_draws_by_its_name():
     plain, plain_raw, _ = run_ops(flips_and_grays, images)
     assert np.array_equal(plain_raw, raw[:, [0, 2]])  # an added op changes no other draw
     for view, other, row in zip(views, plain, params):
-        assert np.array_equal(view, 255 - other if row["invert"] else other)
+        expected = 255.0 - other if row["invert"] else other.astype(float)
+        assert np.abs(view - expected).max() <= 1  # the weights of grey sum to 0.9999
     assert plan.dispatch.draw_view is BUILT_IN.draw_view
 
 
