@@ -13,7 +13,9 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +24,7 @@ from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.fields import RGBImageField
 from ffcv_ssl.training.command import EXIT_USER_ERROR
+from ffcv_ssl.transforms import ImageOp
 from pipelines.config import Views
 from pipelines.picture import draw_grid
 from pipelines.view import build
@@ -46,13 +49,13 @@ class GridConfig:
     seed: int = 0
     """Seed of all draws: as in training, epoch after epoch."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for key, low in (("images", 1), ("samples", 1), ("size", 0)):
             if getattr(self, key) < low:
                 raise ValueError(f"{key}: got {getattr(self, key)}, expected at least {low}")
 
 
-def parse(argv):
+def parse(argv: Sequence[str]) -> tuple[GridConfig, Views]:
     """Command line -> (GridConfig, Views). Raises UserError; exits for --help."""
     from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
@@ -72,7 +75,7 @@ def parse(argv):
         raise UserError(one_line(error)) from None
 
 
-def draw(config, views):
+def draw(config: GridConfig, views: Views) -> dict[str, Any]:
     """Draw the picture that `config` asks for and return its summary, a dict for JSON."""
     resolved = views.resolve()
     with Reader(config.beton) as reader:
@@ -81,9 +84,11 @@ def draw(config, views):
         indices = [k * reader.num_samples // count for k in range(count)]
         originals = [reader.decode(index, field) for index in indices]
     size_px = config.size or min(*originals[0].shape[:2], MAX_SIZE_PX)
-    draws = _draws(config, resolved, field, indices, size_px)
+    pipelines = {name: build(view, size_px) for name, view in resolved.items()}
+    draws = _draws(config, pipelines, field, indices)
+    op_classes = {name: [type(op) for op in ops] for name, ops in pipelines.items()}
     title = f"{views.recipe}, views of {size_px} px, seed {config.seed}: {config.beton}"
-    draw_grid(originals, draws, title, config.out)
+    draw_grid(originals, draws, op_classes, title, config.out)
     return {
         "out": config.out,
         "recipe": views.recipe,
@@ -94,20 +99,21 @@ def draw(config, views):
     }
 
 
-def _image_field(reader):
+def _image_field(reader: Reader) -> str:
     for name, field in reader.fields.items():
         if isinstance(field, RGBImageField):
             return name
     raise UserError(f"{reader.path}: no image field, it has {', '.join(reader.fields)}")
 
 
-def _draws(config, views, field, indices, size_px):
+def _draws(
+    config: GridConfig, pipelines: dict[str, list[ImageOp]], field: str, indices: list[int]
+) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """Columns of the grid, (view name, images, parameters): all draws of view_0, then view_1...
 
     One draw is one epoch: that is how the loader comes to draw anew for the same image.
     """
-    pipelines = {name: (field, build(view, size_px)) for name, view in views.items()}
-    columns = {name: [] for name in views}
+    columns: dict[str, list] = {name: [] for name in pipelines}
     with Loader(
         config.beton,
         len(indices),
@@ -115,18 +121,18 @@ def _draws(config, views, field, indices, size_px):
         order=OrderOption.SEQUENTIAL,
         seed=config.seed,
         indices=indices,
-        pipelines=pipelines,
+        pipelines={name: (field, ops) for name, ops in pipelines.items()},
         drop_last=False,
     ) as loader:
         for _ in range(config.samples):
             for batch in loader:
-                for name in views:
+                for name in pipelines:
                     images = np.array(getattr(batch, name))  # a copy: slots are reused
                     columns[name].append((name, images, batch.params[name].copy()))
-    return [column for name in views for column in columns[name]]
+    return [column for name in pipelines for column in columns[name]]
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     try:
         summary = draw(*parse(sys.argv[1:] if argv is None else argv))

@@ -7,16 +7,18 @@ and a setting exists in one place only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
-from typing import TypedDict, get_type_hints
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from pipelines.recipes import RECIPES
-from pipelines.view import View
+from pipelines.view import SETTINGS, View
 
 MAX_VIEWS = 12
 
-# All of View's settings, any of them left out: jsonargparse checks names and types against it.
-ViewSettings = TypedDict("ViewSettings", get_type_hints(View), total=False)
+if TYPE_CHECKING:  # a type checker cannot follow fields that the ops declare
+    ViewSettings = dict[str, Any]
+else:  # all of View's settings, any left out: jsonargparse checks names and types
+    ViewSettings = TypedDict("ViewSettings", {k: s.type for k, s in SETTINGS.items()}, total=False)
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Views:
     view_11: ViewSettings = field(default_factory=dict)
     """The same for view 11."""
 
-    def resolve(self):
+    def resolve(self) -> dict[str, View]:
         """The views by name, in order: dict of `View`, from `view_0` on."""
         if self.recipe not in RECIPES:
             raise ValueError(
@@ -78,18 +80,18 @@ class Views:
         return views
 
 
-def _overridden(where, view, settings):
-    known = [setting.name for setting in fields(View)]
+def _overridden(where: str, view: View, settings: ViewSettings) -> View:
     for key in settings:
-        if key not in known:
-            raise ValueError(f"{where}: unknown key {key!r}, expected one of {', '.join(known)}")
+        if key not in SETTINGS:
+            known = ", ".join(SETTINGS)
+            raise ValueError(f"{where}: unknown key {key!r}, expected one of {known}")
     try:
         return replace(view, **settings)
     except ValueError as error:
         raise ValueError(f"{where}.{error}") from None
 
 
-def _check_links(views):
+def _check_links(views: dict[str, View]) -> None:
     """Links between the ops themselves are checked where a loader makes its plan."""
     for name, view in views.items():
         others = [other for other in views if other != name]

@@ -11,6 +11,8 @@ this user below the temporary folder. Nothing outside it is written, and no envi
 set.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import hashlib
@@ -20,7 +22,9 @@ import os
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import llvmlite.binding as llvm
 import numba
@@ -44,7 +48,7 @@ inlined = numba.njit(
 _SOURCE_FOLDERS = ("kernels", "transforms", "pipeline", "traversal_order")
 
 
-def _digest_sources():
+def _digest_sources() -> str:
     """Of every kernel source, the versions of Python, numba and LLVM, and the CPU's features."""
     digest = hashlib.sha256(sys.implementation.cache_tag.encode())
     root = Path(__file__).resolve().parent.parent
@@ -58,13 +62,13 @@ def _digest_sources():
     return digest.hexdigest()[:20]
 
 
-# Taken now, while the sources are the ones being imported: a file edited (or upgraded) between
+# Taken now, while these are the sources that are being imported: a file that is edited between its
 # import and the first call must not put old code under the new sources' name.
 _SOURCES_DIGEST = _digest_sources()
 
 
 @functools.cache
-def _cache_root():
+def _cache_root() -> str:
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     for folder in (os.environ.get("FFCV_SSL_CACHE"), os.path.join(home, "ffcv_ssl")):
         if folder and _is_usable(folder):
@@ -77,7 +81,7 @@ def _cache_root():
     return tempfile.mkdtemp(prefix="ffcv_ssl-")
 
 
-def _is_usable(folder, mode=0o777):
+def _is_usable(folder: str, mode: int = 0o777) -> bool:
     try:
         os.makedirs(folder, mode, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -86,7 +90,7 @@ def _is_usable(folder, mode=0o777):
     return True
 
 
-def cache_folder():
+def cache_folder() -> str:
     """The folder that this process's kernels are kept in; it may not exist yet."""
     return os.path.join(_cache_root(), f"kernels-{_SOURCES_DIGEST}")
 
@@ -95,22 +99,22 @@ class _Locator:
     """Tells numba where one function's files lie; the folder's name already says which sources they
     belong to."""
 
-    def __init__(self, py_func):
+    def __init__(self, py_func: Callable) -> None:
         path = Path(inspect.getfile(py_func))
         self.stamp = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
-    def get_cache_path(self):
+    def get_cache_path(self) -> str:
         return cache_folder()
 
-    def ensure_cache_path(self):
+    def ensure_cache_path(self) -> None:
         os.makedirs(cache_folder(), exist_ok=True)
 
-    def get_source_stamp(self):
+    def get_source_stamp(self) -> str:
         return self.stamp
 
 
 class _CacheImpl(CompileResultCacheImpl):
-    def __init__(self, py_func):
+    def __init__(self, py_func: Callable) -> None:
         self._locator = _Locator(py_func)
         self._lineno = py_func.__code__.co_firstlineno
         self._filename_base = f"{py_func.__module__}.{py_func.__qualname__}"
@@ -121,14 +125,19 @@ class _FunctionCache(FunctionCache):
 
     _impl_class = _CacheImpl
 
-    def is_complete(self):
+    def _index_key(self, sig: Any, codegen: Any) -> tuple:
+        """numba's key without its hash of what a closure refers to, which differs from process to
+        process: the folder's and the file's name already say which sources they belong to."""
+        return sig, codegen.magic_tuple()
+
+    def is_complete(self) -> bool:
         """Whether the disk holds the index and the code, which numba writes one after the other."""
         return all(
             os.path.exists(os.path.join(self.cache_path, self._impl.filename_base + suffix))
             for suffix in (".nbi", ".1.nbc")
         )
 
-    def load_overload(self, sig, target_context):
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
             return super().load_overload(sig, target_context)
         except Exception:  # whatever a truncated pickle raises
@@ -136,19 +145,19 @@ class _FunctionCache(FunctionCache):
                 self.flush()
             return None
 
-    def save_overload(self, sig, data):
+    def save_overload(self, sig: Any, data: Any) -> None:
         with contextlib.suppress(OSError):
             super().save_overload(sig, data)
 
 
-def _one_process_at_a_time():
+def _one_process_at_a_time() -> contextlib.AbstractContextManager:
     """Hold the cache folder's lock; the lock dies with the process."""
     os.makedirs(cache_folder(), exist_ok=True)
     return locked(os.path.join(cache_folder(), "lock"))
 
 
 @functools.cache
-def _announce():
+def _announce() -> None:
     """Say, once a process, why the first batch takes its time."""
     _log.warning("compiling kernels into %s, once (about 20 s)", cache_folder())
 
@@ -161,14 +170,14 @@ class Kernel:
     anew.
     """
 
-    def __init__(self, py_func, signature):
+    def __init__(self, py_func: Callable, signature: str) -> None:
         functools.update_wrapper(self, py_func)
         self.signature = signature
-        self.dispatcher = device(py_func)
+        self.dispatcher: Any = device(py_func)
         self._ready = False
         self._lock = threading.Lock()
 
-    def load(self):
+    def load(self) -> bool:
         """Make the kernel ready; True when it had to be compiled, False when it came from disk."""
         with self._lock:
             if self._ready:
@@ -184,12 +193,12 @@ class Kernel:
             self._ready = True
             return bool(self.dispatcher.stats.cache_misses)
 
-    def __call__(self, *args):
+    def __call__(self, *args: Any) -> Any:
         if not self._ready:
             self.load()
         return self.dispatcher(*args)
 
 
-def kernel(signature):
+def kernel(signature: str) -> Callable[[Callable], Kernel]:
     """Decorator: a nogil, unchecked, disk-cached entry point for one explicit numba signature."""
     return functools.partial(Kernel, signature=signature)

@@ -1,10 +1,14 @@
 """The loader's arguments, checked where they are given: ValueErrors of one line."""
 
+from __future__ import annotations
+
 import os
 from enum import Enum
+from typing import Any
 
 import numpy as np
 
+from ffcv_ssl.reader import Reader
 from ffcv_ssl.traversal_order import QuasiRandom, Random, Sequential, TraversalOrder
 
 
@@ -23,20 +27,21 @@ _ORDERS = {
 }
 
 
-def check_positive(name, value):
+def check_positive(name: str, value: Any) -> None:
     if value != int(value) or value < 1:
         raise ValueError(f"Loader: {name} is {value!r}, must be at least 1")
 
 
-def count_workers(num_workers):
+def count_workers(num_workers: Any) -> int:
     if num_workers != int(num_workers) or num_workers < -1:
         raise ValueError(f"Loader: num_workers is {num_workers!r}, must be -1 (one a core) or more")
     if num_workers > 0:
         return int(num_workers)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
-def make_order(order):
+def make_order(order: Any) -> TraversalOrder:
     if order in _ORDERS:
         return _ORDERS[order]()
     if isinstance(order, type) and issubclass(order, TraversalOrder):
@@ -46,7 +51,7 @@ def make_order(order):
     raise ValueError(f"Loader: order is {order!r}, must be an OrderOption or a TraversalOrder")
 
 
-def check_indices(reader, indices):
+def check_indices(reader: Reader, indices: Any) -> np.ndarray:
     if indices is None:
         return np.arange(reader.num_samples, dtype=np.int64)
     indices = np.ascontiguousarray(np.asarray(indices).reshape(-1), np.int64)
@@ -58,7 +63,7 @@ def check_indices(reader, indices):
     return indices
 
 
-def find_rank(distributed, rank, world_size):
+def find_rank(distributed: bool, rank: int | None, world_size: int | None) -> tuple[int, int]:
     """(rank, world size): those given, else the process group's, else a single one."""
     if rank is None and world_size is None and distributed:
         import torch.distributed as group
@@ -73,7 +78,9 @@ def find_rank(distributed, rank, world_size):
         raise ValueError(
             f"Loader: got rank {rank} and world_size {world_size}, give both or neither"
         )
-    rank, world_size = (0, 1) if rank is None else (int(rank), int(world_size))
+    if rank is None or world_size is None:
+        return 0, 1
+    rank, world_size = int(rank), int(world_size)
     if not 0 <= rank < world_size:
         raise ValueError(f"Loader: rank is {rank}, must be 0 to {world_size - 1} (world_size - 1)")
     return rank, world_size

@@ -1,9 +1,13 @@
-"""What the system keeps of the file: everything it likes (os_cache=True), or only what is being
-read."""
+"""What the system keeps of the file in memory: as much as it likes (os_cache=True), or only what is
+being read."""
+
+from __future__ import annotations
 
 import os
 
 import numpy as np
+
+from ffcv_ssl.reader import Reader
 
 _GAP = 1 << 16  # bytes; ranges closer than this are asked for in one
 
@@ -12,20 +16,20 @@ class SystemCache:
     """os_cache=True: does nothing. False: `prefetch` asks for the batches ahead, `drop` gives their
     pages up after use."""
 
-    def __init__(self, reader, field_names, os_cache):
+    def __init__(self, reader: Reader, field_names: list[str], os_cache: bool) -> None:
         self._fd = reader.fd
         extents = [reader.extents(name) for name in field_names]
         self._extents = [] if os_cache else [e for e in extents if e is not None]
         if not os_cache and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead of its own
 
-    def prefetch(self, samples):
+    def prefetch(self, samples: np.ndarray) -> None:
         self._advise(samples, "POSIX_FADV_WILLNEED")
 
-    def drop(self, samples):
+    def drop(self, samples: np.ndarray) -> None:
         self._advise(samples, "POSIX_FADV_DONTNEED")
 
-    def _advise(self, samples, advice):
+    def _advise(self, samples: np.ndarray, advice: str) -> None:
         if not hasattr(os, "posix_fadvise"):
             return
         for extents in self._extents:
@@ -33,7 +37,7 @@ class SystemCache:
                 os.posix_fadvise(self._fd, begin, stop - begin, getattr(os, advice))
 
 
-def merge_ranges(pointers, sizes):
+def merge_ranges(pointers: np.ndarray, sizes: np.ndarray) -> list[tuple[int, int]]:
     """[(begin, stop)] in bytes, ascending, neighbours closer than 64 KiB joined."""
     order = np.argsort(pointers)
     begins = pointers[order].astype(np.int64)

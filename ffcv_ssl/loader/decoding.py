@@ -4,15 +4,22 @@
 for those it cannot. N samples, H W pixels.
 """
 
+from __future__ import annotations
+
 import os
 import time
+from typing import Any
 
 import numpy as np
 import simplejpeg
 
 from ffcv_ssl.errors import BetonError
+from ffcv_ssl.fields.base import Decoder
 from ffcv_ssl.fields.image_codec import check_jpeg
 from ffcv_ssl.kernels.io import ALTERED, OK, TRUNCATED, read_samples
+from ffcv_ssl.loader.workers import Scratch
+from ffcv_ssl.pipeline.plan import ViewPlan
+from ffcv_ssl.reader import Reader
 from ffcv_ssl.transforms import Crop
 
 RAW_MODE = 1  # of an image's metadata
@@ -24,12 +31,14 @@ class PayloadReader:
     """Reads payloads of one field of an open file into scratch memory, with one system call a
     sample."""
 
-    def __init__(self, reader, field_name):
+    def __init__(self, reader: Reader, field_name: str) -> None:
         self.reader, self.field_name = reader, field_name
         self.extents = reader.extents(field_name)
         self.verify = self.extents.checksum is not None
 
-    def read(self, samples, scratch):
+    def read(
+        self, samples: np.ndarray, scratch: Scratch
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[int, BetonError]]:
         """(buffer, offsets (N,), sizes (N,), {position: BetonError})."""
         sizes, pointers = self.extents.size[samples], self.extents.pointer[samples]
         checksums = self.extents.checksum[samples] if self.verify else _NO_CHECKSUMS
@@ -45,21 +54,21 @@ class PayloadReader:
         bad = {int(i): self._error(samples[i], status[i]) for i in np.flatnonzero(status != OK)}
         return buffer, offsets, sizes, bad
 
-    def _error(self, sample, status):
+    def _error(self, sample: int, status: int) -> BetonError:
         if status == TRUNCATED:
             return self.error(sample, "the file ends inside it", "copy the file anew")
         if status == ALTERED:
             return self.error(sample, "its bytes do not have their checksum")
         return self.error(sample, self._system_error(sample), "check the disk")
 
-    def _system_error(self, sample):
+    def _system_error(self, sample: int) -> str:
         try:
             os.pread(self.reader.fd, 1, int(self.extents.pointer[sample]))
             return "reading failed"
         except OSError as error:
             return f"reading failed ({error.strerror})"
 
-    def error(self, sample, what, remedy="re-write it"):
+    def error(self, sample: int, what: str, remedy: str = "re-write it") -> BetonError:
         where = f"{self.reader.path}: sample {int(sample)}, field '{self.field_name}'"
         return BetonError(f"{where}: {what}; {remedy}, or load with on_error='replace'")
 
@@ -68,7 +77,9 @@ class ImageSource:
     """An image field and all its views: one read and one decode a sample, whatever the number of
     views."""
 
-    def __init__(self, reader, field_name, plans, scaled_decode):
+    def __init__(
+        self, reader: Reader, field_name: str, plans: list[ViewPlan], scaled_decode: bool
+    ) -> None:
         self.payloads = PayloadReader(reader, field_name)
         self.plans, self.scaled_decode = plans, scaled_decode
         metadata = reader.field_metadata(field_name)
@@ -78,7 +89,7 @@ class ImageSource:
         max_shape = int(self.heights.max(initial=1)), int(self.widths.max(initial=1))
         self.num_floats = max(s.scratch_floats(max_shape) for p in plans for s in p.segments)
 
-    def process(self, job, begin, stop, scratch):
+    def process(self, job: Any, begin: int, stop: int, scratch: Scratch) -> dict[int, BetonError]:
         samples, count = job.indices[begin:stop], stop - begin
         started = time.perf_counter()
         buffer, offsets, sizes, bad = self.payloads.read(samples, scratch)
@@ -163,7 +174,9 @@ class ImageSource:
                 factor //= 2
         return factor
 
-    def process_later(self, job, number, begin, stop, scratch):
+    def process_later(
+        self, job: Any, number: int, begin: int, stop: int, scratch: Scratch
+    ) -> dict[int, BetonError]:
         """Segment `number` (1, 2, ...) of the views that have one, rows begin..stop, from the batch
         before it."""
         floats = scratch.take("floats", self.num_floats, np.float32)
@@ -178,7 +191,7 @@ class ImageSource:
 class ValueSource:
     """A field that is no image: its decoder fills rows of an array."""
 
-    def __init__(self, reader, name, field_name, decoder):
+    def __init__(self, reader: Reader, name: str, field_name: str, decoder: Decoder) -> None:
         self.reader, self.name, self.field_name, self.decoder = reader, name, field_name, decoder
         self.field = reader.fields[field_name]
         self.column = reader.field_metadata(field_name)
@@ -186,7 +199,7 @@ class ValueSource:
         has_payload = reader.extents(field_name) is not None
         self.payloads = PayloadReader(reader, field_name) if has_payload else None
 
-    def process(self, job, begin, stop, scratch):
+    def process(self, job: Any, begin: int, stop: int, scratch: Scratch) -> dict[int, BetonError]:
         samples, out = job.indices[begin:stop], job.values[self.name][begin:stop]
         if self.payloads is None:
             self.decoder.decode_batch(self.field, self.column[samples], None, out)

@@ -5,12 +5,15 @@ Hand-over: the copy stream records an event behind the copies of a batch; the co
 stream waits for it before anything uses them. The slot is kept until that event has passed.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from ffcv_ssl.loader.job import run_tail
+from ffcv_ssl.loader.epoch_program import EpochProgram
+from ffcv_ssl.loader.job import BatchJob, run_tail
 from ffcv_ssl.transforms import ToDevice
 
 
@@ -23,11 +26,11 @@ class BatchContext(NamedTuple):
     indices: np.ndarray
 
 
-def _is_cuda(op):
+def _is_cuda(op: Any) -> bool:
     return isinstance(op, ToDevice) and op.device.type == "cuda"
 
 
-def needs_cuda(tails):
+def needs_cuda(tails: dict[str, list]) -> bool:
     """True if any pipeline goes to a CUDA device; then slots are page-locked. ValueError where
     there is no such device."""
     needed = any(_is_cuda(op) for ops in tails.values() for op in ops)
@@ -40,18 +43,23 @@ class Delivery:
     """Brings one epoch's finished jobs to the consumer. `start(job)` may be called early;
     `finish(job)` gives the values."""
 
-    def __init__(self, program, seed):
+    def __init__(self, program: EpochProgram, seed: int) -> None:
         self.program, self.seed = program, seed
         self.cuda = needs_cuda(program.tails)
-        self._stream = None
-        self._in_flight = []  # (event, host tensors that the copies before it may still read)
-        self._started = {}  # id of job -> (values, event, remaining ops)
+        self._stream: Any = None
+        self._in_flight: list[
+            tuple
+        ] = []  # (event, host tensors that the copies before it may still read)
+        self._started: dict[int, tuple] = {}  # id of job -> (values, event, remaining ops)
 
-    def start(self, job):
+    def start(self, job: BatchJob) -> None:
         """Issue the copies of a finished batch, if there are any; returns at once."""
         if not self.cuda or id(job) in self._started or job.error:
             return
-        values, rest, sources, device = {}, {}, [], None
+        values: dict[str, Any] = {}
+        rest: dict[str, list] = {}
+        sources: list[torch.Tensor] = []
+        device: Any = None
         for name, value in job.outputs().items():
             ops = self.program.tails[name]
             place = next((i for i, op in enumerate(ops) if _is_cuda(op)), None)
@@ -70,7 +78,7 @@ class Delivery:
         self._in_flight.append((event, sources))
         self._started[id(job)] = values, event, rest
 
-    def finish(self, job):
+    def finish(self, job: BatchJob) -> dict[str, Any]:
         """name -> value for the consumer, safe to use on its current stream."""
         if not self.cuda:
             tails = self.program.tails
@@ -86,17 +94,17 @@ class Delivery:
             values[name] = self._run(job, name, rest[name], value)
         return values
 
-    def close(self):
+    def close(self) -> None:
         """Wait for copies still running, so that their host memory may be reused."""
         for event, _ in self._in_flight:
             event.synchronize()
         self._in_flight, self._started = [], {}
 
-    def _stream_on(self, device):
+    def _stream_on(self, device: torch.device) -> torch.cuda.Stream:
         if self._stream is None:
             self._stream = torch.cuda.Stream(device)
         return self._stream
 
-    def _run(self, job, name, ops, value):
+    def _run(self, job: BatchJob, name: str, ops: list, value: Any) -> Any:
         context = BatchContext(self.seed, job.epoch, job.indices)
         return run_tail(self.program.reader, name, ops, value, context)

@@ -1,6 +1,10 @@
 """What an epoch runs: the plans of all outputs, compiled from the pipelines as they are at
 `iter()`."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 
 from ffcv_ssl.fields.base import Decoder
@@ -8,6 +12,8 @@ from ffcv_ssl.loader.decoding import ImageSource, ValueSource
 from ffcv_ssl.loader.view_specs import is_image
 from ffcv_ssl.pipeline.operation import CompiledOperation, Operation, State
 from ffcv_ssl.pipeline.plan import ViewPlan, resolve_links
+from ffcv_ssl.reader import Reader
+from ffcv_ssl.transforms import ImageOp
 
 
 class EpochProgram:
@@ -17,17 +23,26 @@ class EpochProgram:
     tails: name -> callables for the consumer; specs: key -> (shape, dtype) of a slot's arrays.
     """
 
-    def __init__(self, reader, resolved, seed, scaled_decode):
+    def __init__(
+        self,
+        reader: Reader,
+        resolved: list[tuple[str, str, list]],
+        seed: int,
+        scaled_decode: bool,
+    ) -> None:
         self.reader = reader
         self.names = [name for name, _, _ in resolved]
-        self.plans, self.values, self.tails = {}, [], {}
-        view_counts = {}
+        self.plans: dict[str, ViewPlan] = {}
+        self.values: list[ValueSource] = []
+        self.tails: dict[str, list] = {}
+        view_counts: dict[str, int] = {}
+        image_ops = [op for _, _, ops in resolved for op in ops if isinstance(op, ImageOp)]
         for name, field_name, ops in resolved:
             if is_image(reader, field_name):
                 index = view_counts.get(field_name, 0)
                 view_counts[field_name] = index + 1
                 shape = common_shape(reader, field_name)
-                plan = ViewPlan(name, field_name, index, ops, seed, shape)
+                plan = ViewPlan(name, field_name, index, ops, seed, shape, image_ops)
                 self.plans[name], self.tails[name] = plan, plan.tail
             else:
                 self._add_value(name, field_name, ops)
@@ -42,17 +57,18 @@ class EpochProgram:
             for field in view_counts
         ]
         self.num_stages = max((len(p.segments) for p in self.plans.values()), default=1)
-        self.specs = {
+        self.specs: dict[Any, tuple[tuple, Any]] = {
             (plan.name, number): ((*segment.shape, 3), np.uint8)
             for plan in self.plans.values()
             for number, segment in enumerate(plan.segments)
         }
-        # Fields with payloads can fail, so they are read before the others, whose rows must match a
-        # replacement.
-        self.checked_sources = self.images + [v for v in self.values if v.payloads is not None]
+        # Fields with payloads can fail. They are read first: where a sample is replaced, the other
+        # fields' rows must be the replacement's.
+        with_payload = [v for v in self.values if v.payloads is not None]
+        self.checked_sources: list[ImageSource | ValueSource] = [*self.images, *with_payload]
         self.plain_sources = [v for v in self.values if v.payloads is None]
 
-    def _add_value(self, name, field_name, ops):
+    def _add_value(self, name: str, field_name: str, ops: list) -> None:
         decoder, *rest = ops
         if not isinstance(decoder, Decoder):
             decoder, rest = self.reader.fields[field_name].get_decoder_class()(), ops
@@ -71,7 +87,7 @@ class EpochProgram:
         self.tails[name] = tail
 
 
-def common_shape(reader, field_name):
+def common_shape(reader: Reader, field_name: str) -> tuple[int, int] | None:
     """(H, W) of all images of the field, or None where they differ."""
     metadata = reader.field_metadata(field_name)
     heights, widths = metadata["height"], metadata["width"]

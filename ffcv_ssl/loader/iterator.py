@@ -1,14 +1,21 @@
 """One pass over an epoch: keeps a few batches in the making, hands them out in order."""
 
+from __future__ import annotations
+
 import collections
 import os
 import time
+from typing import Any
 
 import numpy as np
 import torch
 
 from ffcv_ssl.loader.device import Delivery
+from ffcv_ssl.loader.epoch_program import EpochProgram
 from ffcv_ssl.loader.job import BatchJob
+from ffcv_ssl.loader.schedule import EpochSchedule
+from ffcv_ssl.loader.shared import Shared
+from ffcv_ssl.loader.slots import SlotPool
 
 _MAX_CHUNK = 128  # samples a worker takes at once; their encoded bytes lie in its scratch together
 
@@ -17,12 +24,21 @@ class EpochIterator:
     """Yields the batches of a schedule. Ended by exhaustion, by an error, by `close()`, or by the
     loader's next `iter()`."""
 
-    def __init__(self, loader, shared, program, schedule, epoch, slots, batch_type):
+    def __init__(
+        self,
+        loader: Any,
+        shared: Shared,
+        program: EpochProgram,
+        schedule: EpochSchedule,
+        epoch: int,
+        slots: SlotPool,
+        batch_type: Any,
+    ) -> None:
         self._loader, self._shared = loader, shared
         self._program, self._schedule, self._epoch = program, schedule, epoch
         self._slots, self._batch_type = slots, batch_type
         self._delivery = Delivery(program, shared.seed)
-        self._jobs = collections.deque()
+        self._jobs: collections.deque[BatchJob] = collections.deque()
         self._next_to_submit = self._handed = 0
         self._process = os.getpid()
         self._closed = False
@@ -33,20 +49,20 @@ class EpochIterator:
         self._chunk_size = int(np.clip(-(-shared.batch_size // (2 * workers)), 1, _MAX_CHUNK))
         self._fill()
 
-    def __iter__(self):
+    def __iter__(self) -> EpochIterator:
         return self
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self._schedule.num_batches
 
-    def _fill(self):
+    def _fill(self) -> None:
         """Start batches until `batches_ahead` are in the making."""
         total, ahead = self._schedule.num_batches, self._shared.batches_ahead
         while self._next_to_submit < total and len(self._jobs) < ahead:
             self._jobs.append(self._start_job(self._next_to_submit))
             self._next_to_submit += 1
 
-    def _start_job(self, number):
+    def _start_job(self, number: int) -> BatchJob:
         indices, occurrences, valid = self._schedule.batch(number)
         memory = self._slots.lend(len(indices))
         job = BatchJob(
@@ -56,7 +72,7 @@ class EpochIterator:
         job.start(self._chunk_size)
         return job
 
-    def __next__(self):
+    def __next__(self) -> Any:
         if self._closed or not self._jobs:
             self._finish()
             raise StopIteration
@@ -86,14 +102,14 @@ class EpochIterator:
         self._loader._note_progress(self, self._epoch, self._handed, self._schedule)
         return batch
 
-    def _count(self, num_images):
+    def _count(self, num_images: int) -> None:
         """Wall-clock statistics: from `iter()` to the first batch, then from batch to batch."""
         now = time.perf_counter()
         self._shared.images += num_images
         self._shared.iterating_s += now - self._clock
         self._clock = now
 
-    def _make_batch(self, job):
+    def _make_batch(self, job: BatchJob) -> Any:
         values = self._delivery.finish(job)
         batch = self._batch_type(*(values[name] for name in self._program.names))
         batch.indices = torch.from_numpy(job.indices)
@@ -102,12 +118,12 @@ class EpochIterator:
         batch.params = job.params
         return batch
 
-    def _finish(self):
+    def _finish(self) -> None:
         if not self._closed:
             self._loader._note_progress(self, self._epoch, self._handed, self._schedule)
             self.close()
 
-    def close(self):
+    def close(self) -> None:
         """Give up what is in the making; further `next()` stop. Safe to call twice."""
         self._closed = True
         for job in self._jobs:
@@ -116,6 +132,6 @@ class EpochIterator:
         if os.getpid() == self._process:
             self._delivery.close()
 
-    def __del__(self):
+    def __del__(self) -> None:
         if not getattr(self, "_closed", True):
             self.close()

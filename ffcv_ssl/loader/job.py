@@ -5,12 +5,20 @@ Stages: all rows are read, decoded and rendered in chunks; where a view has whol
 thread that finishes the last chunk runs it and starts the next stage. B samples a batch.
 """
 
+from __future__ import annotations
+
 import threading
+from typing import Any
 
 import numpy as np
 
 from ffcv_ssl.errors import BetonError
 from ffcv_ssl.kernels.random import random_word
+from ffcv_ssl.loader.epoch_program import EpochProgram
+from ffcv_ssl.loader.shared import Shared
+from ffcv_ssl.loader.workers import Scratch
+from ffcv_ssl.pipeline.plan import ViewPlan
+from ffcv_ssl.reader import Reader
 from ffcv_ssl.seeding import derive_key
 
 _REPLACEMENT_TRIES = 32
@@ -25,28 +33,40 @@ class BatchJob:
     `output()`.
     """
 
-    def __init__(self, program, shared, epoch, indices, occurrences, valid, memory):
+    def __init__(
+        self,
+        program: EpochProgram,
+        shared: Shared,
+        epoch: int,
+        indices: np.ndarray,
+        occurrences: np.ndarray,
+        valid: np.ndarray,
+        memory: dict[Any, np.ndarray],
+    ) -> None:
         self.program, self.shared, self.epoch = program, shared, epoch
         self.indices, self.occurrences, self.valid = indices, occurrences, valid
         self.replaced = np.zeros(len(indices), bool)
-        self.error, self.cancelled = None, False
+        self.error: BaseException | None = None
+        self.cancelled = False
         self._error_row = len(indices)
         self.done = threading.Event()
-        self.between = {}  # view -> the batch between two segments, or its end result
-        self.params = {}
+        self.between: dict[
+            str, np.ndarray
+        ] = {}  # view -> the batch between two segments, or its end result
+        self.params: dict[str, np.ndarray] = {}
         self._memory, self._lock = memory, threading.Lock()
         self.raws = {n: np.zeros((len(indices), p.num_columns)) for n, p in program.plans.items()}
         self.values = {v.name: np.empty((len(indices), *v.shape), v.dtype) for v in program.values}
 
-    def output(self, plan, number):
+    def output(self, plan: ViewPlan, number: int) -> np.ndarray:
         """The slot's array (B, H, W, 3) of a view's segment."""
         return self._memory[plan.name, number]
 
-    def start(self, chunk_size):
+    def start(self, chunk_size: int) -> None:
         self._chunk_size = chunk_size
         self._start_stage(0)
 
-    def _start_stage(self, stage):
+    def _start_stage(self, stage: int) -> None:
         count = len(self.indices)
         begins = range(0, count, self._chunk_size)
         self._left = len(begins)
@@ -54,7 +74,7 @@ class BatchJob:
             stop = min(begin + self._chunk_size, count)
             self.shared.pool.submit(_Chunk(self, stage, begin, stop))
 
-    def run_chunk(self, stage, begin, stop, scratch):
+    def run_chunk(self, stage: int, begin: int, stop: int, scratch: Scratch) -> None:
         """A worker's entry: never raises, always counts the chunk as finished."""
         try:
             if not self.cancelled and begin < self._error_row:
@@ -71,16 +91,17 @@ class BatchJob:
         if last:
             self._end_stage(stage, scratch)
 
-    def _process_rows(self, begin, stop, scratch):
-        bad = {}
+    def _process_rows(self, begin: int, stop: int, scratch: Scratch) -> None:
+        bad: dict[int, BetonError] = {}
         for source in self.program.checked_sources:
             bad.update(source.process(self, begin, stop, scratch))
         for row in sorted(bad):
             if self.shared.on_error == "raise":
-                return self._fail(bad[row], row)
+                self._fail(bad[row], row)
+                return
             self._replace(row, bad[row], scratch)
 
-    def _replace(self, row, error, scratch):
+    def _replace(self, row: int, error: BetonError, scratch: Scratch) -> None:
         """Another sample takes the row, all its fields; which one depends on (seed, epoch, id)
         alone."""
         shared, original = self.shared, int(self.indices[row])
@@ -103,7 +124,7 @@ class BatchJob:
             f"{error} (no valid sample found in its place in {_REPLACEMENT_TRIES} tries)"
         )
 
-    def _end_stage(self, stage, scratch):
+    def _end_stage(self, stage: int, scratch: Scratch) -> None:
         try:
             if not (self.cancelled or self.error):
                 for plan in self.program.plans.values():
@@ -117,7 +138,7 @@ class BatchJob:
             self._fail(error, 0)
         self.done.set()
 
-    def _run_between(self, plan, stage):
+    def _run_between(self, plan: ViewPlan, stage: int) -> np.ndarray:
         """Whole-batch code behind a segment: the batch it leaves."""
         batch = self.output(plan, stage)
         for call in plan.between[stage]:
@@ -127,7 +148,8 @@ class BatchJob:
                 what = getattr(call, "operation", None) or getattr(call, "call", call)
                 raise _at_op(self.program.reader, plan.name, what, error) from error
         if stage + 1 < len(plan.segments):
-            expected = (len(self.indices), *plan.segments[stage + 1].input_shape, 3)
+            height, width = plan.segments[stage + 1].input_shape or (0, 0)
+            expected = (len(self.indices), height, width, 3)
             if batch.shape != expected or batch.dtype != np.uint8:
                 raise ValueError(
                     f"view '{plan.name}': {plan.between[stage]} left {batch.dtype} {batch.shape} "
@@ -136,31 +158,31 @@ class BatchJob:
             batch = np.ascontiguousarray(batch)
         return batch
 
-    def _finish(self, scratch):
+    def _finish(self, scratch: Scratch) -> None:
         for source in self.program.plain_sources:
             source.process(self, 0, len(self.indices), scratch)
         for name, plan in self.program.plans.items():
             self.params[name] = plan.params_of(self.raws[name])
 
-    def _fail(self, error, row):
+    def _fail(self, error: BaseException, row: int) -> None:
         """Keep the error of the first row that has one: chunks before it still run, so that which
         one the user sees does not depend on the threads."""
         with self._lock:
             if row < self._error_row:
                 self.error, self._error_row = error, row
 
-    def outputs(self):
+    def outputs(self) -> dict[str, Any]:
         """Arrays by name: views (B, H, W, 3) uint8, values as their decoders say."""
         return {name: self.between.get(name, self.values.get(name)) for name in self.program.names}
 
 
-def _at_op(reader, name, op, error):
+def _at_op(reader: Reader, name: str, op: Any, error: Exception) -> RuntimeError:
     """An error of the user's code, with its place."""
     what = f"{type(error).__name__}: {error}".replace("\n", " ")
     return RuntimeError(f"{reader.path}: pipeline '{name}', op {op!r}: {what}")
 
 
-def run_tail(reader, name, ops, value, context):
+def run_tail(reader: Reader, name: str, ops: list, value: Any, context: Any) -> Any:
     """Whole-batch ops in the consumer's thread. A callable with a parameter `context` is given
     (seed, epoch, indices)."""
     for op in ops:
@@ -176,7 +198,7 @@ def run_tail(reader, name, ops, value, context):
     return value
 
 
-def _wants_context(op):
+def _wants_context(op: Any) -> bool:
     code = getattr(op, "forward", op)
     code = getattr(code, "__code__", None) or getattr(type(op).__call__, "__code__", None)
     return (
@@ -188,8 +210,8 @@ def _wants_context(op):
 class _Chunk:
     """Rows of a batch as a task for a worker."""
 
-    def __init__(self, job, stage, begin, stop):
+    def __init__(self, job: BatchJob, stage: int, begin: int, stop: int) -> None:
         self.job, self.stage, self.begin, self.stop = job, stage, begin, stop
 
-    def __call__(self, scratch):
+    def __call__(self, scratch: Scratch) -> None:
         self.job.run_chunk(self.stage, self.begin, self.stop, scratch)

@@ -12,9 +12,13 @@ consumer; nothing hangs.
         batch.view_0, batch.label, batch.indices, batch.params["view_0"]["crop"]
 """
 
+from __future__ import annotations
+
 import logging
 import os
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -63,26 +67,26 @@ class Loader:
 
     def __init__(
         self,
-        path,
-        batch_size,
-        num_workers=-1,
-        os_cache=True,
-        order=OrderOption.SEQUENTIAL,
-        distributed=False,
-        seed=None,
-        indices=None,
-        pipelines={},
-        custom_fields={},
-        drop_last=True,
-        batches_ahead=3,
-        recompile=False,
-        custom_field_mapper=None,
+        path: str | os.PathLike,
+        batch_size: int,
+        num_workers: int = -1,
+        os_cache: bool = True,
+        order: Any = OrderOption.SEQUENTIAL,
+        distributed: bool = False,
+        seed: int | None = None,
+        indices: Any = None,
+        pipelines: dict[str, Any] = {},
+        custom_fields: dict[str, Any] = {},
+        drop_last: bool = True,
+        batches_ahead: int = 3,
+        recompile: bool = False,
+        custom_field_mapper: dict[str, str] | None = None,
         *,
-        rank=None,
-        world_size=None,
-        on_error="raise",
-        scaled_decode=False,
-    ):
+        rank: int | None = None,
+        world_size: int | None = None,
+        on_error: str = "raise",
+        scaled_decode: bool = False,
+    ) -> None:
         self._arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         check_positive("batch_size", batch_size)
         check_positive("batches_ahead", batches_ahead)
@@ -110,12 +114,12 @@ class Loader:
         resolved = resolve_pipelines(self.reader, pipelines, custom_field_mapper)
         self._resolved, self._scaled_decode = resolved, bool(scaled_decode)
         self._batch_type = make_batch_type([name for name, _, _ in resolved])
-        self._slots = None
+        self._slots: SlotPool | None = None
         fields = {field_name for _, field_name, _ in resolved}
         self._shared.cache = SystemCache(self.reader, sorted(fields), os_cache)
         self._next, self._position = (0, 0), (0, 0)  # (epoch, global samples handed out)
-        self._iterator = lambda: None
-        self._length_cache = {}
+        self._iterator: Callable[[], EpochIterator | None] = lambda: None
+        self._length_cache: dict[int, int] = {}
         program = EpochProgram(self.reader, resolved, seed, self._scaled_decode)
         needs_cuda(program.tails)  # wrong pipelines fail here, not later
         self._shared.pool = WorkerPool(
@@ -125,7 +129,7 @@ class Loader:
 
     # -- iterating
 
-    def __iter__(self):
+    def __iter__(self) -> EpochIterator:
         """The next epoch, or the rest of the one that `load_state_dict` named. Ends an older
         iterator."""
         if not self._finalizer.alive:
@@ -141,14 +145,14 @@ class Loader:
         self._iterator = weakref.ref(iterator)
         return iterator
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Batches of a whole epoch of this rank."""
         epoch = self._next[0]
         if epoch not in self._length_cache:
             self._length_cache = {epoch: self._schedule(epoch, 0).num_batches}
         return self._length_cache[epoch]
 
-    def _schedule(self, epoch, start):
+    def _schedule(self, epoch: int, start: int) -> EpochSchedule:
         order = self._shared.order
         sequence = np.ascontiguousarray(
             order.sequence(self.reader, self.indices, self.seed, epoch), np.int64
@@ -164,7 +168,7 @@ class Loader:
             self.drop_last,
         )
 
-    def _slots_for(self, program):
+    def _slots_for(self, program: EpochProgram) -> SlotPool:
         """The slot pool, made anew only when shapes changed."""
         if self._slots is None or self._slots.specs != program.specs:
             pinned = needs_cuda(program.tails)
@@ -173,12 +177,14 @@ class Loader:
         self._slots.shrink()
         return self._slots
 
-    def _note_progress(self, iterator, epoch, num_batches, schedule):
+    def _note_progress(
+        self, iterator: EpochIterator, epoch: int, num_batches: int, schedule: EpochSchedule
+    ) -> None:
         if iterator is self._iterator():
             ended = num_batches >= schedule.num_batches
             self._position = (epoch + 1, 0) if ended else (epoch, schedule.handed_out(num_batches))
 
-    def _end_iterator(self):
+    def _end_iterator(self) -> None:
         iterator = self._iterator()
         if iterator is not None:
             iterator.close()
@@ -186,15 +192,15 @@ class Loader:
     # -- state
 
     @property
-    def seed(self):
+    def seed(self) -> int:
         return self._shared.seed
 
     @property
-    def next_epoch(self):
+    def next_epoch(self) -> int:
         """The epoch that the next `iter()` yields."""
         return self._next[0]
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: int) -> None:
         """The next `iter()` starts this epoch from its beginning."""
         if epoch != int(epoch) or not 0 <= epoch < 2**32:
             raise ValueError(
@@ -202,7 +208,7 @@ class Loader:
             )
         self._next = self._position = (int(epoch), 0)
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """Where the consumer is, as plain JSON types, of constant size. A state after an epoch's
         last batch is the start of the next epoch."""
         epoch, samples = self._position
@@ -216,7 +222,7 @@ class Loader:
             "num_samples": len(self.indices),
         }
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly behind `state`, with any number of workers, ranks and any batch size.
         BetonError for another dataset or order, both sides named."""
         if state.get("version") != STATE_VERSION:
@@ -242,19 +248,19 @@ class Loader:
         self._length_cache = {}
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """Of the file's content and of `indices`; hexadecimal."""
         return self.reader.fingerprint + self._indices_digest
 
     @property
-    def _indices_digest(self):
+    def _indices_digest(self) -> str:
         if np.array_equal(self.indices, np.arange(self.reader.num_samples)):
             return ""
         from ffcv_ssl.kernels.hash import xxh3_64
 
         return f"-{xxh3_64(self.indices):016x}"
 
-    def _choose_seed(self, seed):
+    def _choose_seed(self, seed: int | None) -> int:
         if seed is None:
             if self.world_size > 1:
                 raise ValueError(
@@ -267,9 +273,9 @@ class Loader:
 
     # -- changes and inspection
 
-    def set_resolution(self, px, pipeline=None):
-        """Random crops of a view (default: of all views) put out px x px, or (height, width), from
-        the next `iter()` on."""
+    def set_resolution(self, px: Any, pipeline: str | None = None) -> None:
+        """Set the size of a view's random crops (default: of all views) to px x px, or (height,
+        width), from the next `iter()` on."""
         found = False
         for name, _, ops in self._resolved:
             if pipeline in (None, name):
@@ -281,7 +287,7 @@ class Loader:
             which = "no view" if pipeline is None else f"pipeline '{pipeline}'"
             raise ValueError(f"Loader.set_resolution: {which} has a RandomResizedCrop")
 
-    def filter(self, field, condition):
+    def filter(self, field: str, condition: Callable) -> Loader:
         """A loader of the samples for which `condition(values)` holds; values: the field's default
         output of a batch, (B, ...) tensor; it returns booleans (B,)."""
         ops = default_pipeline(self.reader, field)
@@ -300,7 +306,7 @@ class Loader:
         return Loader(**dict(self._arguments, indices=indices, seed=self.seed))
 
     @property
-    def stats(self):
+    def stats(self) -> dict[str, float]:
         """Since the loader was made: images handed out, and images_per_s of that while iterating;
         seconds in read, decode and render (all threads together), and of the consumer's waiting;
         replaced samples; slots, and how often their pool grew beyond the usual number.
@@ -318,24 +324,24 @@ class Loader:
             "scratch_bytes": sum(s.num_bytes for s in scratches),
         }
 
-    def close(self):
+    def close(self) -> None:
         """End the threads and close the file. Batches already handed out stay valid."""
         self._end_iterator()
         self._finalizer()
 
-    def __enter__(self):
+    def __enter__(self) -> Loader:
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
-def _shut_down(pool, reader):
+def _shut_down(pool: WorkerPool, reader: Reader) -> None:
     pool.stop()
     reader.close()
 
 
-def _in_words(fingerprint, num_samples):
+def _in_words(fingerprint: str, num_samples: int) -> str:
     content, _, choice = fingerprint.partition("-")
     of = f", choice {choice[:8]}.." if choice else ""
     return f"dataset {content[:8]}.. ({num_samples} samples{of})"

@@ -5,7 +5,12 @@ size). Every rank has the same number of batches, of equal shape; padding is mar
 counts twice.
 """
 
+from __future__ import annotations
+
 import numpy as np
+
+from ffcv_ssl.reader import Reader
+from ffcv_ssl.traversal_order import TraversalOrder
 
 
 class EpochSchedule:
@@ -14,7 +19,17 @@ class EpochSchedule:
     batch_size is per rank. Attributes: num_samples of the whole epoch, num_batches from `start` on.
     """
 
-    def __init__(self, order, reader, sequence, start, batch_size, rank, world_size, drop_last):
+    def __init__(
+        self,
+        order: TraversalOrder,
+        reader: Reader,
+        sequence: np.ndarray,
+        start: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        drop_last: bool,
+    ) -> None:
         self.order, self.reader = order, reader
         self.sequence, self.start = sequence, start
         self.rank, self.world_size = rank, world_size
@@ -24,11 +39,11 @@ class EpochSchedule:
         self.num_batches = whole + (rest > 0 and not drop_last)
         self.occurrences = count_occurrences(sequence)
 
-    def handed_out(self, num_batches):
+    def handed_out(self, num_batches: int) -> int:
         """Global samples of the epoch that are gone after `num_batches` of this schedule."""
         return min(self.start + num_batches * self.global_size, len(self.sequence))
 
-    def batch(self, number):
+    def batch(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(sample ids, their occurrence in the epoch, valid) of this rank's batch: int64, int64,
         bool, all (B,)."""
         begin = self.start + number * self.global_size
@@ -43,7 +58,7 @@ class EpochSchedule:
         return samples[mine], self.occurrences[begin + mine], valid
 
 
-def count_occurrences(sequence):
+def count_occurrences(sequence: np.ndarray) -> np.ndarray:
     """How often each id stood in the sequence before: int64 zeros where ids are unique."""
     order = np.argsort(sequence, kind="stable")
     ordered = sequence[order]

@@ -1,9 +1,17 @@
 """What threads and iterators see of a loader. It does not keep the loader itself alive."""
 
+from __future__ import annotations
+
 import logging
 import threading
 
+import numpy as np
+
 from ffcv_ssl.errors import BetonError
+from ffcv_ssl.loader.cache import SystemCache
+from ffcv_ssl.loader.workers import WorkerPool
+from ffcv_ssl.reader import Reader
+from ffcv_ssl.traversal_order import TraversalOrder
 
 _log = logging.getLogger(__name__)
 _MAX_REPLACED = 0.01  # share of an epoch's samples
@@ -13,17 +21,27 @@ class Shared:
     """Settings and counts of one loader; `pool` and `cache` are set once it is complete."""
 
     def __init__(
-        self, reader, order, indices, seed, batch_size, num_workers, batches_ahead, on_error
-    ):
+        self,
+        reader: Reader,
+        order: TraversalOrder,
+        indices: np.ndarray,
+        seed: int,
+        batch_size: int,
+        num_workers: int,
+        batches_ahead: int,
+        on_error: str,
+    ) -> None:
         self.reader, self.order, self.indices, self.seed = reader, order, indices, seed
         self.batch_size, self.num_workers = batch_size, num_workers
         self.batches_ahead, self.on_error = batches_ahead, on_error
-        self.pool = self.cache = None
+        self.pool: WorkerPool
+        self.cache: SystemCache
         self.images, self.iterating_s, self.waited_s, self.replaced = 0, 0.0, 0.0, 0
-        self._replaced_in_epoch, self._epoch = 0, None
+        self._replaced_in_epoch = 0
+        self._epoch: int | None = None
         self._lock = threading.Lock()
 
-    def count_replaced(self, epoch, error):
+    def count_replaced(self, epoch: int, error: BetonError) -> None:
         """Count a replaced sample, say so once, and refuse to go on when there are too many."""
         with self._lock:
             if epoch != self._epoch:

@@ -5,8 +5,11 @@ does every tensor or slice that the user derives from them. When the root dies, 
 again.
 """
 
+from __future__ import annotations
+
 import collections
 import weakref
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,18 +25,23 @@ class SlotPool:
     pinned: page-locked memory, for CUDA.
     """
 
-    def __init__(self, specs, batch_size, base_slots, pinned=False):
+    def __init__(
+        self,
+        specs: dict[Any, tuple[tuple, Any]],
+        batch_size: int,
+        base_slots: int,
+        pinned: bool = False,
+    ) -> None:
         self.specs, self.batch_size = specs, batch_size
         self.base_slots, self.pinned = base_slots, pinned
         self.grown = 0
-        self._live = {}  # id -> (weak reference to the root, memory)
-        self._returned = (
-            collections.deque()
-        )  # appended from any thread, even inside a garbage collection
+        self._live: dict[int, tuple] = {}  # id -> (weak reference to the root, memory)
+        # Appended to from any thread, even inside a garbage collection.
+        self._returned: collections.deque[torch.Tensor] = collections.deque()
         self._total = 0
         self._layout, self.slot_bytes = self._lay_out()
 
-    def _lay_out(self):
+    def _lay_out(self) -> tuple[dict[Any, tuple[int, tuple, np.dtype]], int]:
         layout, used = {}, 0
         for key, (shape, dtype) in self.specs.items():
             num_bytes = (
@@ -44,10 +52,10 @@ class SlotPool:
         return layout, max(used, 1)
 
     @property
-    def num_slots(self):
+    def num_slots(self) -> int:
         return self._total
 
-    def lend(self, count):
+    def lend(self, count: int) -> dict[Any, np.ndarray]:
         """Arrays (count, *shape) by key, on one free slot. Their contents are whatever was
         there."""
         memory = self._free_memory()
@@ -61,7 +69,7 @@ class SlotPool:
             arrays[key] = root[begin : begin + size].view(dtype).reshape((count, *shape))
         return arrays
 
-    def _free_memory(self):
+    def _free_memory(self) -> torch.Tensor:
         self.shrink()
         try:
             return self._returned.popleft()
@@ -70,7 +78,7 @@ class SlotPool:
             self.grown += self._total > self.base_slots
             return torch.empty(self.slot_bytes, dtype=torch.uint8, pin_memory=self.pinned)
 
-    def shrink(self):
+    def shrink(self) -> None:
         """Give back free slots beyond the base number."""
         while self._total > self.base_slots and self._returned:
             self._returned.popleft()

@@ -1,12 +1,19 @@
 """From the `pipelines` argument to a plain list: which output comes from which field by which ops,
 in tuple order."""
 
+from __future__ import annotations
+
+from typing import Any
+
 from ffcv_ssl.fields.base import Decoder
 from ffcv_ssl.fields.rgb_image import RGBImageField
+from ffcv_ssl.reader import Reader
 from ffcv_ssl.transforms import SimpleRGBImageDecoder, ToTensor
 
 
-def resolve_pipelines(reader, pipelines, field_mapper=None):
+def resolve_pipelines(
+    reader: Reader, pipelines: dict[str, Any], field_mapper: dict[str, str] | None = None
+) -> list[tuple[str, str, list]]:
     """[(name, field name, ops)] in the order of the batch.
 
     If every name is a field of the file: FFCV's rule (file order, default pipelines for fields not
@@ -28,7 +35,9 @@ def resolve_pipelines(reader, pipelines, field_mapper=None):
     return resolved
 
 
-def _split(reader, name, value, mapper):
+def _split(
+    reader: Reader, name: str, value: Any, mapper: dict[str, str]
+) -> tuple[str, list | None]:
     """(field name, ops or None) of one entry."""
     field_name = mapper.get(name, name)
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
@@ -45,12 +54,12 @@ def _split(reader, name, value, mapper):
     return field_name, ops
 
 
-def default_pipeline(reader, field_name):
+def default_pipeline(reader: Reader, field_name: str) -> list:
     """FFCV's default: the field's decoder, then a tensor."""
     if is_image(reader, field_name):
         return [SimpleRGBImageDecoder(), ToTensor()]
     return [reader.fields[field_name].get_decoder_class()(), ToTensor()]
 
 
-def is_image(reader, field_name):
+def is_image(reader: Reader, field_name: str) -> bool:
     return isinstance(reader.fields[field_name], RGBImageField)

@@ -4,8 +4,12 @@ They are daemons, ended by `stop()` (also at interpreter exit); an error in a ta
 task, never lost.
 """
 
+from __future__ import annotations
+
 import queue
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +20,11 @@ class Scratch:
     """A thread's private memory, grown when needed and then kept, and its share of the
     statistics."""
 
-    def __init__(self):
-        self._arrays = {}
+    def __init__(self) -> None:
+        self._arrays: dict[str, np.ndarray | None] = {}
         self.seconds = {"read": 0.0, "decode": 0.0, "render": 0.0}
 
-    def take(self, name, size, dtype):
+    def take(self, name: str, size: int, dtype: Any) -> np.ndarray:
         """A flat array of at least `size` numbers from the start of a cache line; what it held
         before is garbage. Vectors that straddle two lines made colour jitter 1.2x slower."""
         array = self._arrays.get(name)
@@ -33,7 +37,7 @@ class Scratch:
         return array
 
     @property
-    def num_bytes(self):
+    def num_bytes(self) -> int:
         return sum(a.nbytes for a in list(self._arrays.values()) if a is not None)
 
 
@@ -41,9 +45,9 @@ class WorkerPool:
     """`num_workers` threads; `submit(task)` runs `task(scratch)` in one of them, first come, first
     served."""
 
-    def __init__(self, num_workers, name):
+    def __init__(self, num_workers: int, name: str) -> None:
         self.scratches = [Scratch() for _ in range(num_workers)]
-        self._tasks = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue = queue.SimpleQueue()
         self._threads = [
             threading.Thread(
                 target=_work, args=(self._tasks, scratch), name=f"{name}-{i}", daemon=True
@@ -53,10 +57,10 @@ class WorkerPool:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, task):
+    def submit(self, task: Callable[[Scratch], None]) -> None:
         self._tasks.put(task)
 
-    def stop(self):
+    def stop(self) -> None:
         """End all threads after the tasks they are at; queued tasks run no more (they see their job
         cancelled)."""
         for _ in self._threads:
@@ -67,7 +71,7 @@ class WorkerPool:
         self._threads = []
 
 
-def _work(tasks, scratch):
+def _work(tasks: queue.SimpleQueue, scratch: Scratch) -> None:
     while True:
         task = tasks.get()
         if task is None:

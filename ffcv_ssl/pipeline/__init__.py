@@ -1,2 +1,2 @@
-"""From lists of ops to executable plans: image ops become programs of two kernels, batch ops stay
+"""From lists of ops to executable plans: image ops become tables for two kernels, batch ops stay
 callables."""

@@ -7,7 +7,7 @@ class Compiler:
     """`Compiler.get_iterator()` is what generated code loops with."""
 
     @staticmethod
-    def get_iterator():
+    def get_iterator() -> type:
         """numba's prange: an ordinary range here, because the loader's workers are already
         parallel."""
         return prange

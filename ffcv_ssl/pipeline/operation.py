@@ -1,13 +1,17 @@
-"""FFCV's interface for ops of one's own: an `Operation` generates code that runs on a whole batch.
+"""FFCV's interface for users' batch ops: an `Operation` makes code that runs on a whole batch.
 
-`generate_code()` returns `f(batch, destination)`, compiled with numba when the state says so
-(`jit_mode`), with
-`f.with_indices = True` called as `f(batch, destination, indices)`. It may stand anywhere, between
-two image ops too; there it gets and returns uint8 (N, H, W, C).
+`generate_code()` returns `f(batch, destination)`; it is compiled with numba when the state's
+`jit_mode` is set. With `f.with_indices = True` it is called as `f(batch, destination, indices)`. An
+Operation may stand anywhere, also between two image ops; there it gets and returns uint8 (N, H, W,
+C).
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numba
 import numpy as np
@@ -18,9 +22,9 @@ class State:
     """What a batch is at some place of a pipeline: jit_mode, device, shape without N, dtype."""
 
     jit_mode: bool
-    device: object
+    device: Any
     shape: tuple
-    dtype: object
+    dtype: Any
 
 
 @dataclass(frozen=True)
@@ -28,38 +32,40 @@ class AllocationQuery:
     """Memory an Operation wants as its destination: shape without N, dtype."""
 
     shape: tuple
-    dtype: object
-    device: object = None
+    dtype: Any
+    device: Any = None
 
 
 class Operation(ABC):
     """Subclass it as with FFCV."""
 
-    def __init__(self):
-        self.metadata = None
-        self.field = None
+    def __init__(self) -> None:
+        self.metadata: Any = None
+        self.field: Any = None
 
-    def accept_field(self, field):
+    def accept_field(self, field: Any) -> None:
         self.field = field
 
-    def accept_globals(self, metadata, memory_read):
+    def accept_globals(self, metadata: Any, memory_read: Any) -> None:
         self.metadata = metadata
         self.memory_read = memory_read
 
     @abstractmethod
-    def generate_code(self):
+    def generate_code(self) -> Callable:
         """The function to run on each batch."""
 
     @abstractmethod
-    def declare_state_and_memory(self, previous_state):
+    def declare_state_and_memory(
+        self, previous_state: State
+    ) -> tuple[State, AllocationQuery | None]:
         """(State after this op, AllocationQuery or None)."""
 
 
 class CompiledOperation:
-    """An Operation ready to run: `run(batch, indices) -> batch`. Compiled without threads of its
-    own: workers are threads."""
+    """An Operation ready to run: `run(batch, indices) -> batch`. It is compiled for one thread,
+    because the loader's workers are threads already."""
 
-    def __init__(self, operation, field, metadata, state):
+    def __init__(self, operation: Operation, field: Any, metadata: Any, state: State) -> None:
         operation.accept_field(field)
         operation.accept_globals(metadata, None)
         self.operation = operation
@@ -68,7 +74,7 @@ class CompiledOperation:
         self.with_indices = getattr(code, "with_indices", False)
         self.code = numba.njit(code, nogil=True) if self.state.jit_mode else code
 
-    def run(self, batch, indices):
+    def run(self, batch: np.ndarray, indices: np.ndarray) -> np.ndarray:
         destination = None
         if self.allocation is not None:
             shape = (len(batch), *self.allocation.shape)

@@ -1,5 +1,9 @@
 """Normalization of a batch of images, on the device that the batch is on."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -15,19 +19,19 @@ class NormalizeImage(BatchOp):
     bus. Computed in float32.
     """
 
-    def __init__(self, mean, std, type=np.float32):
+    def __init__(self, mean: Any, std: Any, type: Any = np.float32) -> None:
         self.mean = np.asarray(mean, np.float32).reshape(-1)
         self.std = np.asarray(std, np.float32).reshape(-1)
         self.type = type
         self.channels_first = False  # set by the pipeline when a ToTorchImage stands before it
-        self._on_device = {}
+        self._on_device: dict[tuple, tuple[torch.Tensor, ...]] = {}
         if self.mean.shape != self.std.shape or not (self.std > 0).all():
             raise ValueError(
                 f"NormalizeImage: got mean {self.mean.tolist()} and std {self.std.tolist()}, "
                 "expected one number a channel each, std above 0"
             )
 
-    def __call__(self, batch):
+    def __call__(self, batch: Any) -> Any:
         channels = batch.shape[1 if self.channels_first else -1]
         if channels != len(self.mean):
             raise ValueError(
@@ -39,7 +43,7 @@ class NormalizeImage(BatchOp):
         mean, std = self._constants(batch.device)
         return batch.to(torch.float32).sub_(mean).div_(std).to(torch_dtype(self.type))
 
-    def _constants(self, device):
+    def _constants(self, device: torch.device) -> tuple[torch.Tensor, ...]:
         key = (device, self.channels_first)
         if key not in self._on_device:
             shape = (1, -1, 1, 1) if self.channels_first else (-1,)

@@ -5,6 +5,10 @@ They are callables: batch in, batch out. They run in the consumer's thread, in t
 list.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -20,7 +24,7 @@ TORCH_DTYPES = {
 }
 
 
-def torch_dtype(dtype):
+def torch_dtype(dtype: Any) -> torch.dtype:
     """A torch dtype of a torch or NumPy one. ValueError for one that torch lacks."""
     if isinstance(dtype, torch.dtype):
         return dtype
@@ -32,14 +36,14 @@ def torch_dtype(dtype):
 class BatchOp:
     """Base of the built-in ops that act on a whole batch. `__call__(batch) -> batch`."""
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items())})"
 
 
 class ToTensor(BatchOp):
     """NumPy batch -> torch tensor on the same memory."""
 
-    def __call__(self, batch):
+    def __call__(self, batch: Any) -> Any:
         return batch if isinstance(batch, torch.Tensor) else torch.from_numpy(batch)
 
 
@@ -47,10 +51,10 @@ class ToDevice(BatchOp):
     """Move the batch to `device`. To a CUDA device the loader copies on a stream of its own and
     hands over by event."""
 
-    def __init__(self, device, non_blocking=True):
+    def __init__(self, device: Any, non_blocking: bool = True) -> None:
         self.device, self.non_blocking = torch.device(device), non_blocking
 
-    def __call__(self, batch):
+    def __call__(self, batch: Any) -> Any:
         return batch.to(self.device, non_blocking=self.non_blocking)
 
 
@@ -61,10 +65,10 @@ class ToTorchImage(BatchOp):
     convert_back_int16 is accepted for FFCV's sake and changes nothing.
     """
 
-    def __init__(self, channels_last=True, convert_back_int16=True):
+    def __init__(self, channels_last: bool = True, convert_back_int16: bool = True) -> None:
         self.channels_last = channels_last
 
-    def __call__(self, batch):
+    def __call__(self, batch: Any) -> Any:
         if batch.ndim != 4:
             raise ValueError(f"ToTorchImage: got shape {tuple(batch.shape)}, expected (N, H, W, C)")
         batch = torch.as_tensor(batch).permute(0, 3, 1, 2)
@@ -74,10 +78,10 @@ class ToTorchImage(BatchOp):
 class Squeeze(BatchOp):
     """Drop the dimensions `dims` of size 1 (default: all but the batch)."""
 
-    def __init__(self, *dims):
+    def __init__(self, *dims: int) -> None:
         self.dims = dims
 
-    def __call__(self, batch):
+    def __call__(self, batch: Any) -> Any:
         dims = self.dims or tuple(d for d in range(1, batch.ndim) if batch.shape[d] == 1)
         return batch.squeeze(dims) if dims else batch
 
@@ -85,10 +89,10 @@ class Squeeze(BatchOp):
 class Convert(BatchOp):
     """Values to another dtype (torch's or NumPy's)."""
 
-    def __init__(self, target_dtype):
+    def __init__(self, target_dtype: Any) -> None:
         self.target_dtype = target_dtype
 
-    def __call__(self, batch):
+    def __call__(self, batch: Any) -> Any:
         if isinstance(batch, np.ndarray):
             return batch.astype(self.target_dtype)
         return batch.to(torch_dtype(self.target_dtype))
@@ -97,10 +101,10 @@ class Convert(BatchOp):
 class View(BatchOp):
     """The same bytes as another dtype."""
 
-    def __init__(self, target_dtype):
+    def __init__(self, target_dtype: Any) -> None:
         self.target_dtype = target_dtype
 
-    def __call__(self, batch):
+    def __call__(self, batch: Any) -> Any:
         if isinstance(batch, np.ndarray):
             return batch.view(self.target_dtype)
         return batch.view(torch_dtype(self.target_dtype))

@@ -128,8 +128,9 @@ def test_a_second_process_compiles_nothing(small_beton, tmp_path):
         with make_loader(sys.argv[1]) as loader:
             next(iter(loader))
         from ffcv_ssl.kernels import io, random
-        from ffcv_ssl.pipeline import dispatch as program
-        kernels = (io.read_samples, random.shuffle_, program.draw_view, program.render_view)
+        from ffcv_ssl.pipeline import dispatch
+        built_in = dispatch.BUILT_IN
+        kernels = (io.read_samples, random.shuffle_, built_in.draw_view, built_in.render_view)
         print(sum(sum(k.dispatcher.stats.cache_misses.values()) for k in kernels))
     """
     assert run_python(code, small_beton).returncode == 0

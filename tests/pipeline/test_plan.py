@@ -14,7 +14,6 @@ from ffcv_ssl.transforms import (
     CenterCrop,
     GaussianBlur,
     GaussianNoise,
-    ImageOp,
     NormalizeImage,
     RandomColorJitter,
     RandomEqualize,
@@ -133,25 +132,6 @@ def test_two_of_the_same_op_draw_on_their_own_and_have_columns_of_their_own():
     assert (params["flip"] != params["flip_1"]).any()
 
 
-@pytest.mark.parametrize("op", RANDOM_OPS, ids=lambda op: type(op).__name__)
-def test_a_linked_op_takes_over_the_other_views_draw(op):
-    def linked(link):
-        settings = {k: v for k, v in vars(op).items() if k not in ("link", "seed")}
-        return type(op)(**settings, link=link)
-
-    first = [] if isinstance(op, RandomResizedCrop) else [SimpleRGBImageDecoder()]
-    plans = [
-        plan_of([*first, linked(None)], "view_0", 0),
-        plan_of([*first, linked("view_0")], "view_1", 1),
-        plan_of([*first, linked(None)], "view_2", 2),
-        plan_of([*first, linked("view_1")], "view_3", 3),
-    ]
-    raws = draw_all(plans)
-    assert np.array_equal(raws["view_0"], raws["view_1"])
-    assert np.array_equal(raws["view_0"], raws["view_3"])  # through another link
-    assert not np.array_equal(raws["view_0"], raws["view_2"])
-
-
 def test_one_crop_for_two_views_and_all_else_apart():
     ops = [RandomHorizontalFlip(), RandomColorJitter()]
     plans = [
@@ -226,21 +206,6 @@ def test_ops_at_a_wrong_place_are_refused_in_one_line(ops):
     with pytest.raises(ValueError, match="view_0") as error:
         plan_of(ops)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("opcode", [None, 10, -1])
-def test_an_op_that_the_kernels_do_not_know_is_refused(opcode):
-    name = f"Unknown{opcode}"
-    op = type(name, (ImageOp,), {"opcode": opcode})()
-    with pytest.raises(ValueError, match=f"{name}: opcode {opcode} has no branch"):
-        plan_of([RandomResizedCrop(8), op])
-
-
-def test_an_opcode_belongs_to_one_class_and_those_derived_from_it():
-    with pytest.raises(TypeError, match="Copied: opcode 3 is RandomHorizontalFlip's; take one"):
-        type("Copied", (ImageOp,), {"opcode": RandomHorizontalFlip.opcode})
-    derived = type("Derived", (RandomHorizontalFlip,), {})
-    assert plan_of([RandomResizedCrop(8), derived(1.0)]).segments[0].ops[1, 0] == 3
 
 
 def run_segments(plan, images):

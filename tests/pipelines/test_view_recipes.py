@@ -153,6 +153,7 @@ def test_every_setting_of_a_view_reaches_an_op():
         "solarize_threshold": 7,
         "link": "view_8",
         "linked": ("flip",),
+        "extra_ops": ({"op": "ffcv_ssl.transforms:RandomEqualize"},),
     }
     for f in fields(View):
         start = dataclasses.replace(base, crop="center", link=None) if "center" in f.name else base
@@ -259,6 +260,10 @@ def test_noise_and_patch_of_the_instance_recipe_are_settings():
     assert views["view_2"].crop_scale == (0.02, 0.1)
 
 
+def _type_name(setting):
+    return setting.type.__name__ if type(setting.type) is type else str(setting.type)
+
+
 @pytest.mark.parametrize("index", [0, 1, 2, 11])
 def test_every_setting_of_a_view_can_be_given_on_the_command_line(index):
     texts = {
@@ -269,9 +274,14 @@ def test_every_setting_of_a_view_can_be_given_on_the_command_line(index):
         "int | None": ("5", 5),
         "int": ("1", 1),
         "float": ("0.25", 0.25),
+        "tuple[dict[str, typing.Any], ...]": (
+            "[{op: 'ffcv_ssl.transforms:RandomEqualize', args: {prob: 0.5}}]",
+            ({"op": "ffcv_ssl.transforms:RandomEqualize", "args": {"prob": 0.5}},),
+        ),
     }
     given = {
-        f.name: ("center", "center") if f.name == "crop" else texts[f.type] for f in fields(View)
+        f.name: ("center", "center") if f.name == "crop" else texts[_type_name(f)]
+        for f in fields(View)
     }
     arguments = [f"--views.view_{index}.{key}={text}" for key, (text, _) in given.items()]
     views = parse("--views.recipe=dino_vit", *arguments).resolve()

@@ -157,30 +157,3 @@ def test_draws_equal_their_twin():
         assert bool(raw[sample, 0]) == twin[0]
         np.testing.assert_allclose(raw[sample, 1:5], twin[1:5], rtol=0, atol=1e-12)
         assert params["jitter"]["order"][sample].tolist() == twin[5]
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("jitter_prob", 1.5),
-        ("brightness", -0.1),
-        ("contrast", float("nan")),
-        ("contrast", float("inf")),
-        ("saturation", "strong"),
-        ("saturation", None),
-        ("hue", 0.51),
-        ("hue", -0.1),
-        ("hue", "red"),
-    ],
-)
-def test_wrong_settings_are_refused_in_one_line(name, value):
-    with pytest.raises(ValueError, match=f"RandomColorJitter: {name} is") as error:
-        RandomColorJitter(**{name: value})
-    assert "\n" not in str(error.value)
-
-
-def test_settings_changed_later_are_checked_anew():
-    op = RandomColorJitter()
-    op.hue = 2
-    with pytest.raises(ValueError, match="hue"):
-        run_ops([SimpleRGBImageDecoder(), op], [photo_like(4, 4)])

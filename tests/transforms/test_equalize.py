@@ -7,11 +7,8 @@ import torchvision.transforms.v2.functional as tv
 from PIL import Image, ImageOps
 from support.harness import (
     SIZES,
-    assert_share,
     color_grid,
-    draw_params,
     from_float,
-    key_of,
     photo_like,
     plain_images,
     run_ops,
@@ -44,26 +41,3 @@ def test_two_levels_and_levels_at_the_ends_equal_pil():
     rng = np.random.default_rng(0)
     for levels in [(0, 255), (254, 255), (0, 1), (7, 8, 200)]:
         check_equalize(rng.choice(np.array(levels, np.uint8), (50, 60, 3)))
-
-
-def test_nothing_changes_with_probability_zero():
-    image = color_grid()
-    assert np.array_equal(
-        run_ops([SimpleRGBImageDecoder(), RandomEqualize(0)], [image])[0][0], image
-    )
-
-
-@pytest.mark.parametrize("probability", [0, 0.2, 1])
-def test_equalized_views_come_with_their_probability(probability):
-    params, _, plan = draw_params([SimpleRGBImageDecoder(), RandomEqualize(probability)])
-    assert_share(params["equalize"], probability)
-    key = key_of(plan, RandomEqualize)
-    twins = [reference.draw_switch(key, 0, sample, 0, probability) for sample in range(50)]
-    assert params["equalize"][:50].tolist() == twins
-
-
-@pytest.mark.parametrize("probability", [-1, 2, "never"])
-def test_wrong_probabilities_are_refused_in_one_line(probability):
-    with pytest.raises(ValueError, match="RandomEqualize: prob is") as error:
-        RandomEqualize(probability)
-    assert "\n" not in str(error.value)

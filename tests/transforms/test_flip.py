@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import reference
-from support.harness import SIZES, assert_share, draw_params, key_of, photo_like, run_ops
+from support.harness import SIZES, photo_like, run_ops
 
 from ffcv_ssl.transforms import (
     RandomGrayscale,
@@ -45,20 +45,3 @@ def test_two_flips_cancel():
     image = photo_like(20, 31)
     ops = [SimpleRGBImageDecoder(), RandomHorizontalFlip(1), RandomHorizontalFlip(1)]
     assert np.array_equal(run_ops(ops, [image])[0][0], image)
-
-
-@pytest.mark.parametrize("probability", [0, 0.2, 0.5, 1])
-def test_flips_come_with_their_probability(probability):
-    params, _, plan = draw_params([SimpleRGBImageDecoder(), RandomHorizontalFlip(probability)])
-    assert params["flip"].dtype == np.bool_
-    assert_share(params["flip"], probability)
-    key = key_of(plan, RandomHorizontalFlip)
-    twins = [reference.draw_switch(key, 0, sample, 0, probability) for sample in range(50)]
-    assert params["flip"][:50].tolist() == twins
-
-
-@pytest.mark.parametrize("probability", [-0.1, 1.1, float("nan"), "often", None])
-def test_wrong_probabilities_are_refused_in_one_line(probability):
-    with pytest.raises(ValueError, match="RandomHorizontalFlip: flip_prob is") as error:
-        RandomHorizontalFlip(probability)
-    assert "\n" not in str(error.value)

@@ -6,12 +6,9 @@ import reference
 import torchvision.transforms.v2.functional as tv
 from support.harness import (
     SIZES,
-    assert_share,
     color_grid,
-    draw_params,
     from_float,
     huge_image,
-    key_of,
     photo_like,
     plain_images,
     run_ops,
@@ -51,26 +48,3 @@ def test_grey_images_stay_as_they_are_within_one_level():
     grey = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
     (view,), _, _ = run_ops([SimpleRGBImageDecoder(), RandomGrayscale(1)], [grey])
     assert np.array_equal(view, grey)  # the luma weights sum to 0.9999: 0.03 levels at most
-
-
-def test_nothing_changes_with_probability_zero():
-    image = color_grid()
-    assert np.array_equal(
-        run_ops([SimpleRGBImageDecoder(), RandomGrayscale(0)], [image])[0][0], image
-    )
-
-
-@pytest.mark.parametrize("probability", [0, 0.2, 1])
-def test_grey_views_come_with_their_probability(probability):
-    params, _, plan = draw_params([SimpleRGBImageDecoder(), RandomGrayscale(probability)])
-    assert_share(params["gray"], probability)
-    key = key_of(plan, RandomGrayscale)
-    twins = [reference.draw_switch(key, 0, sample, 0, probability) for sample in range(50)]
-    assert params["gray"][:50].tolist() == twins
-
-
-@pytest.mark.parametrize("probability", [-1, 2, "never"])
-def test_wrong_probabilities_are_refused_in_one_line(probability):
-    with pytest.raises(ValueError, match="RandomGrayscale: gray_prob is") as error:
-        RandomGrayscale(probability)
-    assert "\n" not in str(error.value)

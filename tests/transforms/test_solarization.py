@@ -7,11 +7,8 @@ import torchvision.transforms.v2.functional as tv
 from PIL import Image, ImageOps
 from support.harness import (
     SIZES,
-    assert_share,
     color_grid,
-    draw_params,
     from_float,
-    key_of,
     photo_like,
     run_ops,
     to_float,
@@ -55,22 +52,3 @@ def test_threshold_256_and_probability_0_change_nothing_and_0_inverts():
     assert np.array_equal(solarized(image, 0), 255 - image)
     ops = [SimpleRGBImageDecoder(), RandomSolarization(0)]
     assert np.array_equal(run_ops(ops, [image])[0][0], image)
-
-
-@pytest.mark.parametrize("probability", [0, 0.2, 1])
-def test_solarized_views_come_with_their_probability(probability):
-    params, _, plan = draw_params([SimpleRGBImageDecoder(), RandomSolarization(probability)])
-    assert_share(params["solarize"], probability)
-    key = key_of(plan, RandomSolarization)
-    twins = [reference.draw_switch(key, 0, sample, 0, probability) for sample in range(50)]
-    assert params["solarize"][:50].tolist() == twins
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("solarization_prob", -0.2), ("threshold", -1), ("threshold", 300), ("threshold", "half")],
-)
-def test_wrong_settings_are_refused_in_one_line(name, value):
-    with pytest.raises(ValueError, match=f"RandomSolarization: {name} is") as error:
-        RandomSolarization(**{name: value})
-    assert "\n" not in str(error.value)
