@@ -22,7 +22,6 @@ import contextlib
 import copy
 import math
 import sys
-import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from itertools import repeat
@@ -39,9 +38,8 @@ from ffcv_ssl.config import settings
 from ffcv_ssl.config.parsing import parse_config
 from ffcv_ssl.config.plain import config_dict
 from ffcv_ssl.errors import Interrupted, UserError
-from ffcv_ssl.files import hold_folder
 from ffcv_ssl.jobs import slurm
-from ffcv_ssl.training import checkpoint, command
+from ffcv_ssl.training import checkpoint, command, runtime
 from ffcv_ssl.training.gradient_cache import (
     backward_in_parts,
     check_parts,
@@ -62,12 +60,9 @@ from ffcv_ssl.training.online_evaluation import labels_of, open_evaluation
 from ffcv_ssl.training.optimizers import make_optimizer, move_average_, resolution_at, set_lr
 from ffcv_ssl.training.probes import Probes, ProbeTrainer
 from ffcv_ssl.training.run_data import make_loader, open_dataset, rank_share, set_resolution
-from ffcv_ssl.training.run_folder import BACKBONE, CHECKPOINT, RunFolder
+from ffcv_ssl.training.run_folder import BACKBONE, CHECKPOINT
 from ffcv_ssl.training.world import World, share_learning
 from pipelines import Views, build
-
-AGREE_EVERY = 8  # steps between two moments when several ranks agree on whether to save or stop
-
 
 # ---- Configuration: YAML and dotted overrides; the groups are in ffcv_ssl/config/settings.py -----
 
@@ -140,10 +135,10 @@ def check_config(config):
                 raise UserError(f"views.{name}.crop: a {view.crop} crop has one size: no ramp")
 
 
-# A resumed run may differ in these and in nothing else: they do not change what is learnt. (Which
-# labels were chosen is in the state of the labelled stream.)
-FREE_KEYS = ("out", "data.train", "data.val", "data.num_workers", "data.batches_ahead")
-FREE_GROUPS = ("checkpoint.", "log.", "system.", "slurm.", "data.os_cache", "labelled.labels.file")
+# What a resumed run may differ in, besides what all runs may. (Which labels were chosen is in the
+# state of the labelled stream.)
+FREE_KEYS = (*runtime.FREE_KEYS, "data.batches_ahead", "labelled.labels.file")
+FREE_GROUPS = (*runtime.FREE_GROUPS, "checkpoint.")
 
 
 class Learner(nn.Module):
@@ -502,10 +497,9 @@ class Trainer:
         self.train_set = open_dataset(data.train, *names)
         self.val_set = open_dataset(data.val, *names) if data.val else None
         sets = {"train": self.train_set, "val": self.val_set}
-        free = (FREE_KEYS, FREE_GROUPS)
-        self.folder = RunFolder(config.out, config_dict(config), sets, *free, world.is_first)
-        saved = self.folder.read_checkpoint()
-        world.barrier()  # the first rank may write one as soon as all have read
+        self.folder, saved = runtime.open_folder(
+            config.out, config_dict(config), sets, world, FREE_KEYS, FREE_GROUPS
+        )
         self.views = config.views.resolve()
         self._build_loaders()
         self._build_model()
@@ -514,9 +508,15 @@ class Trainer:
         self.interval = Interval()
         # a loss is the same on all ranks: the first one's counts
         self.one = torch.full((), float(world.is_first), device=world.device)
-        self.watch, self.saved_step = FiniteWatch(world.device), 0
-        self._start() if saved is None else self._restore(saved)
-        self.saved_at = time.perf_counter()
+        self.watch = FiniteWatch(world.device)
+        self.saver = runtime.Saver(
+            self.folder, self._state, lambda: f"step {self.step}",
+            config.checkpoint.every_minutes, world, stop,
+        )  # fmt: skip
+        if saved is None:
+            self._start()
+        else:
+            self._restore(saved)
 
     @property
     def step(self):
@@ -623,10 +623,10 @@ class Trainer:
             if self.step % self.config.log.every_steps == 0 or self.step == end:
                 self._log(px)
             if self.step < end:  # the end is saved below, when the loader too has ended the epoch
-                self._save_if_due()
+                self.saver.save_if_due(self.step)
         assert self.step == end, f"the loader ended the epoch at step {self.step} instead of {end}"
-        self._save()
-        self._exit_if_asked()
+        self.saver.save()
+        self.saver.exit_if_asked()
 
     def _batches(self, epoch, px):
         """The rest of the epoch: (own batch or None, labelled batch or None) for each step."""
@@ -737,10 +737,7 @@ class Trainer:
         self.done.flops += num_own * own_flops + num_labelled * labelled_flops
 
     def _autocast(self):
-        if self.config.precision == "fp32":
-            return contextlib.nullcontext()
-        dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float16
-        return torch.autocast(self.world.device.type, dtype)
+        return runtime.autocast(self.config.precision, self.world.device)
 
     # -- evaluation and records
 
@@ -752,7 +749,7 @@ class Trainer:
             return
         self.learner.eval()
         self.world.broadcast_(self.learner.buffers())  # the ones the checkpoint holds
-        results = self.evaluation.run(self._encode, self.probes.probes, self._exit_if_asked)
+        results = self.evaluation.run(self._encode, self.probes.probes, self.saver.exit_if_asked)
         self.folder.write({**self.done.record(), **results})
         shown = [f"{k[4:-5]} {v:.1%}" for k, v in results.items() if k.endswith("top1")]
         self.world.say(f"epoch {epoch}/{self.config.epochs}  top-1 on val: {'  '.join(shown)}")
@@ -766,16 +763,14 @@ class Trainer:
         means, (rate, wait) = self.averages.take(self.world), self.interval.take()
         lr = self.optimizer.param_groups[0]["lr"]
         speed = {"train/images_per_s": rate, "train/data_wait": wait}
-        self.folder.write({**self.done.record(), "resolution": px, "lr": lr, **means, **speed})
-        self.world.say(
-            f"step {self.step}/{self.total_steps}  loss {means['train/loss']:.4f}  lr {lr:.4g}  "
-            f"{rate:.0f} images/s  data wait {wait:.0%}"
-        )
+        record = {**self.done.record(), "resolution": px, "lr": lr, **means, **speed}
+        self.folder.write(record)
+        self.world.say(runtime.log_line(self.step, self.total_steps, record))
 
     def _check_finite(self):
         """Raise NonFiniteLoss if a loss or a weight is not finite; waits for the device."""
         how = f"lr {self.optimizer.param_groups[0]['lr']:.4g}, {self.config.precision}"
-        kept = f"{CHECKPOINT} holds step {self.saved_step}, from before"
+        kept = f"{CHECKPOINT} holds {self.saver.saved_position}, from before"
         self.watch.check(self.learner.parameters(), self.step, self.folder.path, how, kept)
 
     def _finish(self):
@@ -799,27 +794,6 @@ class Trainer:
 
     # -- saving and resuming
 
-    def _save_if_due(self):
-        if self.world.size > 1 and self.step % AGREE_EVERY:
-            return
-        is_due = time.perf_counter() - self.saved_at >= 60 * self.config.checkpoint.every_minutes
-        asked, is_due = self.world.any(self.stop.asked, is_due)
-        if asked or is_due:
-            self._save()
-        self._exit_if_asked(asked)
-
-    def _exit_if_asked(self, asked=None):
-        """Raise Interrupted where a rank was told to stop; `asked`: what was agreed just before."""
-        if asked or (asked is None and self.world.any(self.stop.asked)[0]):
-            where = f"{CHECKPOINT} holds step {self.saved_step}"
-            raise Interrupted(f"{self.folder.path}: interrupted; {where}")
-
-    def _save(self):
-        """Write the checkpoint, if it is worth keeping and once the metrics are on disk."""
-        self._check_finite()
-        self.folder.save(self._state())
-        self.saved_step, self.saved_at = self.step, time.perf_counter()
-
     def _parts(self):
         """Everything with a state_dict of its own, by its name in the checkpoint."""
         parts = {
@@ -830,17 +804,18 @@ class Trainer:
         return {name: part for name, part in parts.items() if part is not None}
 
     def _state(self):
+        self._check_finite()
         return {
             **{name: part.state_dict() for name, part in self._parts().items()},
             **self.done.state_dict(),
-            "averages": self.averages.over_ranks(self.world), "rng": checkpoint.rng_state(),
+            "averages": self.averages.over_ranks(self.world),
         }  # fmt: skip
 
     def _start(self):
         """Begin at step 0; what a run without a checkpoint left in the folder is not part of it."""
         config = self.config
         self.folder.open_log(None, config.log.tensorboard)
-        self._save()
+        self.saver.save()
         streams = [(config.own_batch_size, "images", len(self.views))]
         if self.labelled_until:
             streams += [(config.labelled_batch_size, "labelled", config.labelled.num_views)]
@@ -852,13 +827,11 @@ class Trainer:
 
     def _restore(self, saved):
         self.done.load_state_dict(saved)
-        self.saved_step = self.step
+        self.saver.mark_saved()
         for name, part in self._parts().items():
             if name != "loader" or self.step % self.steps_per_epoch:  # between epochs: set_epoch
                 part.load_state_dict(saved[name])
-        device, is_first = self.world.device, self.world.is_first  # the sums were of all ranks
-        sums = {name: pair.to(device) * is_first for name, pair in saved["averages"].items()}
-        self.averages.sums = sums
+        self.averages.load(saved["averages"], self.world)
         self.folder.open_log(self.step, self.config.log.tensorboard)
         checkpoint.restore_rng_state(saved["rng"])
         if self.step < self.total_steps:
@@ -894,8 +867,7 @@ def run(argv):
         return 0, slurm.submit(config, argv, __file__)
     system = config.system
     world = World.join(system.device, system.torch_threads, slurm.task_environment())
-    hold = hold_folder(config.out) if world.is_first else contextlib.nullcontext()
-    with command.StopSignal() as stop, hold:
+    with command.StopSignal() as stop, runtime.hold(config.out, world):
         trainer = Trainer(config, world, stop)
         trainer.folder.write_config()
         try:
