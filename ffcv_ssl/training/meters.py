@@ -6,6 +6,7 @@ import copy
 import time
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ffcv_ssl.errors import NonFiniteLoss
@@ -146,7 +147,10 @@ def flops_per_image(model, sides_px, *arguments, backward=True):
     return counter.get_total_flops() // 2
 
 
-def step_flops(learner, sides_px, num_own, twice):
-    """Operations an image of a training step; `twice`: with one more pass without gradients."""
-    flops = flops_per_image(learner, sides_px, num_own)
-    return flops + (flops_per_image(learner, sides_px, num_own, backward=False) if twice else 0)
+def step_flops(learner: nn.Module, sides_px: list[int], num_unlabelled: int, twice: bool) -> int:
+    """Operations per image of a training step; `twice`: with one more pass without gradients.
+    num_unlabelled: how many of the views are of unlabelled images."""
+    flops = flops_per_image(learner, sides_px, num_unlabelled)
+    if twice:
+        flops += flops_per_image(learner, sides_px, num_unlabelled, backward=False)
+    return flops

@@ -169,6 +169,13 @@ def share_learning(learner, world, unreached=False, compiled=False):
         learner.compile()
     if world.size == 1:
         return learner
+    kept_equal = [
+        f"{path}.{buffer}"
+        for path, module in learner.named_modules()
+        for buffer in getattr(module, "equal_on_all_ranks", ())
+    ]
+    ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+    ignore(learner, kept_equal)  # else the first rank would send them at each step
     devices = [world.device.index] if world.device.type == "cuda" else None
     return DistributedDataParallel(learner, devices, find_unused_parameters=unreached)
 
