@@ -19,12 +19,10 @@ already was), 75 interrupted with a checkpoint, 2 a user's mistake, 1 a loss tha
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -39,42 +37,19 @@ from ffcv_ssl.config.parsing import given_value, parse_config
 from ffcv_ssl.config.plain import config_dict
 from ffcv_ssl.errors import Interrupted, UserError
 from ffcv_ssl.jobs import slurm
-from ffcv_ssl.methods import (
-    EMATeacher,
-    Features,
-    Method,
-    apply_head,
-    center,
-    cross_entropy,
-    full_precision,
-    make_mlp,
-    mean_over,
-    unit_rows,
-)
-from ffcv_ssl.methods.find import (
-    find_method,
-    groups,
-    library_methods,
-    source_digest,
-    with_settings,
-)
-from ffcv_ssl.training import checkpoint, command, runtime
-from ffcv_ssl.training.gradient_cache import (
-    backward_part,
-    check_parts,
-    frozen_statistics,
-    join_parts,
-    split_views,
-)
+from ffcv_ssl.methods import EMATeacher, Features, Method, apply_head, find, make_mlp
+from ffcv_ssl.methods.numeric import center, cross_entropy, full_precision, mean_over, unit_rows
+from ffcv_ssl.training import checkpoint, command, gradient_cache, runtime
 from ffcv_ssl.training.labelled_stream import LabelledStream
 from ffcv_ssl.training.meters import Averages, Counters, FiniteWatch, Interval, step_flops
 from ffcv_ssl.training.models import Model
-from ffcv_ssl.training.online_evaluation import labels_of, open_evaluation
+from ffcv_ssl.training.online_evaluation import open_evaluation
 from ffcv_ssl.training.optimizers import make_optimizer, resolution_at, set_lr
 from ffcv_ssl.training.probes import Probes, ProbeTrainer
-from ffcv_ssl.training.run_data import make_loader, open_dataset, rank_share, set_resolution
+from ffcv_ssl.training.run_data import make_loader, open_dataset, rank_share
 from ffcv_ssl.training.run_folder import BACKBONE, CHECKPOINT
-from ffcv_ssl.training.world import World, share_learning
+from ffcv_ssl.training.step_data import StepData, StepKind, Streams
+from ffcv_ssl.training.world import World, average_gradients, share_learning
 from pipelines import Views, build
 
 # ---- Configuration: YAML and dotted overrides; the groups are in ffcv_ssl/config/settings.py -----
@@ -134,11 +109,8 @@ def check_config(config: Config) -> None:
         got = f"got {config.optim.warmup_epochs}"
         raise UserError(f"optim.warmup_epochs: {got}, expected less than epochs ({config.epochs})")
     views, method = config.views.resolve(), method_class(config.method)
-    if config.unlabelled_batch_size and not method.min_views <= len(views) <= method.max_views:
-        expected = f"{method.min_views}"
-        if method.min_views < method.max_views:
-            expected += f" to {method.max_views}"
-        raise UserError(f"views: got {len(views)}, expected {expected} for {config.method}")
+    if config.unlabelled_batch_size:
+        method.check_views(len(views))
     if config.labelled.num_views > len(views):
         got = f"got {config.labelled.num_views}, expected at most the run's {len(views)} views"
         raise UserError(f"labelled.num_views: {got}")
@@ -152,11 +124,6 @@ def check_config(config: Config) -> None:
 # state of the labelled stream.)
 FREE_KEYS = (*runtime.FREE_KEYS, "data.batches_ahead", "labelled.labels.file")
 FREE_GROUPS = (*runtime.FREE_GROUPS, "checkpoint.")
-
-
-def groups_of_other_methods(name: str) -> set[str]:
-    """The groups of settings that method `name` does not read."""
-    return groups([*METHODS.values(), *library_methods().values()]) - {method_class(name).group}
 
 
 # ---- The network -------------------------------------------------------------------------------
@@ -387,7 +354,7 @@ METHODS = {"simclr": SimCLR, "vicreg": VICReg, "barlow": BarlowTwins, "byol": BY
 
 def method_class(name: str) -> type[Method]:
     """A method of this file, of ffcv_ssl/methods/, or of the user's. Raises UserError."""
-    return METHODS[name] if name in METHODS else find_method(name, tuple(METHODS))
+    return METHODS[name] if name in METHODS else find.find_method(name, tuple(METHODS))
 
 
 def labelled_loss(
@@ -404,39 +371,6 @@ def labelled_loss(
 
 
 # ---- The run -------------------------------------------------------------------------------------
-
-
-class StepKind(Enum):
-    """Which images a step trains on."""
-
-    UNLABELLED = "unlabelled images: the method's loss"
-    UNLABELLED_AND_LABELLED = "both: the method's loss and the labelled loss"
-    LABELS_ALONE = "labelled images: the labelled loss alone"
-
-
-class Images(NamedTuple):
-    """What one stream gives to a step, on each rank."""
-
-    views: Sequence[Tensor]
-    """V of (B of this rank, 3, H, W)."""
-    labels: Tensor | None
-    """(B of this rank,), -1: none. None where the file has no labels."""
-
-    @property
-    def number(self) -> int:
-        """Images of this rank."""
-        return len(self.views[0]) if self.views else 0
-
-
-NO_IMAGES = Images((), None)
-
-
-class StepData(NamedTuple):
-    """The images of one step; a stream that takes no part has NO_IMAGES."""
-
-    kind: StepKind
-    unlabelled: Images
-    labelled: Images
 
 
 def make_views(views: dict, px: int) -> dict[str, list]:
@@ -463,9 +397,10 @@ class Trainer:
         self.train_set = open_dataset(data.train, *names)
         self.val_set = open_dataset(data.val, *names) if data.val else None
         sets = {"train": self.train_set, "val": self.val_set}
-        others = tuple(f"{group}." for group in sorted(groups_of_other_methods(config.method)))
+        others = find.groups_of_others(method_class(config.method), METHODS)
+        free_groups = (*FREE_GROUPS, *(f"{group}." for group in others))
         self.folder, saved = runtime.open_folder(
-            config.out, config_dict(config), sets, world, FREE_KEYS, FREE_GROUPS + others
+            config.out, config_dict(config), sets, world, FREE_KEYS, free_groups
         )
         self.views = config.views.resolve()
         self._build_loaders()
@@ -475,8 +410,10 @@ class Trainer:
         self.interval, self.watch = Interval(), FiniteWatch(world.device)
         # a loss is the same on all ranks: the first one's counts
         self.one = torch.full((), float(world.is_first), device=world.device)
-        minutes = config.checkpoint.every_minutes
-        self.saver = runtime.Saver(self.folder, self._state, self._position, minutes, world, stop)
+        self.saver = runtime.Saver(
+            self.folder, self._state, lambda: f"step {self.step}",
+            config.checkpoint.every_minutes, world, stop,
+        )  # fmt: skip
         if saved is None:
             self._start()
         else:
@@ -487,17 +424,13 @@ class Trainer:
         """Batches trained on so far."""
         return self.done.step
 
-    def _position(self):
-        return f"step {self.step}"
-
     def _build_loaders(self):
         config, train, world = self.config, self.train_set, self.world
         needs_labels = method_class(config.method).needs_labels or config.labelled.loss != "none"
         if needs_labels and train.labels is None:
-            wanted = f"method {config.method} and labelled.loss {config.labelled.loss} need labels"
-            raise UserError(
-                f"{train.path}: no labels in field '{config.data.label_field}'; {wanted}"
-            )
+            wanted = f"method {config.method} with labelled.loss {config.labelled.loss} needs them"
+            field_name = config.data.label_field
+            raise UserError(f"{train.path}: no labels in field '{field_name}'; {wanted}")
         ops = make_views(self.views, config.resolution.max)
         self.loader = self.labelled = None
         if config.unlabelled_batch_size:
@@ -507,25 +440,24 @@ class Trainer:
                 seed=config.seed, order=OrderOption[config.data.order.upper()], batch_size=share,
             )  # fmt: skip
         if config.labelled.loss != "none":
-            first = {name: ops[name] for name in self._labelled_views()}
+            first = dict(list(ops.items())[: config.labelled.num_views])
             self.labelled = LabelledStream(
                 config.labelled, train, config.data, first, config.seed, world, config.channels_last
             )
-        check_parts(config, [v.size_px(config.resolution.max) for v in self.views.values()], world)
-        self.steps_per_epoch = len(self.loader if self.loader is not None else self.labelled)
+        gradient_cache.check_parts(
+            config, [v.size_px(config.resolution.max) for v in self.views.values()], world
+        )
+        self.streams = Streams(
+            self.loader, self.labelled, self.views, config.labelled.num_views,
+            config.data.label_field, config.epochs,
+        )  # fmt: skip
+        self.steps_per_epoch = self.streams.steps_per_epoch
+        self.total_steps = self.streams.total_steps
         if self.steps_per_epoch == 0:
             got = f"{train.num_samples} samples make no batch of {config.unlabelled_batch_size}"
             raise UserError(f"{train.path}: {got}; lower data.batch_size")
-        self.total_steps = config.epochs * self.steps_per_epoch
-        self.labelled_until = 0
         if self.labelled is not None:
-            self.labelled_until = self.labelled.end_step(self.steps_per_epoch)
-            until = f"until step {min(self.labelled_until, self.total_steps)}"
-            world.say(f"labelled stream: {self.labelled.description}; {until}")
-
-    def _labelled_views(self):
-        """Names of the views of labelled images."""
-        return list(self.views)[: self.config.labelled.num_views]
+            world.say(self.streams.describe_labelled())
 
     def _build_model(self):
         config, device, num_classes = self.config, self.world.device, self.train_set.num_classes
@@ -533,7 +465,7 @@ class Trainer:
         self.model, classifier = Model(config.model), None
         method = method_class(config.method)
         self.method = method(config, self.model, num_classes, self.world)
-        self.method_source = None if config.method in METHODS else source_digest(method)
+        self.method_source = None if config.method in METHODS else find.source_digest(method)
         if config.labelled.loss == "cross_entropy":
             classifier = nn.Linear(self.model.widths["backbone"], num_classes)
         learner = Learner(self.model, self.method, classifier)
@@ -595,7 +527,7 @@ class Trainer:
         self.learner.train()
         self.interval.start()
         end = (epoch + 1) * self.steps_per_epoch
-        for data in self.interval.timed(self._batches(epoch, px)):
+        for data in self.interval.timed(self.streams.steps(self.step, px)):
             self._train_step(data, px)
             if self.step % self.config.log.every_steps == 0 or self.step == end:
                 self._log(px)
@@ -604,36 +536,6 @@ class Trainer:
         assert self.step == end, f"the loader ended the epoch at step {self.step} instead of {end}"
         self.saver.save()
         self.saver.exit_if_asked()
-
-    def _batches(self, epoch: int, px: int) -> Iterator[StepData]:
-        """The data of each step of the rest of the epoch."""
-        sides = {n: v.size_px(px) for n, v in self.views.items() if v.crop == "random"}
-        if self.step < self.labelled_until:
-            names = self._labelled_views()
-            self.labelled.start({name: side for name, side in sides.items() if name in names})
-        if self.loader is None:
-            for _ in range(self.steps_per_epoch - self.step % self.steps_per_epoch):
-                yield StepData(StepKind.LABELS_ALONE, NO_IMAGES, self._next_labelled())
-            return
-        set_resolution(self.loader, sides)
-        if self.step % self.steps_per_epoch == 0:
-            self.loader.set_epoch(epoch)
-        for batch in self.loader:
-            unlabelled = self._images(batch, self.views)
-            if self.step < self.labelled_until:
-                kind, labelled = StepKind.UNLABELLED_AND_LABELLED, self._next_labelled()
-            else:
-                kind, labelled = StepKind.UNLABELLED, NO_IMAGES
-                if self.labelled is not None:
-                    self.labelled.close()  # from here on it costs nothing
-            yield StepData(kind, unlabelled, labelled)
-
-    def _next_labelled(self):
-        return self._images(self.labelled.next(), self._labelled_views())
-
-    def _images(self, batch, names):
-        views = [getattr(batch, name) for name in names]
-        return Images(views, labels_of(batch, self.config.data.label_field))
 
     def _train_step(self, data: StepData, px: int) -> None:
         config, progress = self.config, self.step / self.total_steps
@@ -659,23 +561,23 @@ class Trainer:
         batches go in parts: see ffcv_ssl/training/gradient_cache.py."""
         num_unlabelled = len(data.unlabelled.views)
         views = [*data.unlabelled.views, *data.labelled.views]
-        parts = split_views(views, self.config.data.chunk_size)
+        parts = gradient_cache.split_views(views, self.config.data.chunk_size)
         if len(parts) == 1:
             outputs = self._forward(self.network, views, num_unlabelled)
             loss, terms = self._loss(outputs, data)
             self.scaler.scale(loss).backward()
             return outputs, loss, terms
         with torch.no_grad():
-            outputs = join_parts(
+            outputs = gradient_cache.join_parts(
                 [self._forward(self._learner_once, part, num_unlabelled) for part in parts]
             )
         loss, terms = self._loss(outputs, data)
         self.scaler.scale(loss).backward()
         for number, part in enumerate(parts):
-            with self._shared_gradients(is_last=number == len(parts) - 1):
+            with average_gradients(self.network, now=number == len(parts) - 1):
                 with self._autocast():
                     again = self.network(part, num_unlabelled)
-                backward_part(again, outputs, number, len(parts))
+                gradient_cache.backward_part(again, outputs, number, len(parts))
         return outputs, loss, terms
 
     def _forward(self, network, views, num_unlabelled):
@@ -683,7 +585,8 @@ class Trainer:
         with self._autocast():
             outputs = network(views, num_unlabelled)
             if num_unlabelled:
-                chosen = self.method.target_views or range(num_unlabelled)
+                chosen = self.method.target_views
+                chosen = range(num_unlabelled) if chosen is None else chosen
                 targets = self.method.targets([views[v] for v in chosen])
                 for v, features in zip(chosen, targets):
                     outputs[v].update(features)
@@ -692,13 +595,8 @@ class Trainer:
     def _learner_once(self, views, num_unlabelled):
         """The learner on this rank, in the first of two passes: only the second one counts for
         batch-norm's running statistics."""
-        with frozen_statistics(self.learner):
+        with gradient_cache.frozen_statistics(self.learner):
             return self.learner(views, num_unlabelled)
-
-    def _shared_gradients(self, is_last):
-        """The context of a part's backward pass: ranks average gradients after the last one."""
-        no_sync = getattr(self.network, "no_sync", contextlib.nullcontext)
-        return contextlib.nullcontext() if is_last else no_sync()
 
     def _loss(self, outputs, data):
         """The loss of the global batch and its named terms; in float32, outside autocast."""
@@ -818,7 +716,7 @@ class Trainer:
         self.folder.open_log(None, config.log.tensorboard)
         self.saver.save()
         streams = [(config.unlabelled_batch_size, "images", len(self.views))]
-        if self.labelled_until:
+        if self.streams.labelled_until:
             streams += [(config.labelled_batch_size, "labelled", config.labelled.num_views)]
         self.world.say(
             f"{self.folder.path}: {config.epochs} epochs of {self.steps_per_epoch} steps, "
@@ -839,7 +737,7 @@ class Trainer:
             self.world.say(f"{self.folder.path}: resumed at step {self.step} of {self.total_steps}")
         if self.method_source != saved.get("method_source", self.method_source):
             what = f"the source of {self.config.method} has changed since the checkpoint"
-            self.world.say(f"{self.folder.path}: {what}; the run goes on with the new source")
+            self.world.say(f"{self.folder.path}: {what}; the run goes on with the new one")
         if note := self.folder.note_versions(saved):
             self.world.say(note)
 
@@ -861,8 +759,9 @@ def read_config(argv: Sequence[str]) -> Config:
         config_class = config_class_of(str(name))
     except UserError as error:
         raise UserError(f"{file}: {error}" if file else f"{error}") from None
-    known = {group.name for group in fields(config_class)}
-    unread = groups_of_other_methods(str(name)) - known  # a file may have settings of many methods
+    # a file may have settings of several methods: those of other plugins are left out
+    unread = find.groups_of_others(method_class(str(name)), METHODS)
+    unread -= {group.name for group in fields(config_class)}
     summary = __doc__.split("\n")[0]
     config, files = parse_config(config_class, argv, "train.py", summary, check_config, unread)
     if config.out is not None:
@@ -872,7 +771,7 @@ def read_config(argv: Sequence[str]) -> Config:
 
 def config_class_of(method: str) -> type[Config]:
     """Config with the settings of the method of that name. Raises UserError."""
-    return with_settings(Config, method_class(method))
+    return find.with_settings(Config, method_class(method))
 
 
 def run(argv: Sequence[str]) -> tuple[int, dict[str, Any]]:

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from ffcv_ssl.errors import UserError
 from ffcv_ssl.training.world import World
 
 Features = dict[str, torch.Tensor]
@@ -53,6 +54,15 @@ class Method(nn.Module, ABC):
     def __init__(self, config: Any, model: nn.Module, num_classes: int, world: World) -> None:
         super().__init__()
         self.config, self.world = config, world
+
+    @classmethod
+    def check_views(cls, num_views: int) -> None:
+        """Raise UserError for a number of views that the method cannot train on."""
+        if not cls.min_views <= num_views <= cls.max_views:
+            expected = str(cls.min_views)
+            if cls.min_views < cls.max_views:
+                expected += f" to {cls.max_views}"
+            raise UserError(f"views: got {num_views}, expected {expected} for {cls.__name__}")
 
     @property
     def settings(self) -> Any:

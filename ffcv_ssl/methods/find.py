@@ -17,7 +17,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -85,9 +85,11 @@ def with_settings(config_class: type, method: type[Method]) -> type:
     )
 
 
-def groups(found: Iterable[type[Method]]) -> set[str]:
-    """Names of the groups of settings of these methods."""
-    return {method.group for method in found if method.Settings is not None}
+def groups_of_others(method: type[Method], others: Mapping[str, type[Method]]) -> set[str]:
+    """Names of the groups of settings that a method does not read: those of `others` and of all
+    methods here."""
+    known = [*others.values(), *library_methods().values()]
+    return {other.group for other in known if other.Settings is not None} - {method.group}
 
 
 def _methods_in(module: ModuleType) -> list[type[Method]]:

@@ -6,10 +6,12 @@ torchrun or Slurm; all of them must make the same calls in the same order.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import time
 import uuid
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -178,6 +180,16 @@ def share_learning(learner, world, unreached=False, compiled=False):
     ignore(learner, kept_equal)  # else the first rank would send them at each step
     devices = [world.device.index] if world.device.type == "cuda" else None
     return DistributedDataParallel(learner, devices, find_unused_parameters=unreached)
+
+
+def average_gradients(
+    network: nn.Module, now: bool = True
+) -> contextlib.AbstractContextManager[Any]:
+    """The context of a backward pass through what `share_learning` returned: ranks average their
+    gradients at its end, or later, with those of a pass to come."""
+    if now or not isinstance(network, DistributedDataParallel):
+        return contextlib.nullcontext()
+    return network.no_sync()
 
 
 class _Gather(torch.autograd.Function):
