@@ -238,7 +238,7 @@ class StepCase:
                     interval.start()
                 if number == num_warm + num_steps:
                     break
-        rate = num_steps * self.config.own_batch_size / seconds
+        rate = num_steps * self.config.unlabelled_batch_size / seconds
         return {"images_per_s": rate, "data_wait": waited / seconds}
 
     def peak_memory_mib(self, num_warm, num_steps):
@@ -275,7 +275,7 @@ class StepCase:
 def noise_batch(trainer, px):
     """A batch as the trainer's loader gives it, of normal noise, on the device."""
     config, device = trainer.config, trainer.world.device
-    size, classes = config.own_batch_size, trainer.train_set.num_classes
+    size, classes = config.unlabelled_batch_size, trainer.train_set.num_classes
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     batch = SimpleNamespace(indices=torch.arange(size), valid=torch.ones(size, dtype=torch.bool))
     for name, view in trainer.views.items():
