@@ -226,11 +226,7 @@ def nt_xent(embeddings: Tensor, temperature: float) -> tuple[Tensor, dict[str, T
 
 
 def vicreg(
-    z: Tensor,
-    z2: Tensor,
-    invariance: float = 25.0,
-    variance: float = 25.0,
-    covariance: float = 1.0,
+    z: Tensor, z2: Tensor, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Variance-invariance-covariance regularisation (Bardes et al. 2022, eq. 1 to 6). z, z2 (B, D).
 
@@ -550,9 +546,8 @@ class Trainer:
         self.method.after_update(self.model, (self.step + 1) / self.total_steps)
         self.averages.add_losses(loss, terms, self.one)
         if self.probes is not None:  # on the first view of the images that come first
-            is_alone = data.kind is StepKind.LABELS_ALONE
-            labels = data.labelled.labels if is_alone else data.unlabelled.labels
-            self.probes.train_step(outputs[0], labels, self.averages)
+            first = data.labelled if data.kind is StepKind.LABELS_ALONE else data.unlabelled
+            self.probes.train_step(outputs[0], first.labels, self.averages)
         self.watch.see(loss, self.step + 1)
         self._count(data.unlabelled.number, data.labelled.number, px)
 
@@ -689,8 +684,7 @@ class Trainer:
     def summary(self, status: str) -> dict[str, Any]:
         """What the last line on stdout says: counters, last losses and last evaluation."""
         shown = self.folder.latest("train/", "val/")
-        out = str(self.folder.path)
-        return {"status": status, "out": out, **self.done.record(), **shown}
+        return {"status": status, "out": str(self.folder.path), **self.done.record(), **shown}
 
     # -- saving and resuming
 
@@ -781,8 +775,7 @@ def run(argv: Sequence[str]) -> tuple[int, dict[str, Any]]:
     config = read_config(argv)
     if slurm.wants_submission(config):
         return 0, slurm.submit(config, argv, __file__)
-    system = config.system
-    world = World.join(system.device, system.torch_threads, slurm.task_environment())
+    world = World.join(config.system.device, config.system.torch_threads, slurm.task_environment())
     with command.StopSignal() as stop, runtime.hold(config.out, world):
         trainer = Trainer(config, world, stop)
         trainer.folder.write_config()
