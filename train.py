@@ -3,71 +3,54 @@
     python train.py --config configs/imagenette_cpu.yaml
     python train.py --config configs/simclr.yaml --out runs/a --data.train A.beton --optim.lr 0.5
     python train.py --config configs/simclr.yaml --method byol --views.view_0.blur_prob 0
+    python train.py --config configs/simclr.yaml --method path/to/mine.py:MyMethod --mine.key 1
     torchrun --nproc_per_node 8 --max_restarts 3 train.py --config configs/simclr.yaml
     python train.py --config configs/simclr.yaml --slurm.partition gpu --slurm.gpus_per_node 8
 
-One forward pass gives the features of every view; the method's loss trains backbone and projector,
-perhaps with a loss on labelled images of their own, and linear probes at every depth train along on
-the same features, detached. The run's folder holds `config.yaml`, `metrics.jsonl`, `checkpoint.pt`,
-TensorBoard events, and at the end `report.png` and `backbone.safetensors`. The same command again
-goes on exactly where the run stopped, also in the middle of an epoch and on another number of
-devices. The last line on stdout is JSON. Exit codes: 0 finished (also if it already was), 75
-interrupted with a checkpoint, 2 a user's mistake, 1 a loss that is not finite.
+One forward pass gives the features of every view. The method's loss trains backbone and projector,
+perhaps together with a loss on a second stream of labelled images. Linear probes at every depth
+train on the same features, detached. The run's folder holds `config.yaml`, `metrics.jsonl`,
+`checkpoint.pt`, TensorBoard events, and at the end `report.png` and `backbone.safetensors`. The
+same command again goes on exactly where the run stopped, also in the middle of an epoch and on
+another number of devices. The last line on stdout is JSON. Exit codes: 0 finished (also if it
+already was), 75 interrupted with a checkpoint, 2 a user's mistake, 1 a loss that is not finite.
 """
 # Shapes: B images a batch over all ranks, V views, D features, H W pixels, N rows, K classes.
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import math
 import sys
-import time
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
-from itertools import repeat
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jsonargparse.typing import NonNegativeInt, PositiveInt
-from torch import nn
+from torch import Tensor, nn
 
 from ffcv_ssl import OrderOption
 from ffcv_ssl.config import settings
-from ffcv_ssl.config.parsing import parse_config
+from ffcv_ssl.config.parsing import given_value, parse_config
 from ffcv_ssl.config.plain import config_dict
 from ffcv_ssl.errors import Interrupted, UserError
-from ffcv_ssl.files import hold_folder
 from ffcv_ssl.jobs import slurm
-from ffcv_ssl.training import checkpoint, command
-from ffcv_ssl.training.gradient_cache import (
-    backward_in_parts,
-    check_parts,
-    frozen_statistics,
-    split_views,
-)
+from ffcv_ssl.methods import EMATeacher, Features, Method, apply_head, find, make_mlp
+from ffcv_ssl.methods.numeric import center, cross_entropy, full_precision, mean_over, unit_rows
+from ffcv_ssl.training import checkpoint, command, gradient_cache, runtime
 from ffcv_ssl.training.labelled_stream import LabelledStream
-from ffcv_ssl.training.meters import (
-    Averages,
-    Counters,
-    FiniteWatch,
-    Interval,
-    flops_per_image,
-    step_flops,
-)
-from ffcv_ssl.training.models import Model, make_mlp
-from ffcv_ssl.training.online_evaluation import labels_of, open_evaluation
-from ffcv_ssl.training.optimizers import make_optimizer, move_average_, resolution_at, set_lr
+from ffcv_ssl.training.meters import Averages, Counters, FiniteWatch, Interval, step_flops
+from ffcv_ssl.training.models import Model
+from ffcv_ssl.training.online_evaluation import open_evaluation
+from ffcv_ssl.training.optimizers import make_optimizer, resolution_at, set_lr
 from ffcv_ssl.training.probes import Probes, ProbeTrainer
-from ffcv_ssl.training.run_data import make_loader, open_dataset, rank_share, set_resolution
-from ffcv_ssl.training.run_folder import BACKBONE, CHECKPOINT, RunFolder
-from ffcv_ssl.training.world import World, share_learning
+from ffcv_ssl.training.run_data import make_loader, open_dataset, rank_share
+from ffcv_ssl.training.run_folder import BACKBONE, CHECKPOINT
+from ffcv_ssl.training.step_data import StepData, StepKind, Streams
+from ffcv_ssl.training.world import World, average_gradients, share_learning
 from pipelines import Views, build
-
-AGREE_EVERY = 8  # steps between two moments when several ranks agree on whether to save or stop
-
 
 # ---- Configuration: YAML and dotted overrides; the groups are in ffcv_ssl/config/settings.py -----
 
@@ -82,10 +65,9 @@ class Config:
     """Decides weights, order and views."""
     epochs: PositiveInt = 100
     """Passes over the training file; over the labels where they train alone."""
-    method: Literal["simclr", "vicreg", "barlow", "byol", "supervised", "instance_simclr"] = (
-        "simclr"
-    )
-    """What the loss is; `labelled` adds one on labelled images to it."""
+    method: str = "simclr"
+    """simclr, vicreg, barlow or byol; a file of ffcv_ssl/methods: supervised, instance_simclr,
+    moco, simsiam; or your own: path/to/file.py:Class, package.module:Class."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     """bf16 and fp16 are autocast; fp16 scales its gradients. Losses are float32 in any case."""
     channels_last: bool = True
@@ -98,7 +80,6 @@ class Config:
     vicreg: settings.VICRegConfig = field(default_factory=settings.VICRegConfig)
     barlow: settings.BarlowConfig = field(default_factory=settings.BarlowConfig)
     byol: settings.BYOLConfig = field(default_factory=settings.BYOLConfig)
-    supervised: settings.SupervisedConfig = field(default_factory=settings.SupervisedConfig)
     labelled: settings.LabelledConfig = field(default_factory=settings.LabelledConfig)
     optim: settings.OptimConfig = field(default_factory=settings.OptimConfig)
     probes: settings.ProbeConfig = field(default_factory=settings.ProbeConfig)
@@ -109,28 +90,27 @@ class Config:
     slurm: slurm.SlurmConfig = field(default_factory=slurm.SlurmConfig)
 
     @property
-    def own_batch_size(self):
-        """Images a step of the method's own loss."""
+    def unlabelled_batch_size(self) -> int:
+        """Images per step of the method's loss."""
         other = self.labelled.unsupervised_batch_size
         return self.data.batch_size if other is None else other
 
     @property
-    def labelled_batch_size(self):
-        """Images a step of the labelled stream, while there is one."""
-        settings = self.labelled
-        return (settings.loss != "none") * settings.classes_per_batch * settings.images_per_class
+    def labelled_batch_size(self) -> int:
+        """Images per step of the labelled stream; 0 where there is none."""
+        if self.labelled.loss == "none":
+            return 0
+        return self.labelled.classes_per_batch * self.labelled.images_per_class
 
 
-def check_config(config):
-    """Raise ValueError for settings that do not go together, as the parser cannot see them."""
+def check_config(config: Config) -> None:
+    """Raise UserError for settings of different groups that do not go together."""
     if config.optim.warmup_epochs >= config.epochs:
         got = f"got {config.optim.warmup_epochs}"
         raise UserError(f"optim.warmup_epochs: {got}, expected less than epochs ({config.epochs})")
-    make_optimizer(config.optim, nn.Linear(1, 1))  # torch has its own limits
-    views, method = config.views.resolve(), METHODS[config.method]
-    if config.own_batch_size and not method.fewest_views <= len(views) <= method.most_views:
-        expected = f"{method.fewest_views} to {method.most_views}"
-        raise UserError(f"views: got {len(views)}, expected {expected} for {config.method}")
+    views, method = config.views.resolve(), method_class(config.method)
+    if config.unlabelled_batch_size:
+        method.check_views(len(views))
     if config.labelled.num_views > len(views):
         got = f"got {config.labelled.num_views}, expected at most the run's {len(views)} views"
         raise UserError(f"labelled.num_views: {got}")
@@ -140,30 +120,34 @@ def check_config(config):
                 raise UserError(f"views.{name}.crop: a {view.crop} crop has one size: no ramp")
 
 
-# A resumed run may differ in these and in nothing else: they do not change what is learnt. (Which
-# labels were chosen is in the state of the labelled stream.)
-FREE_KEYS = ("out", "data.train", "data.val", "data.num_workers", "data.batches_ahead")
-FREE_GROUPS = ("checkpoint.", "log.", "system.", "slurm.", "data.os_cache", "labelled.labels.file")
+# What a resumed run may differ in, besides what every run may. (Which labels were chosen is in the
+# state of the labelled stream.)
+FREE_KEYS = (*runtime.FREE_KEYS, "data.batches_ahead", "labelled.labels.file")
+FREE_GROUPS = (*runtime.FREE_GROUPS, "checkpoint.")
+
+
+# ---- The network -------------------------------------------------------------------------------
 
 
 class Learner(nn.Module):
     """All that gradients reach, in one pass: the model and the heads of its losses."""
 
-    def __init__(self, model, method, classifier):
+    def __init__(self, model: Model, method: Method, classifier: nn.Module | None) -> None:
         super().__init__()
         self.model, self.method, self.classifier = model, method, classifier
 
-    def forward(self, views, num_own):
-        """A list of (B, 3, H, W), the method's own views first -> their dicts of features.
+    def forward(self, views: Sequence[Tensor], num_unlabelled: int) -> list[Features]:
+        """Views (B, 3, H, W), first the `num_unlabelled` ones of the method's loss, then those of
+        labelled images -> the features of each.
 
         `embedding` is the last depth's; heads add what their losses need.
         """
         outputs = self.model(views)
         for features in outputs:
             features["embedding"] = features[self.model.last]
-        self.method.add_heads(outputs[:num_own])
+        self.method.add_heads(outputs[:num_unlabelled])
         if self.classifier is not None:
-            for features in outputs[num_own:]:
+            for features in outputs[num_unlabelled:]:
                 features["logits"] = self.classifier(features["backbone"])
         return outputs
 
@@ -171,99 +155,79 @@ class Learner(nn.Module):
 # ---- Losses: pure functions of float32 embeddings of the global batch ----------------------------
 
 
-def full_precision(z):
-    """bfloat16 and float16 as float32; losses are never computed in less."""
-    return z if z.dtype == torch.float64 else z.float()
+class Contrast(NamedTuple):
+    """Terms of contrastive losses for each of N rows i: s_ik = sim(i, k)/t, j runs over the
+    positives of i, k over all rows but i."""
+
+    log_all_minus_positives: Tensor
+    """log sum_k exp(s_ik) - log sum_j exp(s_ij)."""
+    log_positives_minus_mean: Tensor
+    """log sum_j exp(s_ij) - mean_j s_ij; 0 where there is one positive."""
+    mean: Tensor
+    """mean_j s_ij."""
+    is_anchor: Tensor
+    """Whether row i has a positive (bool)."""
 
 
-def unit_rows(z):
-    """Rows of length 1, of any float type, at least float32; a row of zeros stays, and gets no
-    gradient. Scaled first, so that rows of any size keep their direction."""
-    z = full_precision(z)
-    largest = z.detach().abs().amax(dim=-1, keepdim=True)
-    return F.normalize(z / largest.masked_fill(largest == 0, math.inf), dim=-1)
-
-
-def contrast(embeddings, groups, temperature):
-    """For every row the terms of a contrastive loss: rows of its group against all others.
-
-    embeddings (N, D); groups (N,) int64, -1: takes no part. Returns (N,) each: the loss with the
-    sum over positives inside the logarithm, how much larger it is with their mean outside, that
-    mean of sim/t, and whether the row is an anchor: one with a positive.
-    """
+def contrast(embeddings: Tensor, groups: Tensor, temperature: float) -> Contrast:
+    """The terms of rows (N, D) whose positives are the other rows of their group, (N,) int64; -1:
+    takes no part."""
     z = unit_rows(embeddings)
     logits = z @ z.T / temperature  # (N, N)
     takes_part = groups >= 0
-    alike = (groups[:, None] == groups) & takes_part
-    others = ~alike & takes_part
-    alike.fill_diagonal_(False)
-    number = alike.sum(dim=1)
-    positives = logits.masked_fill(~alike, -math.inf).logsumexp(dim=1).masked_fill(number == 0, 0)
-    negatives = logits.masked_fill(~others, -math.inf).logsumexp(dim=1)
-    mean = logits.masked_fill(~alike, 0).sum(dim=1) / number.clamp(min=1)
-    inside = F.softplus(negatives - positives)  # exact where it is small, too
-    outside = (positives - mean).masked_fill(number < 2, 0)  # of one: 0, and its gradient
-    return inside, outside, mean, number > 0
+    is_positive = (groups[:, None] == groups) & takes_part
+    is_negative = ~is_positive & takes_part
+    is_positive.fill_diagonal_(False)
+    number = is_positive.sum(dim=1)
+    positives = logits.masked_fill(~is_positive, -math.inf).logsumexp(dim=1)
+    positives = positives.masked_fill(number == 0, 0)
+    negatives = logits.masked_fill(~is_negative, -math.inf).logsumexp(dim=1)
+    mean = logits.masked_fill(~is_positive, 0).sum(dim=1) / number.clamp(min=1)
+    all_minus_positives = F.softplus(negatives - positives)  # exact where it is small, too
+    positives_minus_mean = (positives - mean).masked_fill(number < 2, 0)  # its gradient, too
+    return Contrast(all_minus_positives, positives_minus_mean, mean, number > 0)
 
 
-def mean_over(values, chosen):
-    """Mean of values (N,) where chosen (N,) bool; 0 where none is."""
-    return values.masked_fill(~chosen, 0).sum() / chosen.sum().clamp(min=1)
-
-
-def suncet(embeddings, labels, temperature):
+def suncet(embeddings: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """Supervised noise contrastive estimation (Assran et al. 2021, eq. 2).
 
     l(i) = -log(sum_{j != i, same class} exp(sim(i, j)/t) / sum_{k != i} exp(sim(i, k)/t)), the mean
     over the anchors that have a positive. embeddings (N, D); labels (N,), -1: takes no part.
     """
-    inside, _, _, is_anchor = contrast(embeddings, labels, temperature)
-    return mean_over(inside, is_anchor)
+    terms = contrast(embeddings, labels, temperature)
+    return mean_over(terms.log_all_minus_positives, terms.is_anchor)
 
 
-def supcon(embeddings, labels, temperature):
+def supcon(embeddings: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """Supervised contrastive loss with the sum over positives outside the logarithm (Khosla et al.
     2020, eq. 2): l(i) = -mean_j log(exp(sim(i, j)/t) / sum_{k != i} exp(sim(i, k)/t)).
 
     Inputs and mean over anchors as in `suncet`, of which it is the upper bound.
     """
-    inside, outside, _, is_anchor = contrast(embeddings, labels, temperature)
-    return mean_over(inside + outside, is_anchor)
+    terms = contrast(embeddings, labels, temperature)
+    log_all_minus_mean = terms.log_all_minus_positives + terms.log_positives_minus_mean
+    return mean_over(log_all_minus_mean, terms.is_anchor)
 
 
-def nt_xent(embeddings, temperature):
+def nt_xent(embeddings: Tensor, temperature: float) -> tuple[Tensor, dict[str, Tensor]]:
     """SimCLR's normalised temperature-scaled cross-entropy (Chen et al. 2020, eq. 1).
 
     l(i, j) = -sim(i, j)/t + log sum_{k != i} exp(sim(i, k)/t), the mean over all VB anchors i and
-    the V - 1 other views j of each one's image: `supcon` with each image a class of its own.
-    embeddings: (V, B, D), V >= 2. Returns the loss and its two terms, which add up to it.
+    the V - 1 other views j of each one's image. embeddings: (V, B, D), V >= 2. Returns the loss and
+    its two terms, which add up to it.
     """
     num_views, batch, _ = embeddings.shape
     images = torch.arange(batch, device=embeddings.device).repeat(num_views)
-    inside, outside, mean, _ = contrast(embeddings.flatten(0, 1), images, temperature)
-    loss = (inside + outside).mean()
-    alignment = -mean.detach().mean()
+    terms = contrast(embeddings.flatten(0, 1), images, temperature)
+    log_all_minus_mean = terms.log_all_minus_positives + terms.log_positives_minus_mean
+    loss = log_all_minus_mean.mean()
+    alignment = -terms.mean.detach().mean()
     return loss, {"alignment": alignment, "uniformity": loss.detach() - alignment}
 
 
-def instance_nt_xent(anchor, positive, negative, temperature):
-    """Instance-wise SimCLR (Bordes et al. 2023, 3.4): a softmax over one positive and one negative.
-
-    l = -log(exp(sim(a, p)/t) / (exp(sim(a, p)/t) + exp(sim(a, n)/t))), mean over images. All
-    (B, D): a crop, the same crop with noise, a small patch of the same image.
-    """
-    a, p, n = unit_rows(anchor), unit_rows(positive), unit_rows(negative)
-    return F.softplus(((a * n).sum(-1) - (a * p).sum(-1)) / temperature).mean()
-
-
-def centre(z):
-    """Features minus their means, in full precision; first minus a row, which changes no result:
-    the differences of nearly equal rows stay exact."""
-    z = full_precision(z) - z[0].detach()
-    return z - z.mean(dim=0)
-
-
-def vicreg(z, z2, invariance=25.0, variance=25.0, covariance=1.0):
+def vicreg(
+    z: Tensor, z2: Tensor, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Variance-invariance-covariance regularisation (Bardes et al. 2022, eq. 1 to 6). z, z2 (B, D).
 
     25 mean (z - z2)^2 + 25 mean_d relu(1 - sqrt(var + 1e-4)), averaged over both views, + the sum
@@ -272,7 +236,7 @@ def vicreg(z, z2, invariance=25.0, variance=25.0, covariance=1.0):
     z, z2 = full_precision(z), full_precision(z2)
     terms = {"invariance": F.mse_loss(z, z2), "variance": 0.0, "covariance": 0.0}
     itself = torch.eye(z.shape[1], dtype=torch.bool, device=z.device)
-    for view in (centre(z), centre(z2)):
+    for view in (center(z), center(z2)):
         products = view.T @ view / max(1, len(z) - 1)  # (D, D)
         spread = (products.diagonal() + 1e-4).sqrt()  # (D,)
         terms["variance"] = terms["variance"] + F.relu(1 - spread).mean() / 2
@@ -282,20 +246,22 @@ def vicreg(z, z2, invariance=25.0, variance=25.0, covariance=1.0):
     return sum(weights[name] * term for name, term in terms.items()), terms
 
 
-def barlow_twins(z, z2, off_diagonal=0.0025):
+def barlow_twins(
+    z: Tensor, z2: Tensor, off_diagonal: float = 0.0025
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Barlow Twins (Zbontar et al. 2021, eq. 1): the cross-correlation becomes the identity.
 
     c = bn(z)^T bn(z2) / B, loss = sum (c_ii - 1)^2 + lambda sum_{i != j} c_ij^2. z, z2 (B, D);
     bn without affine parameters, biased variance, eps 1e-5.
     """
-    normed = [v / (v.square().mean(dim=0) + 1e-5).sqrt() for v in (centre(z), centre(z2))]
+    normed = [v / (v.square().mean(dim=0) + 1e-5).sqrt() for v in (center(z), center(z2))]
     c = normed[0].T @ normed[1] / len(z)  # (D, D)
     on = (c.diagonal() - 1).square().sum()
     off = c.masked_fill(torch.eye(len(c), dtype=torch.bool, device=c.device), 0).square().sum()
     return on + off_diagonal * off, {"on_diagonal": on, "off_diagonal": off}
 
 
-def byol(predictions, targets):
+def byol(predictions: Tensor, targets: Tensor) -> Tensor:
     """BYOL's regression (Grill et al. 2020, eq. 2): 2 - 2 cos(prediction of one view, target of the
     other), the mean over images, the sum over both directions. (V, B, D) each, V >= 2; more views
     than two average over the pairs. Targets get no gradient.
@@ -306,92 +272,38 @@ def byol(predictions, targets):
     return 2 * sum((p[v] - t[w]).square().sum(-1).mean() for v, w in pairs) / len(pairs)
 
 
-def cross_entropy(logits, labels, label_smoothing=0.0):
-    """Mean of -log softmax(logits)[label] over rows with a label; logits (N, K), labels (N,).
-    Smoothing s: the target is 1 - s at the label, plus s / K everywhere."""
-    logits, index = full_precision(logits), labels.clamp(min=0)[:, None]
-    logits = logits - logits.detach().amax(dim=1, keepdim=True)
-    own = logits.gather(1, index)[:, 0]
-    others = logits.scatter(1, index, -math.inf).logsumexp(dim=1)
-    losses = F.softplus(others - own)  # exact where it is small, too
-    return mean_over(losses + label_smoothing * (own - logits.mean(dim=1)), labels >= 0)
-
-
-# ---- Methods: what a step does with the model's outputs ------------------------------------------
-
-
-class Method(nn.Module, ABC):
-    """A loss with the heads and teachers it needs. Subclasses override what differs.
-
-    `loss` sees the outputs of this rank's views and returns the loss of the global batch, gathered
-    by `together`, and its named terms. It runs in float32, outside autocast."""
-
-    fewest_views, most_views = 2, 2
-
-    def __init__(self, config, model, num_classes, world):
-        super().__init__()
-        self.config, self.world = config, world
-
-    def add_heads(self, outputs):
-        """Add to the features of each own view what heads compute; part of the forward pass."""
-
-    def targets(self, views):
-        """For each own view a dict of features that get no gradient."""
-        return [{} for _ in views]
-
-    def extra_flops(self, sides_px):
-        """Operations an image beyond those of the learner."""
-        return 0
-
-    def constant_lr(self):
-        """{module: its learning rate, constant, as a multiple of the peak of the others}."""
-        return {}
-
-    @abstractmethod
-    def loss(self, outputs, labels):
-        """Outputs of V own views, labels (B of this rank,) -> (scalar loss, {term: scalar})."""
-
-    def after_update(self, model, progress):
-        """Called after each step; progress in [0, 1] is the share of the run that is done."""
-
-    def together(self, outputs, name="embedding"):
-        """(V, B, D): one kind of feature of all views, of the global batch."""
-        return self.world.gather(torch.stack([features[name] for features in outputs]), dim=1)
+# ---- Methods: what a step does with the features; others are in ffcv_ssl/methods/ --------------
 
 
 class SimCLR(Method):
     """Views of one image attract, all other images of the batch repel."""
 
-    most_views = 12
+    group, Settings = "simclr", settings.SimCLRConfig
+    max_views = 12
 
     def loss(self, outputs, labels):
-        return nt_xent(self.together(outputs), self.config.simclr.temperature)
-
-
-class InstanceSimCLR(Method):
-    """A crop attracts itself with noise and repels a small patch of its own image."""
-
-    fewest_views = most_views = 3
-
-    def loss(self, outputs, labels):
-        z = self.together(outputs)
-        return instance_nt_xent(*z, self.config.simclr.temperature), {}
+        return nt_xent(self.all_gather(outputs), self.settings.temperature)
 
 
 class VICReg(Method):
     """Embeddings of an image agree, spread, and do not repeat one another's features."""
 
+    group, Settings = "vicreg", settings.VICRegConfig
+
     def loss(self, outputs, labels):
-        weigh = self.config.vicreg
-        weights = (weigh.invariance, weigh.variance, weigh.covariance)
-        return vicreg(*self.together(outputs), *weights)
+        weights = self.settings
+        z, z2 = self.all_gather(outputs)
+        return vicreg(z, z2, weights.invariance, weights.variance, weights.covariance)
 
 
 class BarlowTwins(Method):
     """Features correlate with themselves across views, and with no others."""
 
+    group, Settings = "barlow", settings.BarlowConfig
+
     def loss(self, outputs, labels):
-        return barlow_twins(*self.together(outputs), self.config.barlow.off_diagonal)
+        z, z2 = self.all_gather(outputs)
+        return barlow_twins(z, z2, self.settings.off_diagonal)
 
 
 class BYOL(Method):
@@ -400,11 +312,12 @@ class BYOL(Method):
     The teacher averages weights only; its batch-norm uses the statistics of its own batches.
     """
 
-    most_views = 12
+    group, Settings = "byol", settings.BYOLConfig
+    max_views = 12
 
     def __init__(self, config, model, num_classes, world):
         super().__init__(config, model, num_classes, world)
-        self.teacher = copy.deepcopy(model).requires_grad_(False)
+        self.teacher = EMATeacher(model, self.settings.momentum, schedule="cosine")
         width = model.widths[model.last]
         widths = config.model.projector or str(width)
         # no batch-norm at its end, which makes training unstable (Chen and He 2021, 4.4)
@@ -412,59 +325,37 @@ class BYOL(Method):
         self.predictor = nn.Sequential(*make_mlp(widths, width, norm))
 
     def add_heads(self, outputs):
-        rows = [len(features["embedding"]) for features in outputs]
-        if rows:
-            joined = self.predictor(torch.cat([features["embedding"] for features in outputs]))
-            for features, prediction in zip(outputs, joined.split(rows)):
-                features["prediction"] = prediction
+        apply_head(self.predictor, outputs, "prediction")
 
-    @torch.no_grad()
     def targets(self, views):
-        return [{"target": features[self.teacher.last]} for features in self.teacher(views)]
-
-    def extra_flops(self, sides_px):
-        return flops_per_image(self.teacher, sides_px, backward=False)
+        return [{"target": embedding} for embedding in self.teacher(views)]
 
     def loss(self, outputs, labels):
-        return byol(self.together(outputs, "prediction"), self.together(outputs, "target")), {}
+        predictions, targets = (self.all_gather(outputs, n) for n in ("prediction", "target"))
+        return byol(predictions, targets), {}
 
     def constant_lr(self):
-        multiple = self.config.byol.predictor_lr
+        multiple = self.settings.predictor_lr
         return {} if multiple is None else {self.predictor: multiple}
 
     def after_update(self, model, progress):
-        start = self.config.byol.momentum
-        momentum = 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2
-        move_average_(self.teacher, model, momentum)
+        self.teacher.move(model, progress)
+
+    def extra_flops(self, sides_px):
+        return self.teacher.flops(sides_px)
 
 
-class Supervised(Method):
-    """The baseline: a linear classifier on the last depth, trained on the file's labels."""
-
-    fewest_views, most_views = 1, 12
-
-    def __init__(self, config, model, num_classes, world):
-        super().__init__(config, model, num_classes, world)
-        self.classifier = nn.Linear(model.widths[model.last], num_classes)
-
-    def add_heads(self, outputs):
-        for features in outputs:
-            features["class"] = self.classifier(features["embedding"])
-
-    def loss(self, outputs, labels):
-        logits = self.together(outputs, "class")  # (V, B, K)
-        labels = self.world.gather(labels).repeat(len(logits))
-        smoothing = self.config.supervised.label_smoothing
-        return cross_entropy(logits.flatten(0, 1), labels, smoothing), {}
+METHODS = {"simclr": SimCLR, "vicreg": VICReg, "barlow": BarlowTwins, "byol": BYOL}
 
 
-METHODS = {
-    "simclr": SimCLR, "vicreg": VICReg, "barlow": BarlowTwins, "byol": BYOL,
-    "supervised": Supervised, "instance_simclr": InstanceSimCLR,
-}  # fmt: skip
+def method_class(name: str) -> type[Method]:
+    """A method of this file, of ffcv_ssl/methods/, or of the user's. Raises UserError."""
+    return METHODS[name] if name in METHODS else find.find_method(name, tuple(METHODS))
 
 
-def labelled_loss(outputs, labels, config, world):
+def labelled_loss(
+    outputs: Sequence[Features], labels: Tensor, config: Config, world: World
+) -> Tensor:
     """The labelled stream's loss over all ranks; outputs of its views, labels (B of this rank,)."""
     kind, temperature = config.labelled.loss, config.labelled.temperature
     name = "logits" if kind == "cross_entropy" else "embedding"
@@ -478,12 +369,12 @@ def labelled_loss(outputs, labels, config, world):
 # ---- The run -------------------------------------------------------------------------------------
 
 
-def make_views(views, px):
+def make_views(views: dict, px: int) -> dict[str, list]:
     """The ops of each view at a resolution of `px`, by name."""
     return {name: build(view, px) for name, view in views.items()}
 
 
-def clean_view(config):
+def clean_view(config: Config) -> dict[str, list]:
     """The ops of the only view of an evaluation, by name: a centre crop."""
     views = Views(recipe="evaluation", small_images=config.views.small_images).resolve()
     return make_views(views, config.evaluation.resolution or config.resolution.max)
@@ -496,69 +387,81 @@ class Trainer:
     to the end. `step` counts batches; `updates` leaves out those that fp16 skipped.
     """
 
-    def __init__(self, config, world, stop):
-        self.config, self.world, self.stop = config, world, stop
+    def __init__(self, config: Config, world: World, stop: command.StopSignal) -> None:
+        self.config, self.world = config, world
         data, names = config.data, (config.data.image_field, config.data.label_field)
         self.train_set = open_dataset(data.train, *names)
         self.val_set = open_dataset(data.val, *names) if data.val else None
         sets = {"train": self.train_set, "val": self.val_set}
-        free = (FREE_KEYS, FREE_GROUPS)
-        self.folder = RunFolder(config.out, config_dict(config), sets, *free, world.is_first)
-        saved = self.folder.read_checkpoint()
-        world.barrier()  # the first rank may write one as soon as all have read
+        others = find.groups_of_others(method_class(config.method), METHODS)
+        free_groups = (*FREE_GROUPS, *(f"{group}." for group in others))
+        self.folder, saved = runtime.open_folder(
+            config.out, config_dict(config), sets, world, FREE_KEYS, free_groups
+        )
         self.views = config.views.resolve()
         self._build_loaders()
         self._build_model()
         self._build_evaluation()
         self.done, self.averages = Counters(self.steps_per_epoch), Averages()
-        self.interval = Interval()
+        self.interval, self.watch = Interval(), FiniteWatch(world.device)
         # a loss is the same on all ranks: the first one's counts
         self.one = torch.full((), float(world.is_first), device=world.device)
-        self.watch, self.saved_step = FiniteWatch(world.device), 0
-        self._start() if saved is None else self._restore(saved)
-        self.saved_at = time.perf_counter()
+        self.saver = runtime.Saver(
+            self.folder, self._state, lambda: f"step {self.step}",
+            config.checkpoint.every_minutes, world, stop,
+        )  # fmt: skip
+        if saved is None:
+            self._start()
+        else:
+            self._restore(saved)
 
     @property
-    def step(self):
+    def step(self) -> int:
         """Batches trained on so far."""
         return self.done.step
 
     def _build_loaders(self):
         config, train, world = self.config, self.train_set, self.world
-        has_labels = train.labels is not None
-        if (config.method == "supervised" or config.labelled.loss != "none") and not has_labels:
-            wanted = "labels, as method supervised and the labelled stream need"
-            raise UserError(f"{train.path}: no {wanted}, in field '{config.data.label_field}'")
+        needs_labels = method_class(config.method).needs_labels or config.labelled.loss != "none"
+        if needs_labels and train.labels is None:
+            wanted = f"method {config.method} with labelled.loss {config.labelled.loss} needs them"
+            field_name = config.data.label_field
+            raise UserError(f"{train.path}: no labels in field '{field_name}'; {wanted}")
         ops = make_views(self.views, config.resolution.max)
         self.loader = self.labelled = None
-        if config.own_batch_size:
-            share = rank_share("data.batch_size", config.own_batch_size, world)
+        if config.unlabelled_batch_size:
+            share = rank_share("data.batch_size", config.unlabelled_batch_size, world)
             self.loader = make_loader(
                 train, config.data, ops, world, config.channels_last, drop_last=True,
                 seed=config.seed, order=OrderOption[config.data.order.upper()], batch_size=share,
             )  # fmt: skip
         if config.labelled.loss != "none":
-            some = dict(list(ops.items())[: config.labelled.num_views])
+            first = dict(list(ops.items())[: config.labelled.num_views])
             self.labelled = LabelledStream(
-                config.labelled, train, config.data, some, config.seed, world, config.channels_last
+                config.labelled, train, config.data, first, config.seed, world, config.channels_last
             )
-        check_parts(config, [v.size_px(config.resolution.max) for v in self.views.values()], world)
-        self.steps_per_epoch = len(self.loader if self.loader is not None else self.labelled)
+        gradient_cache.check_parts(
+            config, [v.size_px(config.resolution.max) for v in self.views.values()], world
+        )
+        self.streams = Streams(
+            self.loader, self.labelled, self.views, config.labelled.num_views,
+            config.data.label_field, config.epochs,
+        )  # fmt: skip
+        self.steps_per_epoch = self.streams.steps_per_epoch
+        self.total_steps = self.streams.total_steps
         if self.steps_per_epoch == 0:
-            got = f"{train.num_samples} samples make no batch of {config.own_batch_size}"
+            got = f"{train.num_samples} samples make no batch of {config.unlabelled_batch_size}"
             raise UserError(f"{train.path}: {got}; lower data.batch_size")
-        self.total_steps = config.epochs * self.steps_per_epoch
-        self.labelled_until = 0
         if self.labelled is not None:
-            self.labelled_until = self.labelled.end_step(self.steps_per_epoch)
-            until = f"until step {min(self.labelled_until, self.total_steps)}"
-            world.say(f"labelled stream: {self.labelled.description}; {until}")
+            world.say(self.streams.describe_labelled())
 
     def _build_model(self):
         config, device, num_classes = self.config, self.world.device, self.train_set.num_classes
         torch.manual_seed(config.seed)
         self.model, classifier = Model(config.model), None
-        self.method = METHODS[config.method](config, self.model, num_classes, self.world)
+        method = method_class(config.method)
+        self.method = method(config, self.model, num_classes, self.world)
+        self.method_source = None if config.method in METHODS else find.source_digest(method)
         if config.labelled.loss == "cross_entropy":
             classifier = nn.Linear(self.model.widths["backbone"], num_classes)
         learner = Learner(self.model, self.method, classifier)
@@ -579,24 +482,26 @@ class Trainer:
         self.network = share_learning(self.learner, self.world, unreached, config.system.compile)
 
     def _count_flops(self, learner, sides):
-        """Operations of a training step, an own image and a labelled image with all their views."""
+        """Operations of a training step per unlabelled and per labelled image, all views."""
         twice = self.config.data.chunk_size > 0  # one more forward pass
-        own = labelled = 0
+        unlabelled = labelled = 0
         if self.loader is not None:
-            own = step_flops(learner, sides, len(sides), twice) + self.method.extra_flops(sides)
+            unlabelled = step_flops(learner, sides, len(sides), twice)
+            unlabelled += self.method.extra_flops(sides)
         if self.labelled is not None:
-            some = sides[: self.config.labelled.num_views]
-            labelled = step_flops(learner, some, 0, twice)
-        return own, labelled
+            labelled = step_flops(learner, sides[: self.config.labelled.num_views], 0, twice)
+        return unlabelled, labelled
 
     def _build_evaluation(self):
-        config, sets = self.config, (self.train_set, self.val_set)
-        options = (clean_view(config), config.seed, self.world, config.channels_last)
-        self.evaluation = open_evaluation(*sets, config.data, config.evaluation, *options)
+        config = self.config
+        self.evaluation = open_evaluation(
+            self.train_set, self.val_set, config.data, config.evaluation, clean_view(config),
+            config.seed, self.world, config.channels_last,
+        )  # fmt: skip
 
     # -- training
 
-    def fit(self):
+    def fit(self) -> dict[str, Any]:
         """Train to the end, evaluating on the way. Raises Interrupted with the checkpoint on disk.
 
         The state between two epochs is the same whether the run came here or was resumed here:
@@ -618,106 +523,94 @@ class Trainer:
         self.learner.train()
         self.interval.start()
         end = (epoch + 1) * self.steps_per_epoch
-        for own, labelled in self.interval.timed(self._batches(epoch, px)):
-            self._train_step(own, labelled, px)
+        for data in self.interval.timed(self.streams.steps(self.step, px)):
+            self._train_step(data, px)
             if self.step % self.config.log.every_steps == 0 or self.step == end:
                 self._log(px)
             if self.step < end:  # the end is saved below, when the loader too has ended the epoch
-                self._save_if_due()
+                self.saver.save_if_due(self.step)
         assert self.step == end, f"the loader ended the epoch at step {self.step} instead of {end}"
-        self._save()
-        self._exit_if_asked()
+        self.saver.save()
+        self.saver.exit_if_asked()
 
-    def _batches(self, epoch, px):
-        """The rest of the epoch: (own batch or None, labelled batch or None) for each step."""
-        sides = {n: v.size_px(px) for n, v in self.views.items() if v.crop == "random"}
-        own = repeat(None, self.steps_per_epoch - self.step % self.steps_per_epoch)
-        if self.loader is not None:
-            set_resolution(self.loader, sides)
-            if self.step % self.steps_per_epoch == 0:
-                self.loader.set_epoch(epoch)
-            own = self.loader
-        if self.step < self.labelled_until:
-            some = list(self.views)[: self.config.labelled.num_views]
-            self.labelled.start({name: side for name, side in sides.items() if name in some})
-        for batch in own:
-            if self.step < self.labelled_until:
-                yield batch, self.labelled.next()
-            else:
-                if self.labelled is not None:
-                    self.labelled.close()  # from here on it costs nothing
-                yield batch, None
-
-    def _train_step(self, own, labelled, px):
-        config, names = self.config, list(self.views)
-        batch_size = config.own_batch_size or config.labelled_batch_size
-        length = (config.epochs, self.steps_per_epoch)
-        set_lr(self.optimizer, self.step, config.optim, batch_size, *length)
-        views, labels = [], {}
-        if own is not None:
-            views += [getattr(own, name) for name in names]
-            labels["own"] = labels_of(own, config.data.label_field)
-        num_own = len(views)
-        if labelled is not None:
-            views += [getattr(labelled, name) for name in names[: config.labelled.num_views]]
-            labels["labelled"] = labels_of(labelled, config.data.label_field)
-
-        def loss_of(outputs):  # float32, outside autocast
-            loss, terms = 0.0, {}
-            if own is not None:
-                loss, terms = self.method.loss(outputs[:num_own], labels["own"])
-            if labelled is not None:
-                rest = (outputs[num_own:], labels["labelled"], config, self.world)
-                terms = {**terms, config.labelled.loss: labelled_loss(*rest)}
-                loss = loss + config.labelled.weight * terms[config.labelled.loss]
-            return loss, terms
-
-        outputs, loss, terms = self._backward(views, num_own, loss_of)
+    def _train_step(self, data: StepData, px: int) -> None:
+        config, progress = self.config, self.step / self.total_steps
+        batch_size = config.unlabelled_batch_size or config.labelled_batch_size
+        epochs, steps_per_epoch = config.epochs, self.steps_per_epoch
+        set_lr(self.optimizer, self.step, config.optim, batch_size, epochs, steps_per_epoch)
+        self.method.before_step(progress, self.optimizer)
+        outputs, loss, terms = self._backward(data)
+        self.scaler.unscale_(self.optimizer)
+        self.method.after_backward(progress)
         self._update()
         self.method.after_update(self.model, (self.step + 1) / self.total_steps)
         self.averages.add_losses(loss, terms, self.one)
-        if self.probes is not None:
-            known = labels["own" if own is not None else "labelled"]
-            self.probes.train_step(outputs[0], known, self.averages)
+        if self.probes is not None:  # on the first view of the images that come first
+            first = data.labelled if data.kind is StepKind.LABELS_ALONE else data.unlabelled
+            self.probes.train_step(outputs[0], first.labels, self.averages)
         self.watch.see(loss, self.step + 1)
-        self._count(*(0 if batch is None else len(batch.indices) for batch in (own, labelled)), px)
+        self._count(data.unlabelled.number, data.labelled.number, px)
 
-    def _backward(self, views, num_own, loss_of):
-        """Gradients of the loss; returns (outputs, loss, terms). Large batches go in parts."""
-        parts = split_views(views, self.config.data.chunk_size)
+    def _backward(self, data: StepData) -> tuple[list[Features], Tensor, dict[str, Tensor]]:
+        """Leave the gradients of the loss in the parameters; returns (outputs, loss, terms). Large
+        batches go in parts: see ffcv_ssl/training/gradient_cache.py."""
+        num_unlabelled = len(data.unlabelled.views)
+        views = [*data.unlabelled.views, *data.labelled.views]
+        parts = gradient_cache.split_views(views, self.config.data.chunk_size)
         if len(parts) == 1:
-            outputs = self._forward(self.network, views, num_own)
-            loss, terms = loss_of(outputs)
+            outputs = self._forward(self.network, views, num_unlabelled)
+            loss, terms = self._loss(outputs, data)
             self.scaler.scale(loss).backward()
             return outputs, loss, terms
+        with torch.no_grad():
+            outputs = gradient_cache.join_parts(
+                [self._forward(self._learner_once, part, num_unlabelled) for part in parts]
+            )
+        loss, terms = self._loss(outputs, data)
+        self.scaler.scale(loss).backward()
+        for number, part in enumerate(parts):
+            with average_gradients(self.network, now=number == len(parts) - 1):
+                with self._autocast():
+                    again = self.network(part, num_unlabelled)
+                gradient_cache.backward_part(again, outputs, number, len(parts))
+        return outputs, loss, terms
 
-        def features_of(part, num_own):
-            with frozen_statistics(self.learner):
-                return self.learner(part, num_own)
-
-        def forward(part):
-            return self._forward(features_of, part, num_own)
-
-        def again(part):
-            with self._autocast():
-                return self.network(part, num_own)
-
-        no_sync = getattr(self.network, "no_sync", contextlib.nullcontext)
-        return backward_in_parts(forward, again, parts, loss_of, self.scaler.scale, no_sync)
-
-    def _forward(self, network, views, num_own):
-        """Outputs with the method's targets, by way of `network`: with or without other ranks."""
+    def _forward(self, network, views, num_unlabelled):
+        """The features of all views by way of `network`, with the method's targets."""
         with self._autocast():
-            outputs = network(views, num_own)
-            for features, targets in zip(outputs, self.method.targets(views[:num_own])):
-                features.update(targets)
+            outputs = network(views, num_unlabelled)
+            if num_unlabelled:
+                chosen = self.method.target_views
+                chosen = range(num_unlabelled) if chosen is None else chosen
+                targets = self.method.targets([views[v] for v in chosen])
+                for v, features in zip(chosen, targets):
+                    outputs[v].update(features)
         return outputs
 
+    def _learner_once(self, views, num_unlabelled):
+        """The learner on this rank, in the first of two passes: only the second one counts for
+        batch-norm's running statistics."""
+        with gradient_cache.frozen_statistics(self.learner):
+            return self.learner(views, num_unlabelled)
+
+    def _loss(self, outputs, data):
+        """The loss of the global batch and its named terms; in float32, outside autocast."""
+        if data.kind is StepKind.UNLABELLED:
+            return self.method.loss(outputs, data.unlabelled.labels)
+        name, weight = self.config.labelled.loss, self.config.labelled.weight
+        num_unlabelled = len(data.unlabelled.views)
+        of_labels = labelled_loss(
+            outputs[num_unlabelled:], data.labelled.labels, self.config, self.world
+        )
+        if data.kind is StepKind.LABELS_ALONE:
+            return weight * of_labels, {name: of_labels}
+        loss, terms = self.method.loss(outputs[:num_unlabelled], data.unlabelled.labels)
+        return loss + weight * of_labels, {**terms, name: of_labels}
+
     def _update(self):
-        """A step of the optimiser; fp16 skips it where a gradient overflows."""
+        """A step of the optimizer; fp16 skips it where a gradient overflows."""
         clip = self.config.optim.clip_norm
         if clip:
-            self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.learner.parameters(), clip, foreach=True)
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
@@ -725,22 +618,20 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.done.updates += int(self.scaler.get_scale() >= scale)
 
-    def _count(self, num_own, num_labelled, px):
-        """Account for a step over so many images of each rank."""
-        own_flops, labelled_flops = self.flops_by_px[px]
-        num_own, num_labelled = num_own * self.world.size, num_labelled * self.world.size
-        num_views = num_own * len(self.views) + num_labelled * self.config.labelled.num_views
+    def _count(self, num_unlabelled, num_labelled, px):
+        """Count a step over so many images of each rank."""
+        world_size, num_views = self.world.size, len(self.views)
+        num_unlabelled, num_labelled = num_unlabelled * world_size, num_labelled * world_size
+        flops, labelled_flops = self.flops_by_px[px]
         self.done.step += 1
-        self.done.images += num_own + num_labelled
-        self.interval.images += num_own + num_labelled
-        self.done.views += num_views
-        self.done.flops += num_own * own_flops + num_labelled * labelled_flops
+        self.done.images += num_unlabelled + num_labelled
+        self.interval.images += num_unlabelled + num_labelled
+        self.done.views += num_unlabelled * num_views
+        self.done.views += num_labelled * self.config.labelled.num_views
+        self.done.flops += num_unlabelled * flops + num_labelled * labelled_flops
 
     def _autocast(self):
-        if self.config.precision == "fp32":
-            return contextlib.nullcontext()
-        dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float16
-        return torch.autocast(self.world.device.type, dtype)
+        return runtime.autocast(self.config.precision, self.world.device)
 
     # -- evaluation and records
 
@@ -752,9 +643,10 @@ class Trainer:
             return
         self.learner.eval()
         self.world.broadcast_(self.learner.buffers())  # the ones the checkpoint holds
-        results = self.evaluation.run(self._encode, self.probes.probes, self._exit_if_asked)
+        results = self.evaluation.run(self._encode, self.probes.probes, self.saver.exit_if_asked)
         self.folder.write({**self.done.record(), **results})
-        shown = [f"{k[4:-5]} {v:.1%}" for k, v in results.items() if k.endswith("top1")]
+        names = [key.split("/") for key in results]  # val/backbone/top1
+        shown = [f"{name} {results[f'val/{name}/top1']:.1%}" for _, name, k in names if k == "top1"]
         self.world.say(f"epoch {epoch}/{self.config.epochs}  top-1 on val: {'  '.join(shown)}")
 
     def _encode(self, images):
@@ -766,16 +658,14 @@ class Trainer:
         means, (rate, wait) = self.averages.take(self.world), self.interval.take()
         lr = self.optimizer.param_groups[0]["lr"]
         speed = {"train/images_per_s": rate, "train/data_wait": wait}
-        self.folder.write({**self.done.record(), "resolution": px, "lr": lr, **means, **speed})
-        self.world.say(
-            f"step {self.step}/{self.total_steps}  loss {means['train/loss']:.4f}  lr {lr:.4g}  "
-            f"{rate:.0f} images/s  data wait {wait:.0%}"
-        )
+        record = {**self.done.record(), "resolution": px, "lr": lr, **means, **speed}
+        self.folder.write(record)
+        self.world.say(runtime.log_line(self.step, self.total_steps, record))
 
     def _check_finite(self):
         """Raise NonFiniteLoss if a loss or a weight is not finite; waits for the device."""
         how = f"lr {self.optimizer.param_groups[0]['lr']:.4g}, {self.config.precision}"
-        kept = f"{CHECKPOINT} holds step {self.saved_step}, from before"
+        kept = f"{CHECKPOINT} holds {self.saver.saved_position}, from before"
         self.watch.check(self.learner.parameters(), self.step, self.folder.path, how, kept)
 
     def _finish(self):
@@ -791,34 +681,12 @@ class Trainer:
             checkpoint.save_weights(self.folder.path / BACKBONE, self.model.backbone, about)
         return self.summary("finished")
 
-    def summary(self, status):
+    def summary(self, status: str) -> dict[str, Any]:
         """What the last line on stdout says: counters, last losses and last evaluation."""
         shown = self.folder.latest("train/", "val/")
-        out = str(self.folder.path)
-        return {"status": status, "out": out, **self.done.record(), **shown}
+        return {"status": status, "out": str(self.folder.path), **self.done.record(), **shown}
 
     # -- saving and resuming
-
-    def _save_if_due(self):
-        if self.world.size > 1 and self.step % AGREE_EVERY:
-            return
-        is_due = time.perf_counter() - self.saved_at >= 60 * self.config.checkpoint.every_minutes
-        asked, is_due = self.world.any(self.stop.asked, is_due)
-        if asked or is_due:
-            self._save()
-        self._exit_if_asked(asked)
-
-    def _exit_if_asked(self, asked=None):
-        """Raise Interrupted where a rank was told to stop; `asked`: what was agreed just before."""
-        if asked or (asked is None and self.world.any(self.stop.asked)[0]):
-            where = f"{CHECKPOINT} holds step {self.saved_step}"
-            raise Interrupted(f"{self.folder.path}: interrupted; {where}")
-
-    def _save(self):
-        """Write the checkpoint, if it is worth keeping and once the metrics are on disk."""
-        self._check_finite()
-        self.folder.save(self._state())
-        self.saved_step, self.saved_at = self.step, time.perf_counter()
 
     def _parts(self):
         """Everything with a state_dict of its own, by its name in the checkpoint."""
@@ -830,43 +698,44 @@ class Trainer:
         return {name: part for name, part in parts.items() if part is not None}
 
     def _state(self):
-        return {
-            **{name: part.state_dict() for name, part in self._parts().items()},
-            **self.done.state_dict(),
-            "averages": self.averages.over_ranks(self.world), "rng": checkpoint.rng_state(),
-        }  # fmt: skip
+        self._check_finite()
+        state = {name: part.state_dict() for name, part in self._parts().items()}
+        if self.method_source is not None:
+            state["method_source"] = self.method_source
+        return {**state, **self.done.state_dict(), "averages": self.averages.over_ranks(self.world)}
 
     def _start(self):
         """Begin at step 0; what a run without a checkpoint left in the folder is not part of it."""
         config = self.config
         self.folder.open_log(None, config.log.tensorboard)
-        self._save()
-        streams = [(config.own_batch_size, "images", len(self.views))]
-        if self.labelled_until:
+        self.saver.save()
+        streams = [(config.unlabelled_batch_size, "images", len(self.views))]
+        if self.streams.labelled_until:
             streams += [(config.labelled_batch_size, "labelled", config.labelled.num_views)]
         self.world.say(
             f"{self.folder.path}: {config.epochs} epochs of {self.steps_per_epoch} steps, "
-            f"{sum(size * views for size, _, views in streams)} views a step: "
+            f"{sum(size * views for size, _, views in streams)} views per step: "
             + ", ".join(f"{size} {what} x {views}" for size, what, views in streams if size)
         )
 
     def _restore(self, saved):
         self.done.load_state_dict(saved)
-        self.saved_step = self.step
+        self.saver.mark_saved()
         for name, part in self._parts().items():
             if name != "loader" or self.step % self.steps_per_epoch:  # between epochs: set_epoch
                 part.load_state_dict(saved[name])
-        device, is_first = self.world.device, self.world.is_first  # the sums were of all ranks
-        sums = {name: pair.to(device) * is_first for name, pair in saved["averages"].items()}
-        self.averages.sums = sums
+        self.averages.load(saved["averages"], self.world)
         self.folder.open_log(self.step, self.config.log.tensorboard)
         checkpoint.restore_rng_state(saved["rng"])
         if self.step < self.total_steps:
             self.world.say(f"{self.folder.path}: resumed at step {self.step} of {self.total_steps}")
+        if self.method_source != saved.get("method_source", self.method_source):
+            what = f"the source of {self.config.method} has changed since the checkpoint"
+            self.world.say(f"{self.folder.path}: {what}; the run goes on with the new one")
         if note := self.folder.note_versions(saved):
             self.world.say(note)
 
-    def close(self):
+    def close(self) -> None:
         """End the loaders' threads and the log."""
         for part in (self.loader, self.labelled, self.evaluation, self.folder):
             if part is not None:
@@ -876,26 +745,38 @@ class Trainer:
 # ---- Command line --------------------------------------------------------------------------------
 
 
-def read_config(argv):
-    """The command line as a Config with its folder. Raises UserError."""
+def read_config(argv: Sequence[str]) -> Config:
+    """The command line as a Config, with the settings of its method, and with its folder. Raises
+    UserError."""
+    name, file = given_value(argv, "method", Config.method)
+    try:
+        config_class = config_class_of(str(name))
+    except UserError as error:
+        raise UserError(f"{file}: {error}" if file else f"{error}") from None
+    # a file may have settings of several methods: those of other plugins are left out
+    unread = find.groups_of_others(method_class(str(name)), METHODS)
+    unread -= {group.name for group in fields(config_class)}
     summary = __doc__.split("\n")[0]
-    config, files = parse_config(Config, argv, "train.py", summary, check_config)
+    config, files = parse_config(config_class, argv, "train.py", summary, check_config, unread)
     if config.out is not None:
         return config
     return replace(config, out=f"runs/{Path(files[-1]).stem if files else 'train'}")
 
 
-def run(argv):
+def config_class_of(method: str) -> type[Config]:
+    """Config with the settings of the method of that name. Raises UserError."""
+    return find.with_settings(Config, method_class(method))
+
+
+def run(argv: Sequence[str]) -> tuple[int, dict[str, Any]]:
     """The command: returns (exit code, summary)."""
     if slurm.is_batch(argv):
         return 0, slurm.submit_batch(argv, read_config, __file__)
     config = read_config(argv)
     if slurm.wants_submission(config):
         return 0, slurm.submit(config, argv, __file__)
-    system = config.system
-    world = World.join(system.device, system.torch_threads, slurm.task_environment())
-    hold = hold_folder(config.out) if world.is_first else contextlib.nullcontext()
-    with command.StopSignal() as stop, hold:
+    world = World.join(config.system.device, config.system.torch_threads, slurm.task_environment())
+    with command.StopSignal() as stop, runtime.hold(config.out, world):
         trainer = Trainer(config, world, stop)
         trainer.folder.write_config()
         try:
@@ -908,7 +789,7 @@ def run(argv):
             world.leave()
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; the last line on stdout is the summary."""
     return command.run_ranks(run, sys.argv[1:] if argv is None else argv)
 

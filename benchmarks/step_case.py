@@ -22,6 +22,7 @@ from torch import nn
 import train
 from ffcv_ssl.training.meters import Interval
 from ffcv_ssl.training.optimizers import make_optimizer
+from ffcv_ssl.training.step_data import NO_IMAGES, StepData, StepKind, images_of
 
 MODEL, LOSS, REST = "model, forward and backward", "loss, forward and backward", "the rest"
 TEACHER, AVERAGE, OPTIMIZER = "teacher's forward", "teacher's average", "optimiser"
@@ -137,10 +138,10 @@ class StepCase:
     @torch.no_grad()
     def _check_same_work(self, views):
         outputs = self.trainer._forward(self.trainer.network, views, len(views))
-        own = torch.cat([features["embedding"] for features in outputs]).float()
+        step = torch.cat([features["embedding"] for features in outputs]).float()
         with self.trainer._autocast():
             bare = [self.encode(images)[self.trainer.model.last] for images in self.joined]
-        difference = (torch.cat(bare).float() - own).norm() / own.norm()
+        difference = (torch.cat(bare).float() - step).norm() / step.norm()
         if not difference < _SAME_WORK:
             expected = f"expected less than {_SAME_WORK}"
             raise RuntimeError(f"bare pass and step differ by {difference:.3f}, {expected}")
@@ -227,9 +228,9 @@ class StepCase:
         """So many steps of the trainer's loop with its loader and its log lines, once the first
         ones have used up what was loaded in advance: {"images_per_s", "data_wait" (share)}."""
         trainer, interval = self.trainer, Interval()
-        with closing(trainer._batches(0, self.px)) as batches:
-            for number, (own, labelled) in enumerate(interval.timed(batches), 1):
-                trainer._train_step(own, labelled, self.px)
+        with closing(trainer.streams.steps(0, self.px)) as steps:
+            for number, data in enumerate(interval.timed(steps), 1):
+                trainer._train_step(data, self.px)
                 if trainer.step % self.config.log.every_steps == 0:
                     trainer._log(self.px)
                 if number in (num_warm, num_warm + num_steps):
@@ -238,7 +239,7 @@ class StepCase:
                     interval.start()
                 if number == num_warm + num_steps:
                     break
-        rate = num_steps * self.config.own_batch_size / seconds
+        rate = num_steps * self.config.unlabelled_batch_size / seconds
         return {"images_per_s": rate, "data_wait": waited / seconds}
 
     def peak_memory_mib(self, num_warm, num_steps):
@@ -261,7 +262,9 @@ class StepCase:
         self.trainer.close()
 
     def _train_step(self):
-        self.trainer._train_step(self.batch, None, self.px)
+        images = images_of(self.batch, self.trainer.views, self.config.data.label_field)
+        data = StepData(StepKind.UNLABELLED, images, NO_IMAGES)
+        self.trainer._train_step(data, self.px)
 
     def _time(self, num_steps, action):
         self.clock.wait()
@@ -275,7 +278,7 @@ class StepCase:
 def noise_batch(trainer, px):
     """A batch as the trainer's loader gives it, of normal noise, on the device."""
     config, device = trainer.config, trainer.world.device
-    size, classes = config.own_batch_size, trainer.train_set.num_classes
+    size, classes = config.unlabelled_batch_size, trainer.train_set.num_classes
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     batch = SimpleNamespace(indices=torch.arange(size), valid=torch.ones(size, dtype=torch.bool))
     for name, view in trainer.views.items():

@@ -30,7 +30,7 @@ def describe(case, found, loops):
 
     found: lists of results by name as `train_step.cases_of` has them; loops: StepCase by side.
     """
-    size = case.config.own_batch_size
+    size = case.config.unlabelled_batch_size
     operations = size * case.trainer.flops_by_px[case.px][0]
     bare, step, plain = found["bare"], found["step"], found["step without extras"]
     lars, sgd = ([parts[OPTIMIZER] for parts in found[name]] for name in ("lars", "sgd"))

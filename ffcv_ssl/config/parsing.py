@@ -17,13 +17,14 @@ from ffcv_ssl.config.yaml_layers import merge, read_layers
 from ffcv_ssl.errors import UserError
 
 
-def parse_config(config_class, argv, prog, description, sort_out=None):
+def parse_config(config_class, argv, prog, description, sort_out=None, ignored=()):
     """Fill a frozen dataclass from `--config FILE.yaml` and dotted overrides.
 
     A file may build on others (`base:`, see config_files); arguments count in the order in which
     they are given. Returns (config, list of the YAML files given). `sort_out(config)` may raise
     ValueError for values that do not go together. Raises UserError for unknown keys and bad values,
     naming the file where a file is at fault; exits as argparse does for --help and --print_config.
+    ignored: top-level keys that files may have and that are left out.
     """
     files = _config_files(argv)
     if "" in files:
@@ -32,6 +33,9 @@ def parse_config(config_class, argv, prog, description, sort_out=None):
         layers = {path: read_layers(path) for path in files}
     except ValueError as error:
         raise UserError(one_line(error)) from None
+    for own in (own for path in files for _, own in layers[path]):
+        for key in ignored:
+            own.pop(key, None)
     settings = {path: merge(*(own for _, own in layers[path])) for path in files}
     fill = partial(_fill, config_class, prog, description, sort_out)
     try:
@@ -39,6 +43,25 @@ def parse_config(config_class, argv, prog, description, sort_out=None):
     except UserError as error:
         where = _file_at_fault(fill, [layer for path in files for layer in layers[path]], error)
         raise UserError(f"{where}{error}") from None
+
+
+def given_value(argv, key, default):
+    """What the command line and its files give for a top-level key, before anything is checked.
+
+    Returns (value, the file that gives it, or None); the last one counts. Files that cannot be read
+    are passed over: `parse_config` says what is wrong with them.
+    """
+    value, source = default, None
+    for word, following in zip(argv, [*argv[1:], ""]):
+        name, is_joined, given = word.partition("=")
+        given = given if is_joined else following
+        if name == f"--{key}":
+            value, source = given, None
+        if name == "--config":
+            with contextlib.suppress(ValueError):
+                for file, own in read_layers(given):
+                    value, source = (own[key], file) if key in own else (value, source)
+    return value, source
 
 
 def _fill(config_class, prog, description, sort_out, argv, settings):

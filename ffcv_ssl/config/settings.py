@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFloat
@@ -16,6 +17,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt, restricted_number_t
 
 from ffcv_ssl.errors import UserError
 
+_BACKBONES = Path(__file__).parents[1] / "training" / "backbones"
 Workers = restricted_number_type("Workers", int, (">=", -1))
 
 
@@ -76,7 +78,8 @@ class ModelConfig:
     """Backbone and projector."""
 
     backbone: str = "resnet50"
-    """A ResNet of torchvision by name: resnet18, resnet50, resnext50_32x4d, wide_resnet50_2..."""
+    """A ResNet of torchvision by name: resnet18, resnet50, resnext50_32x4d, wide_resnet50_2...; or
+    tiny, two convolutions to try things out."""
     stem: Literal["imagenet", "cifar"] = "imagenet"
     """cifar: a 3x3 convolution of stride 1 and no pooling, for images of about 32 pixels."""
     projector: str = "2048-512"
@@ -87,9 +90,12 @@ class ModelConfig:
     def __post_init__(self):
         if not re.fullmatch(r"([1-9]\d*(-[1-9]\d*)*)?", self.projector):
             raise UserError(f"model.projector: got {self.projector!r}, expected widths: 2048-512")
+        known = [file.stem for file in _BACKBONES.glob("[!_]*.py")]
+        if self.backbone in known:
+            return
         import torchvision  # slow to import
 
-        known = torchvision.models.list_models(torchvision.models, "*resne*t*")
+        known += torchvision.models.list_models(torchvision.models, "*resne*t*")
         if self.backbone not in known:
             expected = f"expected one of {', '.join(known)}"
             raise UserError(f"model.backbone: got {self.backbone!r}, {expected}")
@@ -137,14 +143,6 @@ class BYOLConfig:
 
 
 @dataclass(frozen=True)
-class SupervisedConfig:
-    """Settings of the supervised baseline."""
-
-    label_smoothing: ClosedUnitInterval = 0.0
-    """Share of the target that is spread over all classes."""
-
-
-@dataclass(frozen=True)
 class OptimConfig:
     """Optimiser and schedule of backbone and projector."""
 
@@ -174,6 +172,12 @@ class OptimConfig:
     """The cosine ends at the rate times this."""
     clip_norm: NonNegativeFloat = 0.0
     """Gradients of a larger norm, over all parameters, are scaled down to it; 0: never."""
+
+    def __post_init__(self):
+        if self.name == "sgd" and self.nesterov and self.momentum == 0:
+            raise UserError("optim.nesterov: got true with momentum 0, expected momentum above 0")
+        if self.name == "adamw" and max(self.betas) >= 1:
+            raise UserError(f"optim.betas: got {list(self.betas)}, expected numbers below 1")
 
 
 @dataclass(frozen=True)

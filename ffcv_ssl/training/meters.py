@@ -6,6 +6,7 @@ import copy
 import time
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ffcv_ssl.errors import NonFiniteLoss
@@ -37,6 +38,10 @@ class Averages:
         if world.size == 1 or not names:
             return dict(self.sums)
         return dict(zip(names, world.sum_(torch.stack([self.sums[name] for name in names]))))
+
+    def load(self, sums, world):
+        """Go on from the sums that `over_ranks` returned: the first rank takes them all."""
+        self.sums = {k: pair.to(world.device) * world.is_first for k, pair in sums.items()}
 
     def take(self, world):
         """The means over all ranks as floats by name; starts anew. A mean of nothing is left
@@ -142,7 +147,10 @@ def flops_per_image(model, sides_px, *arguments, backward=True):
     return counter.get_total_flops() // 2
 
 
-def step_flops(learner, sides_px, num_own, twice):
-    """Operations an image of a training step; `twice`: with one more pass without gradients."""
-    flops = flops_per_image(learner, sides_px, num_own)
-    return flops + (flops_per_image(learner, sides_px, num_own, backward=False) if twice else 0)
+def step_flops(learner: nn.Module, sides_px: list[int], num_unlabelled: int, twice: bool) -> int:
+    """Operations per image of a training step; `twice`: with one more pass without gradients.
+    num_unlabelled: how many of the views are of unlabelled images."""
+    flops = flops_per_image(learner, sides_px, num_unlabelled)
+    if twice:
+        flops += flops_per_image(learner, sides_px, num_unlabelled, backward=False)
+    return flops

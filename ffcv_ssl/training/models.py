@@ -1,17 +1,28 @@
-"""Encoders: a torchvision ResNet and an MLP on top, which hand out the features of every depth.
+"""Encoders: a backbone and an MLP on top, which hand out the features of every depth.
 
 Shapes: B images a batch, D features, H W pixels.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+
 import torch
 import torchvision
 from torch import nn
 
+from ffcv_ssl.config.settings import ModelConfig
+from ffcv_ssl.training import backbones
 
-def make_backbone(name, stem):
-    """A torchvision ResNet without its classifier, (B, 3, H, W) -> (B, D), and its D."""
+
+def make_backbone(name: str, stem: str) -> tuple[nn.Module, int]:
+    """A backbone without classifier, (B, 3, H, W) -> (B, D), and its D.
+
+    name: that of a file in `backbones/`, or of a torchvision ResNet.
+    """
+    if importlib.util.find_spec(f"{backbones.__name__}.{name}") is not None:
+        return importlib.import_module(f"{backbones.__name__}.{name}").make(stem)
     backbone = torchvision.models.get_model(name, weights=None)
     width = backbone.fc.in_features
     backbone.fc = nn.Identity()
@@ -23,7 +34,7 @@ def make_backbone(name, stem):
     return backbone, width
 
 
-def make_mlp(widths, in_features, norm="hidden"):
+def make_mlp(widths: str, in_features: int, norm: str = "hidden") -> nn.ModuleList:
     """Blocks of an MLP given as `2048-512`: Linear, batch-norm as `norm` says, and ReLU each, the
     last a Linear without bias, perhaps batch-norm, and no ReLU."""
     *hidden, last = (int(width) for width in widths.split("-"))
@@ -44,33 +55,34 @@ def make_mlp(widths, in_features, norm="hidden"):
 class Model(nn.Module):
     """Backbone and projector. `widths` maps the name of each depth to its D."""
 
-    def __init__(self, config):
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.backbone, width = make_backbone(config.backbone, config.stem)
-        self.projector, self.widths = nn.ModuleList(), {"backbone": width}
+        self.projector: nn.ModuleList = nn.ModuleList()
+        self.widths = {"backbone": width}
         if config.projector:
             self.projector = make_mlp(config.projector, width, config.projector_norm)
         for depth, block in enumerate(self.projector, start=1):
             self.widths[f"projector_{depth}"] = block[0].out_features
 
     @property
-    def last(self):
+    def last(self) -> str:
         """Name of the depth that the loss sees."""
         return next(reversed(self.widths))
 
-    def encode(self, images):
+    def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """(B, 3, H, W) -> {"backbone": (B, D), "projector_1": (B, D), ...}."""
         features = [self.backbone(images)]
         for block in self.projector:
             features.append(block(features[-1]))
         return dict(zip(self.widths, features))
 
-    def forward(self, views):
+    def forward(self, views: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         """A list of (B, 3, H, W), of any B -> a list of dicts as of `encode`, in the same order.
 
         Views of one size share one pass, and so their batch-norm statistics, as in SimCLR.
         """
-        outputs = [None] * len(views)
+        outputs: list[dict[str, torch.Tensor]] = [{} for _ in views]
         for side in sorted({view.shape[-1] for view in views}, reverse=True):
             members = [v for v, view in enumerate(views) if view.shape[-1] == side]
             layers = self.encode(torch.cat([views[v] for v in members]))

@@ -1,17 +1,23 @@
-"""LARS, which parameters an optimiser decays and adapts, and moving averages of weights,
-and the schedules of rate and resolution."""
+"""LARS, which parameters an optimizer decays and adapts, moving averages of weights, and the
+schedules of learning rate and resolution."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
+from ffcv_ssl.config.settings import OptimConfig, ResolutionConfig
+
 NORM_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
-def parameter_groups(model, weight_decay, without=()):
+def parameter_groups(
+    model: nn.Module, weight_decay: float, without: Iterable[nn.Module] = ()
+) -> list[dict[str, Any]]:
     """Weights, and the rest (biases, norm layers) without decay and adaptation.
 
     By type of module and number of dimensions, never by name: names miss norms in shortcuts.
@@ -32,10 +38,10 @@ def parameter_groups(model, weight_decay, without=()):
 
 
 @torch.no_grad()
-def move_average_(average, module, momentum):
+def move_average_(average: nn.Module, module: nn.Module, momentum: float) -> None:
     """average <- momentum average + (1 - momentum) module, for all parameters at once.
 
-    Buffers are left alone: a network in training mode keeps batch statistics of its own.
+    Buffers are left alone: a network in training mode has its own batch statistics.
     """
     parameters = list(module.parameters())
     torch._foreach_lerp_(list(average.parameters()), parameters, 1.0 - momentum)
@@ -49,13 +55,21 @@ class LARS(torch.optim.Optimizer):
     `joint_norm=False` divides by |g| + wd |p| instead of |u|.
     """
 
-    def __init__(self, groups, lr, momentum=0.9, trust=0.001, lr_inside=True, joint_norm=True):
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.9,
+        trust: float = 0.001,
+        lr_inside: bool = True,
+        joint_norm: bool = True,
+    ) -> None:
         super().__init__(groups, {"lr": lr, "weight_decay": 0.0, "adapt": True})
         self.momentum, self.trust = momentum, trust
         self.lr_inside, self.joint_norm = lr_inside, joint_norm
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: None = None) -> None:
         """One update of all parameters that have a gradient."""
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
@@ -86,16 +100,18 @@ class LARS(torch.optim.Optimizer):
         return torch.where((p_norm > 0) & (u_norm > 0), ratios, torch.ones_like(ratios))
 
 
-def make_optimizer(config, model, constant=None):
-    """The optimiser an OptimConfig names, of a model's parameters; `set_lr` sets its rates.
+def make_optimizer(
+    config: OptimConfig, model: nn.Module, constant: dict[nn.Module, float] | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer of a model's parameters that an OptimConfig names; `set_lr` sets its rates.
 
     constant: {module in the model: its rate, constant, as a multiple of the peak of the others}.
     """
     constant = constant or {}
     groups = parameter_groups(model, config.weight_decay, without=constant)
     for module, multiple in constant.items():
-        own = parameter_groups(module, config.weight_decay)
-        groups += [{**group, "constant_lr": multiple} for group in own]
+        of_module = parameter_groups(module, config.weight_decay)
+        groups += [{**group, "constant_lr": multiple} for group in of_module]
     if config.name == "lars":
         inside, joint = config.lars_lr == "inside", config.lars_norm == "joint"
         return LARS(groups, config.lr, config.momentum, lr_inside=inside, joint_norm=joint)
@@ -104,20 +120,36 @@ def make_optimizer(config, model, constant=None):
     return torch.optim.AdamW(groups, config.lr, config.betas)
 
 
-def peak_lr(config, batch_size):
+def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> None:
+    """Set the decay of all parameters that have one: weights, but no biases and norm layers."""
+    for group in optimizer.param_groups:
+        if group["adapt"]:
+            group["weight_decay"] = weight_decay
+
+
+def peak_lr(config: OptimConfig, batch_size: int) -> float:
     """The learning rate at the end of the warm-up, scaled to the batch."""
     scale = {"linear": batch_size / 256, "sqrt": math.sqrt(batch_size), "none": 1.0}
     return config.lr * scale[config.lr_scaling]
 
 
-def set_lr(optimizer, step, config, batch_size, *length):
+def set_lr(
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    config: OptimConfig,
+    batch_size: int,
+    epochs: int,
+    steps_per_epoch: int,
+) -> None:
     """Set all rates for update `step`: `lr_at`'s, or a group's constant multiple of the peak."""
-    lr, peak = lr_at(step, config, batch_size, *length), peak_lr(config, batch_size)
+    lr, peak = lr_at(step, config, batch_size, epochs, steps_per_epoch), peak_lr(config, batch_size)
     for group in optimizer.param_groups:
         group["lr"] = peak * group["constant_lr"] if "constant_lr" in group else lr
 
 
-def lr_at(step, config, batch_size, epochs, steps_per_epoch):
+def lr_at(
+    step: int, config: OptimConfig, batch_size: int, epochs: int, steps_per_epoch: int
+) -> float:
     """Learning rate of update `step` (from 0): linear warm-up, then cosine, both by step."""
     peak = peak_lr(config, batch_size)
     warmup = round(config.warmup_epochs * steps_per_epoch)
@@ -129,7 +161,7 @@ def lr_at(step, config, batch_size, epochs, steps_per_epoch):
     return peak * (config.end_ratio + (1 - config.end_ratio) * cosine)
 
 
-def resolution_at(epoch, config):
+def resolution_at(epoch: int, config: ResolutionConfig) -> int:
     """Side of the views in pixels in `epoch` (from 0): min, a linear ramp by 32 pixels, max."""
     if epoch < config.start_ramp:
         return config.min

@@ -6,10 +6,12 @@ torchrun or Slurm; all of them must make the same calls in the same order.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import time
 import uuid
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -169,8 +171,25 @@ def share_learning(learner, world, unreached=False, compiled=False):
         learner.compile()
     if world.size == 1:
         return learner
+    kept_equal = [
+        f"{path}.{buffer}"
+        for path, module in learner.named_modules()
+        for buffer in getattr(module, "equal_on_all_ranks", ())
+    ]
+    ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+    ignore(learner, kept_equal)  # else the first rank would send them at each step
     devices = [world.device.index] if world.device.type == "cuda" else None
     return DistributedDataParallel(learner, devices, find_unused_parameters=unreached)
+
+
+def average_gradients(
+    network: nn.Module, now: bool = True
+) -> contextlib.AbstractContextManager[Any]:
+    """The context of a backward pass through what `share_learning` returned: ranks average their
+    gradients at its end, or later, with those of a pass to come."""
+    if now or not isinstance(network, DistributedDataParallel):
+        return contextlib.nullcontext()
+    return network.no_sync()
 
 
 class _Gather(torch.autograd.Function):

@@ -110,19 +110,19 @@ def test_labelled_streams_fit_the_papers_worlds():
     paper = {"suncet_10percent": (64, 44, 20, 2), "suncet_1percent": (64, 44, 20, 2)}
     for stem, (ranks, unlabelled, classes, images) in paper.items():
         config = read(ROOT / f"configs/suncet/{stem}.yaml")
-        assert config.own_batch_size == ranks * unlabelled
+        assert config.unlabelled_batch_size == ranks * unlabelled
         assert config.labelled.classes_per_batch == classes
         assert config.labelled.images_per_class == ranks * images
     config = read(ROOT / "configs/cifar10/suncet_cifar10.yaml")
-    assert (config.own_batch_size, config.labelled_batch_size) == (128, 280)
+    assert (config.unlabelled_batch_size, config.labelled_batch_size) == (128, 280)
 
 
 def test_suncet_on_the_cpu_passes_as_many_views_as_simclr():
     def views(name, num_images=9469):
         config = read(ROOT / f"configs/imagenette/{name}.yaml")
-        steps = num_images // config.own_batch_size
+        steps = num_images // config.unlabelled_batch_size
         labelled = round((config.labelled.supervised_epochs or 0) * steps)
-        own = config.epochs * steps * config.own_batch_size * len(config.views.resolve())
+        own = config.epochs * steps * config.unlabelled_batch_size * len(config.views.resolve())
         return own + labelled * config.labelled_batch_size * config.labelled.num_views
 
     assert views("cpu_suncet") == pytest.approx(views("cpu_simclr"), rel=1e-3)

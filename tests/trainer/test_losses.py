@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import train
+from ffcv_ssl.methods.instance_simclr import instance_nt_xent
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -259,7 +260,7 @@ def test_instance_nt_xent_is_its_equation(kind, temperature):
     anchor, positive, negative = views_of(ANY_SIZE[kind], 3)
     negative = negative.roll(1, dims=1)
     assert_equation(
-        lambda *x: train.instance_nt_xent(*x, temperature),
+        lambda *x: instance_nt_xent(*x, temperature),
         lambda *x: instance_equation(*x, temperature), anchor, positive, negative,
     )  # fmt: skip
 
@@ -269,7 +270,7 @@ def test_instance_nt_xent_is_its_equation_when_all_collapses(kind):
     z = COLLAPSED[kind]
     views = (z, z.roll(1, dims=0), z.roll(2, dims=0))
     assert_equation(
-        lambda *x: train.instance_nt_xent(*x, 0.1), lambda *x: instance_equation(*x, 0.1),
+        lambda *x: instance_nt_xent(*x, 0.1), lambda *x: instance_equation(*x, 0.1),
         *views, slope=slope_of(z, 0.1),
     )  # fmt: skip
 
@@ -298,7 +299,7 @@ def test_losses_of_views_near_zero_keep_their_digits_and_gradients():
     )
     views = (*z, z[0].roll(1, dims=0))
     value = assert_equation(
-        lambda *x: train.instance_nt_xent(*x, 0.05), lambda *x: instance_equation(*x, 0.05), *views
+        lambda *x: instance_nt_xent(*x, 0.05), lambda *x: instance_equation(*x, 0.05), *views
     )  # fmt: skip
     assert value < 1e-6
 
@@ -356,7 +357,7 @@ def test_rows_of_zeros_get_no_gradient():
         "supcon": (lambda x: train.supcon(x, own, 0.1), z),
         "nt_xent": (lambda x: train.nt_xent(x, 0.1), two),
         "byol": (lambda x: train.byol(x, two + 1), two),
-        "instance": (lambda x: train.instance_nt_xent(*x, 0.1), torch.stack([z, z + 1, z - 1])),
+        "instance": (lambda x: instance_nt_xent(*x, 0.1), torch.stack([z, z + 1, z - 1])),
     }
     for name, (loss, inputs) in losses.items():
         value, (gradient,) = with_gradients(loss, [inputs])
@@ -511,7 +512,7 @@ ALL = {
     "nt_xent at 1e-3": lambda x: train.nt_xent(x, 1e-3),
     "suncet": lambda x: train.suncet(x[0], LABELS, 0.1),
     "supcon": lambda x: train.supcon(x[0], LABELS, 0.1),
-    "instance": lambda x: train.instance_nt_xent(*x, 0.1),
+    "instance": lambda x: instance_nt_xent(*x, 0.1),
     "vicreg": lambda x: train.vicreg(x[0], x[1]),
     "barlow": lambda x: train.barlow_twins(x[0], x[1]),
     "byol": lambda x: train.byol(x[:2], x[1:]),

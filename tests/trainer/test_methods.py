@@ -18,22 +18,24 @@ from ffcv_ssl import BetonError
 from ffcv_ssl.config import settings
 from ffcv_ssl.errors import Interrupted
 from ffcv_ssl.training import models, report
+from ffcv_ssl.training.backbones import tiny
 from ffcv_ssl.training.label_choice import choose_labels
 from ffcv_ssl.training.metrics_log import read_metrics
 from ffcv_ssl.training.online_evaluation import labels_of
+from ffcv_ssl.training.step_data import NO_IMAGES, StepData, StepKind, images_of
 from ffcv_ssl.training.world import World
 from pipelines import Views
 
 SAMPLES, BATCH, STEPS, CLASSES, PX = 100, 20, 5, 7, 16
-WIDTH = 16
-METHODS = ["simclr", "vicreg", "barlow", "byol", "supervised", "instance_simclr"]
+WIDTH = tiny.WIDTH
+METHODS = ["simclr", "vicreg", "barlow", "byol", "supervised", "instance_simclr", "moco", "simsiam"]
 LABELLED = {
     "labelled__labels": settings.LabelsConfig(scheme="balanced", count=21),
     "labelled__classes_per_batch": 4, "labelled__images_per_class": 2,
 }  # fmt: skip
 SETTINGS = {
     "epochs": 2, "data__batch_size": BATCH, "data__num_workers": 1, "model__projector": "12-8",
-    "model__backbone": "resnet18", "optim__name": "lars", "optim__warmup_epochs": 0.5,
+    "model__backbone": "tiny", "optim__name": "lars", "optim__warmup_epochs": 0.5,
     "optim__lr": 5.0, "log__every_steps": 1, "log__tensorboard": False, "evaluation__knn_k": 3,
     "resolution__min": PX, "resolution__max": PX, "system__device": "cpu",
 }  # fmt: skip
@@ -41,11 +43,12 @@ RECIPES = {"supervised": "supervised", "instance_simclr": "instance"}
 TERMS = {
     "simclr": {"alignment", "uniformity"}, "vicreg": {"invariance", "variance", "covariance"},
     "barlow": {"on_diagonal", "off_diagonal"}, "byol": set(), "supervised": set(),
-    "instance_simclr": set(),
+    "instance_simclr": set(), "moco": set(), "simsiam": set(),
 }  # fmt: skip
 CLOCK = ("seconds", "train/images_per_s", "train/data_wait")
 
 CASES = {method: {"method": method} for method in METHODS}
+CASES["moco"] |= {"moco__queue_size": 50}  # smaller than an epoch: its oldest keys are replaced
 CASES["byol"] |= {"log__every_steps": 3}  # so that a checkpoint holds half of a line's means
 CASES |= {
     "simclr + suncet": {
@@ -66,20 +69,12 @@ CASES |= {
 }  # fmt: skip
 
 
-def tiny_backbone(name, stem):
-    """Two convolutions with batch-norm, in place of a ResNet."""
-    layers = [nn.Conv2d(3, 8, 3, stride=2, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
-    layers += [nn.Conv2d(8, WIDTH, 3, stride=2, bias=False), nn.BatchNorm2d(WIDTH), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), WIDTH
-
-
 @pytest.fixture(scope="module", autouse=True)
-def tiny():
-    """Small models, one thread, and no picture at the end, which other tests look at."""
+def quick():
+    """One thread, and no picture at the end, which other tests look at."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(models, "make_backbone", tiny_backbone)
         patched.setattr(report, "draw_report", lambda folder, samples: None)
         yield
     torch.set_num_threads(threads)
@@ -96,7 +91,9 @@ def files(tmp_path_factory):
 def configure(out, files, **changes):
     """A Config with `a__b` for the key a.b; makes its folder."""
     recipe = RECIPES.get(changes.get("method"), "simclr")
-    config = train.Config(out=str(out), views=Views(recipe=recipe, small_images=True))
+    views = Views(recipe=recipe, small_images=True)
+    config_class = train.config_class_of(changes.get("method", "simclr"))
+    config = config_class(out=str(out), views=views)
     for key, value in {**SETTINGS, **files, **changes}.items():
         group, _, name = key.rpartition("__")
         if group:
@@ -110,17 +107,17 @@ def configure(out, files, **changes):
 def fit(config, stop_after=None, around=None):
     """Train to the end, or to the interruption during a step; the trainer, closed.
 
-    around(trainer, step) of a context manager that each step runs in.
+    around(trainer, train_step, data) runs each step by calling train_step().
     """
     stop = SimpleNamespace(asked=False)
     trainer = train.Trainer(config, World(), stop)
     train_step = trainer._train_step
 
-    def one_step(own, labelled, px):
+    def one_step(data, px):
         if around is None:
-            train_step(own, labelled, px)
+            train_step(data, px)
         else:
-            around(trainer, lambda: train_step(own, labelled, px), own, labelled)
+            around(trainer, lambda: train_step(data, px), data)
         stop.asked = trainer.step == stop_after
 
     trainer._train_step = one_step
@@ -131,6 +128,12 @@ def fit(config, stop_after=None, around=None):
     finally:
         trainer.close()
     return trainer
+
+
+def unlabelled(trainer, batch):
+    """The data of a step on a batch of unlabelled images."""
+    images = images_of(batch, trainer.views, "label")
+    return StepData(StepKind.UNLABELLED, images, NO_IMAGES)
 
 
 def records(out):
@@ -201,7 +204,7 @@ def test_every_term_is_logged_by_name_and_every_depth_is_probed(case, undisturbe
     for record in read_metrics(out):
         losses = {key for key in record if key.startswith("train/loss/")}
         if "train/loss" in record:
-            has_ended = record["step"] > trainer.labelled_until > 0
+            has_ended = record["step"] > trainer.streams.labelled_until > 0
             assert losses == {f"train/loss/{t}" for t in terms - ({loss} if has_ended else set())}
             assert {f"train/{depth}/top1" for depth in depths} <= record.keys()
             assert all(math.isfinite(v) for v in record.values())
@@ -219,7 +222,7 @@ def test_a_method_lowers_its_loss_on_one_batch(method, precision, tmp_path, file
     try:
         batch, losses = next(iter(trainer.loader)), []
         for _ in range(12):
-            trainer._train_step(batch, None, PX)
+            trainer._train_step(unlabelled(trainer, batch), PX)
             losses.append(trainer.averages.take(World())["train/loss"])
             trainer.done.step = 3  # the rate of a step in the middle
     finally:
@@ -237,7 +240,7 @@ def test_probes_are_at_every_depth_of_every_projector(method, projector, norm, t
     )
     try:
         before = copy.deepcopy(trainer.probes.probes.state_dict())
-        trainer._train_step(next(iter(trainer.loader)), None, PX)
+        trainer._train_step(unlabelled(trainer, next(iter(trainer.loader))), PX)
     finally:
         trainer.close()
     widths = {"backbone": WIDTH, **({"projector_1": 9} if projector else {})}
@@ -255,15 +258,15 @@ def test_probes_are_at_every_depth_of_every_projector(method, projector, norm, t
 def test_byols_teacher_moves_by_the_momentum_of_the_moment_and_by_nothing_else(tmp_path, files):
     total, seen = 2 * STEPS, []
 
-    def around(trainer, train_step, own, labelled):
-        before = copy.deepcopy(trainer.method.teacher)
+    def around(trainer, train_step, data):
+        before = copy.deepcopy(trainer.method.teacher.model)
         train_step()
         progress = trainer.step / total
         momentum = 1 - (1 - 0.6) * (math.cos(math.pi * progress) + 1) / 2
         seen.append(momentum)
         student = dict(trainer.model.named_parameters())
         for (name, teacher), old in zip(
-            trainer.method.teacher.named_parameters(), before.parameters()
+            trainer.method.teacher.model.named_parameters(), before.parameters()
         ):
             expected = momentum * old.double() + (1 - momentum) * student[name].double()
             torch.testing.assert_close(teacher.double(), expected, rtol=1e-6, atol=1e-7)
@@ -284,7 +287,7 @@ def test_byols_teacher_moves_by_the_momentum_of_the_moment_and_by_nothing_else(t
 @pytest.mark.parametrize("norm", ["hidden", "all", "none"])
 def test_byols_predictor_ends_without_batch_norm(tmp_path, files, norm):
     config = configure(tmp_path, files, method="byol", model__projector_norm=norm)
-    method = train.METHODS["byol"](config, models.Model(config.model), CLASSES, World())
+    method = train.method_class("byol")(config, models.Model(config.model), CLASSES, World())
     normed = [isinstance(m, nn.BatchNorm1d) for m in method.predictor.modules()]
     assert any(normed) == (norm != "none")
     assert isinstance(list(method.predictor.modules())[-1], nn.Linear)
@@ -293,7 +296,7 @@ def test_byols_predictor_ends_without_batch_norm(tmp_path, files, norm):
 def test_byols_predictor_keeps_its_own_rate_and_the_encoder_follows_the_schedule(tmp_path, files):
     seen = []
 
-    def around(trainer, train_step, own, labelled):
+    def around(trainer, train_step, data):
         train_step()
         groups = trainer.optimizer.param_groups
         predictor = {id(p) for p in trainer.method.predictor.parameters()}
@@ -314,7 +317,7 @@ def test_byols_predictor_keeps_its_own_rate_and_the_encoder_follows_the_schedule
 def test_the_supervised_baseline_learns_nothing_from_images_without_a_label(tmp_path, files):
     config = configure(tmp_path, files, method="supervised")
     model = models.Model(config.model)
-    method = train.METHODS["supervised"](config, model, CLASSES, World())
+    method = train.method_class("supervised")(config, model, CLASSES, World())
     learner = train.Learner(model, method, None).eval()  # no statistics that couple images
     images, labels = torch.randn(10, 3, PX, PX), torch.arange(10) % CLASSES
     hidden = torch.where(torch.arange(10) % 3 == 0, -1, labels)
@@ -348,14 +351,19 @@ def test_the_labelled_loss_sees_chosen_labels_only_and_their_counts_are_printed(
         seen.append(labels.clone())
         return labelled_loss(outputs, labels, *rest)
 
-    def around(trainer, train_step, own, labelled):
+    def next_batch(stream):
+        batches.append(next_of_stream(stream))
+        return batches[-1]
+
+    def around(trainer, train_step, data):
         train_step()
-        assert torch.equal(seen[-1], labelled.indices % CLASSES)
-        indices.extend(labelled.indices.tolist())
+        assert torch.equal(seen[-1], batches[-1].indices % CLASSES)
+        indices.extend(batches[-1].indices.tolist())
         classes, counts = seen[-1].unique(return_counts=True)
         assert len(classes) == 4 and set(counts.tolist()) == {2}
 
-    indices = []
+    indices, batches, next_of_stream = [], [], train.LabelledStream.next
+    monkeypatch.setattr(train.LabelledStream, "next", next_batch)
     monkeypatch.setattr(train, "labelled_loss", spied)
     config = configure(tmp_path / "run", files, labelled__loss=loss, **LABELLED)
     fit(config, around=around)
@@ -364,7 +372,7 @@ def test_the_labelled_loss_sees_chosen_labels_only_and_their_counts_are_printed(
     assert set(indices) <= set(chosen.tolist()) and len(set(indices)) > 14
     printed = capsys.readouterr().out
     assert "labelled stream: 21 labels of 7 classes, 3 each; until step " in printed
-    assert "48 views a step: 20 images x 2, 8 labelled x 1\n" in printed
+    assert "48 views per step: 20 images x 2, 8 labelled x 1\n" in printed
 
 
 ENDS = [{"labelled__supervised_epochs": 1.4}, {"labelled__supervised_passes": 2.3}]
@@ -381,7 +389,7 @@ def test_a_labelled_stream_that_has_ended_is_neither_loaded_nor_forwarded_nor_co
             forwarded.append(len(images))
         return encode(self, images)
 
-    def around(trainer, train_step, own, labelled):
+    def around(trainer, train_step, data):
         train_step()
         loaded.append(trainer.labelled.loader.stats["images"])
         alive.append(trainer.labelled.loader._finalizer.alive)
@@ -416,7 +424,7 @@ def test_a_stream_that_never_begins_is_not_counted_at_the_start_either(tmp_path,
     end = {"labelled__supervised_epochs": 0.0, "epochs": 1}
     fit(configure(tmp_path / "run", files, labelled__loss="suncet", **LABELLED, **end))
     printed = capsys.readouterr().out
-    assert "3 each; until step 0\n" in printed and "40 views a step: 20 images x 2\n" in printed
+    assert "3 each; until step 0\n" in printed and "40 views per step: 20 images x 2\n" in printed
     assert read_metrics(tmp_path / "run")[-1]["views"] == 2 * STEPS * BATCH
 
 
@@ -454,16 +462,21 @@ def test_labels_alone_train_and_are_all_that_is_counted(undisturbed):
 
 
 def test_images_views_and_operations_are_counted_exactly(undisturbed, capsys):
-    view, own = flops_of_a_view(), 2 * STEPS * BATCH
+    view, images = flops_of_a_view(), 2 * STEPS * BATCH
     last = read_metrics(undisturbed("simclr")[0])[-1]
-    assert (last["step"], last["updates"], last["images"], last["views"]) == (10, 10, own, 2 * own)
-    assert last["flops"] == 2 * own * view
+    assert (last["step"], last["updates"], last["images"], last["views"]) == (
+        10,
+        10,
+        images,
+        2 * images,
+    )
+    assert last["flops"] == 2 * images * view
     last = read_metrics(undisturbed("simclr + suncet")[0])[-1]
-    views = 2 * own + 2 * 10 * 8
-    assert (last["images"], last["views"]) == (own + 80, views)
+    views = 2 * images + 2 * 10 * 8
+    assert (last["images"], last["views"]) == (images + 80, views)
     assert last["flops"] == views * view
     in_parts = read_metrics(undisturbed("simclr + suncet in parts")[0])[-1]
-    views = 2 * own + 10 * 8
+    views = 2 * images + 10 * 8
     assert in_parts["views"] == views  # one more forward pass costs, but shows no new view
     assert in_parts["flops"] == views * (view + flops_of_a_view((1, 1, 1, 1)))
 
@@ -473,7 +486,7 @@ def test_images_views_and_operations_are_counted_exactly(undisturbed, capsys):
 
 @pytest.mark.parametrize("case", CASES)
 def test_no_step_waits_for_the_device(case, tmp_path, files):
-    def around(trainer, train_step, own, labelled):
+    def around(trainer, train_step, data):
         if trainer.step == 0:  # optimisers make their states
             return train_step()
         # AdamW's step counters lie on the host
@@ -491,7 +504,7 @@ def test_no_step_waits_for_the_device(case, tmp_path, files):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @pytest.mark.parametrize("case", CASES)
 def test_no_step_waits_for_a_gpu(case, tmp_path, files):
-    def around(trainer, train_step, own, labelled):
+    def around(trainer, train_step, data):
         if trainer.step == 0:
             return train_step()
         torch.cuda.set_sync_debug_mode("error")  # copies from unpinned memory are among its errors

@@ -23,7 +23,7 @@ from ffcv_ssl.training.probes import Probes, ProbeTrainer
 from ffcv_ssl.training.world import World, meet, share_learning
 
 BATCH, CLASSES = 12, 5
-METHODS = ["simclr", "vicreg", "barlow", "byol", "supervised", "instance_simclr"]
+METHODS = ["simclr", "vicreg", "barlow", "byol", "supervised", "instance_simclr", "moco", "simsiam"]
 STREAMS = ["none", "suncet", "supcon", "cross_entropy"]
 CASES = [(m, "none") for m in METHODS] + [("simclr", s) for s in STREAMS[1:]]
 
@@ -57,32 +57,33 @@ def part_of(tensor, world):
 def one_step(world, method_name, stream):
     """(loss, gradients by name, probe gradients, hits) of one step on this rank's part."""
     torch.manual_seed(3)
-    config = train.Config(
+    config = train.config_class_of(method_name)(
         method=method_name, model=settings.ModelConfig(projector="8", projector_norm="none"),
         labelled=settings.LabelledConfig(loss=stream),
     )  # fmt: skip
     model = SmallModel()
-    method = train.METHODS[method_name](config, model, CLASSES, world)
+    method = train.method_class(method_name)(config, model, CLASSES, world)
     classifier = nn.Linear(16, CLASSES) if stream == "cross_entropy" else None
     learner = train.Learner(model, method, classifier)
     network = share_learning(learner, world, unreached=stream == "cross_entropy")
     num_views = 3 if method_name == "instance_simclr" else 2
     views, labelled, labels = make_batch(num_views)
     views = [part_of(view, world) for view in views]
-    own_labels, labels = (part_of(row, world) for row in labels)
+    first_labels, labels = (part_of(row, world) for row in labels)
     if stream != "none":
         views += [part_of(view, world) for view in labelled]
     outputs = network(views, num_views)
-    for features, targets in zip(outputs, method.targets(views[:num_views])):
-        features.update(targets)
-    loss, _ = method.loss(outputs[:num_views], own_labels)
+    chosen = method.target_views or range(num_views)
+    for view, targets in zip(chosen, method.targets([views[view] for view in chosen])):
+        outputs[view].update(targets)
+    loss, _ = method.loss(outputs[:num_views], first_labels)
     if stream != "none":
         loss = loss + train.labelled_loss(outputs[num_views:], labels, config, world)
     loss.backward()
     gradients = {n: p.grad for n, p in learner.named_parameters() if p.grad is not None}
     probes = ProbeTrainer(Probes(model.widths, CLASSES), settings.ProbeConfig(), world)
     averages = Averages()
-    probes.train_step(outputs[0], own_labels, averages)
+    probes.train_step(outputs[0], first_labels, averages)
     gradients |= {f"probe {n}": p.grad for n, p in probes.probes.named_parameters()}
     return loss.detach(), gradients, averages.take(world)
 
@@ -130,8 +131,8 @@ def test_ranks_with_parts_of_a_batch_have_the_loss_and_gradients_of_one_with_all
 
 SETTINGS = {
     "epochs": 2, "data.batch_size": 16, "data.num_workers": 1, "views.small_images": True,
-    "resolution.min": 16, "resolution.max": 16, "model.backbone": "resnet18",
-    "model.stem": "cifar", "model.projector": "16-8", "optim.name": "sgd", "optim.lr": 0.05,
+    "resolution.min": 16, "resolution.max": 16, "model.backbone": "tiny",
+    "model.projector": "16-8", "optim.name": "sgd", "optim.lr": 0.05,
     "optim.warmup_epochs": 0, "evaluation.batch_size": 20, "evaluation.knn_bank": 50,
     "log.every_steps": 1, "log.tensorboard": False, "system.device": "cpu",
     "system.torch_threads": 1, "precision": "fp32",

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from support.small_files import REPOSITORY, SmallImages, write_small
 
 import train
+from ffcv_ssl.training import runtime
 from ffcv_ssl.training.metrics_log import read_metrics
 
 SETTINGS = {
@@ -207,7 +208,7 @@ def test_a_checkpoint_of_another_dataset_is_refused_with_both_sides(
 
 
 def test_two_processes_cannot_train_in_one_folder(tmp_path, raw_beton, capsys):
-    with train.hold_folder(tmp_path / "run"):
+    with runtime.hold(tmp_path / "run"):
         assert train.main(arguments(tmp_path / "run", data__train=raw_beton)) == 2
     assert "another process trains here" in capsys.readouterr().err
 

@@ -12,6 +12,7 @@ import train
 from ffcv_ssl.config import settings
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.training.gradient_cache import check_parts, frozen_statistics, split_views
+from ffcv_ssl.training.step_data import NO_IMAGES, Images, StepData, StepKind
 from ffcv_ssl.training.world import World
 
 BATCH, LABELLED, CLASSES = 12, 10, 4
@@ -44,15 +45,15 @@ def make_trainer(case, chunk_size, norm=False):
     method, stream = case
     trainer = object.__new__(train.Trainer)
     projector = settings.ModelConfig(projector="8", projector_norm="all" if norm else "none")
-    trainer.config = train.Config(
+    trainer.config = train.config_class_of(method)(
         method=method, model=projector, precision="fp32",
         data=settings.DataConfig(chunk_size=chunk_size),
         labelled=settings.LabelledConfig(loss=stream),
     )  # fmt: skip
     trainer.world = World()
     trainer.model = SmallModel(norm)
-    options = (trainer.config, trainer.model, CLASSES, trainer.world)
-    trainer.method = train.METHODS[method](*options)
+    make = train.method_class(method)
+    trainer.method = make(trainer.config, trainer.model, CLASSES, trainer.world)
     classifier = nn.Linear(16, CLASSES) if stream == "cross_entropy" else None
     trainer.learner = train.Learner(trainer.model, trainer.method, classifier).double()
     trainer.network = trainer.learner
@@ -61,31 +62,27 @@ def make_trainer(case, chunk_size, norm=False):
 
 
 def make_views(case):
-    """(all views of a batch, number of own ones, loss of their outputs as of `Trainer`)."""
+    """(all views of a batch, number of unlabelled ones)."""
     generator = torch.Generator().manual_seed(7)
     draw = {"generator": generator, "dtype": torch.float64}
-    num_own = 3 if case[0] == "instance_simclr" else 2
-    views = [torch.randn(BATCH, 3, 4, 4, **draw) for _ in range(num_own)]
+    num_unlabelled = 3 if case[0] == "instance_simclr" else 2
+    views = [torch.randn(BATCH, 3, 4, 4, **draw) for _ in range(num_unlabelled)]
     if case[1] != "none":
         views += [torch.randn(LABELLED, 3, 4, 4, **draw)]
-    return views, num_own
+    return views, num_unlabelled
 
 
-def backward(trainer, views, num_own, rows=slice(None)):
-    """The trainer's backward pass for the own rows given; what it returns, and the gradients."""
-    stream = trainer.config.labelled.loss
-    own_labels, labels = torch.arange(BATCH) % CLASSES, torch.arange(LABELLED) % CLASSES
-
-    def loss_of(outputs):
-        loss, terms = trainer.method.loss(outputs[:num_own], own_labels[rows])
-        if stream != "none":
-            rest = labels[: len(outputs[-1]["embedding"])]
-            loss = loss + train.labelled_loss(
-                outputs[num_own:], rest, trainer.config, trainer.world
-            )
-        return loss, terms
-
-    result = trainer._backward([view[rows] for view in views], num_own, loss_of)
+def backward(trainer, views, num_unlabelled, rows=slice(None)):
+    """The trainer's backward pass for the unlabelled rows given; what it returns, and the
+    gradients."""
+    unlabelled = [view[rows] for view in views[:num_unlabelled]]
+    labelled = [view[rows] for view in views[num_unlabelled:]]
+    unlabelled = Images(unlabelled, (torch.arange(BATCH) % CLASSES)[rows])
+    data = StepData(StepKind.UNLABELLED, unlabelled, NO_IMAGES)
+    if labelled:
+        labels = (torch.arange(LABELLED) % CLASSES)[: len(labelled[0])]
+        data = StepData(StepKind.UNLABELLED_AND_LABELLED, unlabelled, Images(labelled, labels))
+    result = trainer._backward(data)
     named = trainer.learner.named_parameters()
     return result, {name: p.grad.clone() for name, p in named if p.grad is not None}
 
@@ -107,11 +104,11 @@ def test_a_batch_in_parts_has_the_gradients_of_the_whole_batch(case, chunk_size)
 
 @pytest.mark.parametrize("case", COUPLED, ids=[" ".join(case) for case in COUPLED])
 def test_plain_accumulation_has_other_gradients_where_a_loss_couples_images(case):
-    views, num_own = make_views(case)
-    _, expected = backward(make_trainer(case, 0), views, num_own)
+    views, num_unlabelled = make_views(case)
+    _, expected = backward(make_trainer(case, 0), views, num_unlabelled)
     trainer = make_trainer(case, 0)
     for start in range(0, BATCH, 4):  # gradients add up over calls
-        _, summed = backward(trainer, views, num_own, slice(start, start + 4))
+        _, summed = backward(trainer, views, num_unlabelled, slice(start, start + 4))
     largest = max(gradient.abs().max() for gradient in expected.values())
     differences = [(summed[name] / 3 - expected[name]).abs().max() for name in expected]
     assert max(differences) > 0.05 * largest
@@ -119,12 +116,12 @@ def test_plain_accumulation_has_other_gradients_where_a_loss_couples_images(case
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_statistics_are_those_of_one_pass_over_the_parts(case):
-    views, num_own = make_views(case)
+    views, num_unlabelled = make_views(case)
     trainer = make_trainer(case, 5, norm=True)
     twin = make_trainer(case, 0, norm=True)
     for part in split_views(views, 5):
-        twin._forward(twin.learner, part, num_own)
-    backward(trainer, views, num_own)
+        twin._forward(twin.learner, part, num_unlabelled)
+    backward(trainer, views, num_unlabelled)
     expected = dict(twin.learner.named_buffers())
     assert [name for name in expected if name.endswith("num_batches_tracked")]
     for name, buffer in trainer.learner.named_buffers():
@@ -163,13 +160,13 @@ class Kept:
 
 
 def test_only_one_parts_graph_is_alive_at_a_time_and_the_first_pass_keeps_none():
-    views, num_own = make_views(("byol", "none"))
+    views, num_unlabelled = make_views(("byol", "none"))
     peaks = {}
     for chunk_size in (0, 2):
         trainer = make_trainer(("byol", "none"), chunk_size)
         graph = LiveGraph()
         with graph:
-            (outputs, _, _), _ = backward(trainer, views, num_own)
+            (outputs, _, _), _ = backward(trainer, views, num_unlabelled)
         peaks[chunk_size] = graph.peak
         kept = [value.grad_fn for features in outputs for value in features.values()]
         assert not any(kept) if chunk_size else any(kept)
@@ -178,7 +175,7 @@ def test_only_one_parts_graph_is_alive_at_a_time_and_the_first_pass_keeps_none()
 
 def assert_parts_checked(own, labelled, num_views, chunk_size, sides, world=None):
     config = SimpleNamespace(
-        own_batch_size=own, labelled_batch_size=labelled,
+        unlabelled_batch_size=own, labelled_batch_size=labelled,
         labelled=SimpleNamespace(num_views=num_views), data=SimpleNamespace(chunk_size=chunk_size),
     )  # fmt: skip
     assert check_parts(config, sides, world or World()) is None

@@ -1,0 +1,165 @@
+"""Methods by name: a file of this folder, or a class of the user's.
+
+    find_method("moco")                              # ffcv_ssl/methods/moco.py
+    find_method("path/to/mine.py:MyMethod")
+    find_method("my_package.my_module:MyMethod")     # importable from the current folder, too
+
+Guarantees: what is wrong with a name or a user's file is a UserError of one line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+from ffcv_ssl import methods
+from ffcv_ssl.errors import UserError
+from ffcv_ssl.methods.base import Method
+
+_FOLDER = Path(methods.__file__).parent
+_FORMS = "path/to/file.py:Class, or package.module:Class"
+
+
+@functools.cache
+def library_methods() -> dict[str, type[Method]]:
+    """The methods of this folder by name."""
+    found = {}
+    for file in sorted(_FOLDER.glob("[!_]*.py")):
+        module = importlib.import_module(f"{methods.__name__}.{file.stem}")
+        classes = _methods_in(module)
+        if len(classes) == 1 and Method not in classes:
+            found[file.stem] = classes[0]
+    return found
+
+
+@functools.cache
+def find_method(name: str, others: tuple[str, ...] = ()) -> type[Method]:
+    """The class of a method. others: names that are known elsewhere, for the error's list. Raises
+    UserError for a name that leads to none, and for a class that cannot be used."""
+    if ":" not in name:
+        found = library_methods()
+        if name not in found:
+            known = ", ".join([*others, *found])
+            raise UserError(f"method: got {name!r}, expected one of {known}; or {_FORMS}")
+        return found[name]
+    place, _, class_name = name.rpartition(":")
+    module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
+    method = getattr(module, class_name, None)
+    if method is None:
+        there = ", ".join(c.__name__ for c in _methods_in(module)) or "none"
+        raise UserError(f"{place}: no class {class_name!r}; methods in it: {there}")
+    _check(name, method)
+    return method
+
+
+def source_digest(method: type[Method]) -> str:
+    """16 hex digits of the file that a method's class stands in: equal for equal source."""
+    text = Path(inspect.getfile(method)).read_bytes()
+    return hashlib.blake2b(text, digest_size=8).hexdigest()
+
+
+def with_settings(config_class: type, method: type[Method]) -> type:
+    """A configuration's dataclass with the method's group of settings, if it lacks that. Raises
+    UserError where the group's name is taken."""
+    if method.Settings is None:
+        return config_class
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    if method.group in fields:
+        if fields[method.group].default_factory is method.Settings:
+            return config_class
+        where = f"{inspect.getfile(method)}: {method.__name__}.group"
+        raise UserError(f"{where}: got {method.group!r}, a name that is taken; choose another")
+    group = (method.group, method.Settings, dataclasses.field(default_factory=method.Settings))
+    namespace = {"__doc__": config_class.__doc__, "__module__": config_class.__module__}
+    return dataclasses.make_dataclass(
+        config_class.__name__, [group], bases=(config_class,), namespace=namespace, frozen=True
+    )
+
+
+def groups_of_others(method: type[Method], others: Mapping[str, type[Method]]) -> set[str]:
+    """Names of the groups of settings that a method does not read: those of `others` and of all
+    methods here."""
+    known = [*others.values(), *library_methods().values()]
+    return {other.group for other in known if other.Settings is not None} - {method.group}
+
+
+def _methods_in(module: ModuleType) -> list[type[Method]]:
+    """Method classes that a module defines itself."""
+    return [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and issubclass(value, Method)
+        and value.__module__ == module.__name__
+    ]
+
+
+def _load_file(path: Path) -> ModuleType:
+    """The module in a file that is on no search path."""
+    if not path.is_file():
+        raise UserError(f"method: no file '{path}'; expected {_FORMS}")
+    digest = hashlib.blake2b(str(path.resolve()).encode(), digest_size=8).hexdigest()
+    name = f"user_method_{path.stem}_{digest}"
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    assert spec is not None and spec.loader is not None  # as the name ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look up the types of their fields
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise UserError(_import_error(str(path), error)) from error
+    return module
+
+
+def _load_module(name: str) -> ModuleType:
+    """An installed module, or one below the current folder."""
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # `python train.py` puts only train.py's folder there
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            raise UserError(f"method: no module '{name}'; expected {_FORMS}") from None
+        raise UserError(_import_error(name, error)) from error
+    except Exception as error:
+        raise UserError(_import_error(name, error)) from error
+
+
+def _import_error(where: str, error: Exception) -> str:
+    """`FILE:LINE: what` of an error in a user's file: its last line outside Python's own import."""
+    what = f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [f for f in frames if "importlib" not in f.filename and f.filename != __file__]
+    return f"{outside[-1].filename}:{outside[-1].lineno}: {what}" if outside else f"{where}: {what}"
+
+
+def _check(name: str, method: type) -> None:
+    """Raise UserError for a class that is no method, or whose settings cannot be read."""
+    if not (inspect.isclass(method) and issubclass(method, Method)):
+        raise UserError(f"{name}: got no Method, expected a subclass of ffcv_ssl.methods.Method")
+    if inspect.isabstract(method):
+        missing = ", ".join(sorted(method.__abstractmethods__))
+        raise UserError(f"{name}: got a Method without {missing}; define it")
+    settings = method.Settings
+    if settings is None:
+        return
+    if not method.group.isidentifier():
+        raise UserError(f"{name}: group: got {method.group!r}, expected a name such as 'mine'")
+    if not dataclasses.is_dataclass(settings) or not settings.__dataclass_params__.frozen:
+        raise UserError(f"{name}: Settings: got {settings!r}, expected a frozen dataclass")
+    try:
+        settings()
+    except TypeError as error:
+        raise UserError(f"{name}: Settings: {error}; give every field a default") from None

@@ -1,0 +1,112 @@
+"""The images of each training step: unlabelled ones, labelled ones of a second stream, or both.
+
+Shapes: B images of a rank, V views, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import Enum
+from typing import Any, NamedTuple
+
+import torch
+
+from ffcv_ssl.loader import Loader
+from ffcv_ssl.training.labelled_stream import LabelledStream
+from ffcv_ssl.training.online_evaluation import labels_of
+from ffcv_ssl.training.run_data import set_resolution
+
+
+class StepKind(Enum):
+    """Which images a step trains on."""
+
+    UNLABELLED = "unlabelled images: the method's loss"
+    UNLABELLED_AND_LABELLED = "both: the method's loss and the labelled loss"
+    LABELS_ALONE = "labelled images: the labelled loss alone"
+
+
+class Images(NamedTuple):
+    """What one stream gives to a step, on each rank."""
+
+    views: Sequence[torch.Tensor]
+    """V of (B, 3, H, W)."""
+    labels: torch.Tensor | None
+    """(B,), -1: none. None where the file has no labels."""
+
+    @property
+    def number(self) -> int:
+        """Images of this rank."""
+        return len(self.views[0]) if self.views else 0
+
+
+NO_IMAGES = Images((), None)
+
+
+class StepData(NamedTuple):
+    """The images of one step; a stream that takes no part has NO_IMAGES."""
+
+    kind: StepKind
+    unlabelled: Images
+    labelled: Images
+
+
+def images_of(batch: Any, views: Iterable[str], label_field: str) -> Images:
+    """Some views of a loader's batch, by name, and its labels."""
+    return Images([getattr(batch, name) for name in views], labels_of(batch, label_field))
+
+
+class Streams:
+    """The loader of unlabelled images and the stream of labelled ones; one of them may be None.
+
+    views: by name, with `crop` and `size_px(px)`; num_labelled_views: how many of them labelled
+    images have. epochs: of the run; an epoch is a pass over the loader, or over the labels where
+    they train alone.
+    """
+
+    def __init__(
+        self,
+        loader: Loader | None,
+        labelled: LabelledStream | None,
+        views: Mapping[str, Any],
+        num_labelled_views: int,
+        label_field: str,
+        epochs: int,
+    ) -> None:
+        self.loader, self.labelled, self.label_field = loader, labelled, label_field
+        self.views, self.labelled_views = views, list(views)[:num_labelled_views]
+        self.steps_per_epoch = len(loader if loader is not None else labelled)
+        self.total_steps = epochs * self.steps_per_epoch
+        self.labelled_until: float = 0
+        if labelled is not None:
+            self.labelled_until = labelled.end_step(self.steps_per_epoch)
+
+    def describe_labelled(self) -> str:
+        """The labelled stream in words."""
+        until = min(self.labelled_until, self.total_steps)
+        return f"labelled stream: {self.labelled.description}; until step {until}"
+
+    def steps(self, step: int, px: int) -> Iterator[StepData]:
+        """The data of step `step` and of all others up to the end of its epoch, with views for a
+        resolution of `px`. The labelled stream is closed when it has ended."""
+        epoch, done = divmod(step, self.steps_per_epoch)
+        sides = {n: v.size_px(px) for n, v in self.views.items() if v.crop == "random"}
+        if step < self.labelled_until:
+            self.labelled.start({n: side for n, side in sides.items() if n in self.labelled_views})
+        if self.loader is None:
+            for _ in range(done, self.steps_per_epoch):
+                yield StepData(StepKind.LABELS_ALONE, NO_IMAGES, self._next_labelled())
+            return
+        set_resolution(self.loader, sides)
+        if done == 0:
+            self.loader.set_epoch(epoch)
+        for number, batch in enumerate(self.loader, start=step):
+            unlabelled = images_of(batch, self.views, self.label_field)
+            kind, labelled = StepKind.UNLABELLED, NO_IMAGES
+            if number < self.labelled_until:
+                kind, labelled = StepKind.UNLABELLED_AND_LABELLED, self._next_labelled()
+            elif self.labelled is not None:
+                self.labelled.close()  # from here on it costs nothing
+            yield StepData(kind, unlabelled, labelled)
+
+    def _next_labelled(self) -> Images:
+        return images_of(self.labelled.next(), self.labelled_views, self.label_field)
