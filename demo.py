@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,11 +39,12 @@ from ffcv_ssl.errors import UserError
 from ffcv_ssl.kernels.compile import cache_folder
 from ffcv_ssl.training import checkpoint
 from ffcv_ssl.training.command import EXIT_USER_ERROR
+from ffcv_ssl.training.machine import has_bf16, idle_cores
 from ffcv_ssl.training.models import Model
 from ffcv_ssl.training.optimizers import make_optimizer
 from ffcv_ssl.training.probes import hits, knn_scores
 from ffcv_ssl.training.report import REPORT_FILE
-from ffcv_ssl.training.run_data import make_loader, open_dataset
+from ffcv_ssl.training.run_data import RunData, make_loader, open_dataset
 from ffcv_ssl.training.world import World
 
 ROOT = Path(__file__).resolve().parent
@@ -53,7 +55,7 @@ LEAST_GAIN_POINTS = 15
 TRAIN_FILE, VAL_FILE = "train.beton", "val.beton"
 
 
-def clear_folder(out):
+def clear_folder(out: Path) -> None:
     """Make the demo's folder anew. Raises UserError for a folder that is not a demo's."""
     if out.exists():
         if any(out.iterdir()) and not (out / TRAIN_FILE).exists():
@@ -114,46 +116,6 @@ class Choice:
     images_per_s: float
     seconds: float
     """What the plan should take from now on."""
-
-
-def has_bf16() -> bool:
-    """Whether the processor computes in bf16. Elsewhere torch emulates it, slower than fp32."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        flags = ""
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def idle_cores(seconds: float = 1.0) -> float:
-    """How many of this process's cores other programs leave idle, seen over some seconds."""
-    cores = os.sched_getaffinity(0)
-    try:
-        before, began = idle_seconds(cores), time.perf_counter()
-        time.sleep(seconds)
-        idle = (idle_seconds(cores) - before) / (time.perf_counter() - began)
-    except (OSError, ValueError):  # no /proc
-        idle = max(1.0, len(cores) - os.getloadavg()[0])
-    return min(idle, len(cores), cgroup_cores())
-
-
-def idle_seconds(cores: set[int], stat: str = "/proc/stat") -> float:
-    """Seconds since the start that these cores had nothing to do."""
-    wanted, ticks = {f"cpu{core}" for core in cores}, 0
-    for line in Path(stat).read_text(encoding="utf-8").splitlines():
-        name, *fields = line.split()
-        if name in wanted:
-            ticks += int(fields[3]) + int(fields[4])  # idle, and waiting for a disk
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def cgroup_cores(file: str = "/sys/fs/cgroup/cpu.max") -> float:
-    """Cores' worth of time that a container may use; infinite where nothing limits it."""
-    try:
-        quota, period = Path(file).read_text(encoding="utf-8").split()
-        return int(quota) / int(period)
-    except (OSError, ValueError):  # no such file, or "max"
-        return float("inf")
 
 
 def thread_counts(idle: float) -> list[int]:
@@ -243,13 +205,14 @@ def look_at_machine(started: float) -> Choice:
 # ---- The commands and the comparison -------------------------------------------------------------
 
 
-def run_step(title, *command):
-    """Run one of the project's commands, showing its lines; returns its JSON summary."""
+def run_step(title: str, *command: str) -> dict:
+    """Run one of the project's commands and show what it prints. Returns its JSON summary."""
     print(f"\n-- {title}\n   python {' '.join(command)}", flush=True)
     process = subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
-    summary = {}
+    summary: dict = {}
+    assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("{"):
             summary = json.loads(line)
@@ -260,7 +223,7 @@ def run_step(title, *command):
     return summary
 
 
-def write_shapes(out, split, num_samples):
+def write_shapes(out: Path, split: str, num_samples: int) -> None:
     """Write one split of the generated images."""
     options = [f"--split={split}", f"--num_samples={num_samples}", f"--size_px={SIZE_PX}"]
     path = out / f"{split}.beton"
@@ -269,13 +232,23 @@ def write_shapes(out, split, num_samples):
 
 
 @torch.no_grad()
-def encode(model, dataset, config, world, indices=None):
-    """Clean centre crops through the model: ({depth or "pixels": (N, D) float32}, labels (N,))."""
+def encode(
+    model: Model,
+    dataset: RunData,
+    config: train.Config,
+    world: World,
+    indices: np.ndarray | None = None,
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Encode clean centre crops: ({depth or "pixels": (N, D) float32}, labels (N,))."""
     parts, labels = [], []
-    options = {"batch_size": config.evaluation.batch_size, "seed": config.seed, "drop_last": False}
+    options: dict[str, Any] = {
+        "batch_size": config.evaluation.batch_size,
+        "seed": config.seed,
+        "drop_last": False,
+    }
     loader = make_loader(
         dataset, config.data, train.clean_view(config), world, config.channels_last,
-        indices=indices, order=OrderOption.SEQUENTIAL, **options,
+        indices=indices, order=OrderOption.SEQUENTIAL, drop_last=False, **options,
     )  # fmt: skip
     with loader:
         for batch in loader:
@@ -287,8 +260,14 @@ def encode(model, dataset, config, world, indices=None):
     return {name: torch.cat([part[name] for part in parts]) for name in names}, torch.cat(labels)
 
 
-def linear_probe(features, labels, val_features, val_labels, num_classes):
-    """Accuracy in % of softmax regression on standardised features: L-BFGS on all of the data."""
+def linear_probe(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    val_features: torch.Tensor,
+    val_labels: torch.Tensor,
+    num_classes: int,
+) -> float:
+    """Accuracy in % of softmax regression on standardised features: L-BFGS on all samples."""
     mean, std = features.mean(0), features.std(0) + 1e-6
     features, val_features = (features - mean) / std, (val_features - mean) / std
     weight = torch.zeros(num_classes, features.shape[1], requires_grad=True)
@@ -297,7 +276,7 @@ def linear_probe(features, labels, val_features, val_labels, num_classes):
         [weight, bias], max_iter=PROBE_STEPS, line_search_fn="strong_wolfe"
     )
 
-    def closure():
+    def closure() -> torch.Tensor:
         optimizer.zero_grad()
         loss = F.cross_entropy(features @ weight.T + bias, labels)
         loss = loss + PROBE_PENALTY * weight.square().sum()
@@ -309,20 +288,28 @@ def linear_probe(features, labels, val_features, val_labels, num_classes):
         return accuracy(val_features @ weight.T + bias, val_labels)
 
 
-def knn(features, labels, val_features, val_labels, num_classes):
+def knn(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    val_features: torch.Tensor,
+    val_labels: torch.Tensor,
+    num_classes: int,
+) -> float:
     """Accuracy in % of k-NN (k 20, t 0.1) on unit features."""
     bank, queries = F.normalize(features, dim=1), F.normalize(val_features, dim=1)
     return accuracy(knn_scores(queries, bank, labels, num_classes, 20, 0.1), val_labels)
 
 
-def accuracy(scores, labels):
-    """Top-1 in %."""
+def accuracy(scores: torch.Tensor, labels: torch.Tensor) -> float:
+    """Top-1 accuracy in %."""
     return 100 * int(hits(scores, labels, 1)) / len(labels)
 
 
-def measure(checkpoint_path, config, train_set, val_set):
+def measure(
+    checkpoint_path: Path, config: train.Config, train_set: RunData, val_set: RunData
+) -> dict[str, float]:
     """All rows of the table for the encoder of a checkpoint: {row: accuracy in %}."""
-    model = train.Model(config.model)
+    model = Model(config.model)
     model.load_state_dict(checkpoint.load(checkpoint_path)["model"])
     model.eval()
     world, indices = World(), np.arange(min(NUM_PROBE, train_set.num_samples))
@@ -340,8 +327,8 @@ def measure(checkpoint_path, config, train_set, val_set):
     return rows
 
 
-def show_table(start, trained, chance):
-    """The comparison, for people."""
+def show_table(start: dict[str, float], trained: dict[str, float], chance: float) -> None:
+    """Print the comparison for people."""
     from rich.console import Console
     from rich.table import Table
 
@@ -359,8 +346,8 @@ def show_table(start, trained, chance):
     Console().print(table)
 
 
-def run(out):
-    """The demo: returns (exit code, summary)."""
+def run(out: Path) -> tuple[int, dict]:
+    """Run the demo. Returns the exit code and the summary."""
     started = time.perf_counter()
     clear_folder(out)
     write_shapes(out, "train", NUM_TRAIN)
@@ -391,7 +378,7 @@ def run(out):
     return int(summary["gain_points"] < LEAST_GAIN_POINTS), summary
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Run the demo and return its exit code; the last line on stdout is the summary as JSON."""
     parser = argparse.ArgumentParser(prog="demo.py", description=__doc__.split("\n")[0])
     parser.add_argument("--out", default="runs/demo", help="folder to make anew")

@@ -6,9 +6,10 @@
     python write_dataset.py --source imagefolder --root imagenet --subset 1percent.txt --out l.beton
 
 The file's bytes depend on the images and the settings alone, never on the number of workers. The
-default mode `smart` keeps the original JPEG bytes where they serve, stores small images as raw
-pixels and encodes the rest anew; the summary counts which and why. The last line on stdout is JSON.
-Exit codes: 0 written, 2 a user's mistake or an image that cannot be read (nothing is written then).
+default mode `smart` keeps the original JPEG bytes where that is possible, stores small images as
+raw pixels, and encodes all other images anew. The summary counts each kind. The last line on stdout
+is JSON. Exit codes: 0 the file is written; 2 a user's mistake, or an image that cannot be read:
+then nothing is written; 130 interrupted: nothing is written.
 """
 
 from __future__ import annotations
@@ -19,12 +20,16 @@ import os
 import re
 import sys
 import time
+from collections.abc import Sequence
+from typing import NoReturn
+
+import numpy as np
 
 from ffcv_ssl import BetonError, DatasetWriter
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.errors import SourceError, UserError
 from ffcv_ssl.fields import RGBImageField
-from ffcv_ssl.sources import open_source, select
+from ffcv_ssl.sources import Source, open_source, select
 from ffcv_ssl.training.command import EXIT_USER_ERROR
 
 MODES = ("smart", "jpg", "raw", "passthrough")
@@ -32,14 +37,14 @@ DEFAULT_MAX_RESOLUTION_PX = 500
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line without the usage text."""
+    """A parser whose error messages are one line, without the usage text."""
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         raise UserError(message)
 
 
-def parse(argv):
-    """Command line -> argparse namespace. Raises UserError; exits for --help."""
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line's settings. Raises UserError; exits for --help."""
     parser = _Parser(
         prog="write_dataset.py",
         description="Write images into one .beton file.",
@@ -49,41 +54,53 @@ def parse(argv):
     add(
         "--source",
         required=True,
-        help="imagefolder, shapes, clevr, or torchvision's: cifar10...",
+        help="imagefolder, shapes, clevr, or a torchvision dataset: cifar10...",
     )
-    add("--out", required=True, metavar="FILE.beton", help="the file to make or to replace")
-    add("--root", metavar="DIR", help="folder of the images or of torchvision's files")
-    add("--split", help="train (the default), val, test... as the source calls it")
-    add("--download", action="store_true", help="let torchvision fetch the dataset into --root")
+    add(
+        "--out",
+        required=True,
+        metavar="FILE.beton",
+        help="the file to make or replace",
+    )
+    add("--root", metavar="DIR", help="folder of the images, or of torchvision's files")
+    add("--split", help="name of the split in the source: train (the default), val, test...")
+    add("--download", action="store_true", help="let torchvision download the dataset into --root")
     add("--mode", choices=MODES, default="smart", help="how images are stored (default: smart)")
     add(
         "--max_resolution",
         type=_count,
         metavar="PX",
-        help="longest side, larger images are shrunk; 0: no limit (default: 500; shapes: 0)",
+        help="longest side; larger images are shrunk; 0: no limit (default: 500; shapes: 0)",
     )
-    add("--quality", type=_count, default=90, help="of JPEGs encoded here, 1 to 100 (default: 90)")
-    add("--subset", metavar="FILE", help="write only these samples: names or indices, one a line")
+    add(
+        "--quality",
+        type=_count,
+        default=90,
+        help="of JPEGs encoded here, 1 to 100 (default: 90)",
+    )
+    add("--subset", metavar="FILE", help="write only these samples: names or indices, one per line")
     add("--limit", type=_count, metavar="N", help="write at most N samples, spread evenly")
-    add("--workers", type=_count, help="processes (default: one a usable core)")
+    add("--workers", type=_count, help="number of processes (default: one per usable core)")
     shapes = parser.add_argument_group("generated images, --source shapes")
-    shapes.add_argument("--num_samples", type=_count, metavar="N", help="how many (default: 10000)")
-    shapes.add_argument("--size_px", type=_count, metavar="PX", help="their side (default: 64)")
-    shapes.add_argument("--seed", type=int, help="of everything that is drawn (default: 0)")
+    shapes.add_argument("--num_samples", type=_count, metavar="N", help="default: 10000")
+    shapes.add_argument(
+        "--size_px", type=_count, metavar="PX", help="side of an image (default: 64)"
+    )
+    shapes.add_argument("--seed", type=int, help="seed of all random choices (default: 0)")
     return parser.parse_args(argv)
 
 
-def _count(text):
+def _count(text: str) -> int:
     value = int(text) if text.isdecimal() else -1
     if value < 0:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a number from 0 up")
     return value
 
 
-def write(args):
-    """Write the file that the command line asks for and return its summary, a dict for JSON.
+def write(args: argparse.Namespace) -> dict:
+    """Write the file that the settings ask for. Returns its summary, a dict for JSON.
 
-    Raises SourceError, UserError and BetonError for what a user can put right.
+    Raises SourceError, UserError and BetonError for mistakes that a user can correct.
     """
     source = open_source(
         args.source,
@@ -104,7 +121,7 @@ def write(args):
     return _summary(args, source, writer, indices, time.perf_counter() - began)
 
 
-def _subset_lines(path):
+def _subset_lines(path: str | None) -> list[str] | None:
     if path is None:
         return None
     try:
@@ -115,7 +132,7 @@ def _subset_lines(path):
         raise UserError(f"--subset: {path}: {reason}") from None
 
 
-def _writer(args, source):
+def _writer(args: argparse.Namespace, source: Source) -> DatasetWriter:
     max_resolution = args.max_resolution
     if max_resolution is None and not source.is_generated:
         max_resolution = DEFAULT_MAX_RESOLUTION_PX
@@ -147,15 +164,21 @@ def _writer(args, source):
         raise UserError(str(error)) from None
 
 
-def _with_place(text, source):
-    """The writer's message, with the file's name where it gives a number."""
+def _with_place(text: str, source: Source) -> str:
+    """The writer's message, with the image's file name in place of its number."""
     found = re.search(r"sample \d+ \(dataset index (\d+)\)", text)
     if found is None or source.names is None:
         return text
     return text.replace(found.group(), source.place(int(found.group(1))))
 
 
-def _summary(args, source, writer, indices, seconds):
+def _summary(
+    args: argparse.Namespace,
+    source: Source,
+    writer: DatasetWriter,
+    indices: np.ndarray,
+    seconds: float,
+) -> dict:
     return {
         "out": args.out,
         "source": args.source,
@@ -169,17 +192,17 @@ def _summary(args, source, writer, indices, seconds):
     }
 
 
-def show(summary):
+def show(summary: dict) -> None:
     """Print the summary for people."""
     images = summary["images"]
     print(f"{summary['out']}: {summary['samples']} samples, {summary['bytes'] / 1e6:.1f} MB")
     print(f"  fields: {', '.join(summary['fields'])}; classes: {summary['classes'] or 'none'}")
     for what, count in sorted(images.items(), key=lambda pair: -pair[1]):
         print(f"  images {what}: {count}")
-    print(f"  {summary['seconds']:.1f} s, {summary['samples_per_s']:.0f} samples a second")
+    print(f"  {summary['seconds']:.1f} s, {summary['samples_per_s']:.0f} samples per second")
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     try:
         summary = write(parse(sys.argv[1:] if argv is None else argv))

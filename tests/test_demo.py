@@ -1,8 +1,6 @@
 """The demo's parts, what it chooses to train, and the whole of it on next to no data."""
 
 import json
-import math
-import os
 import time
 
 import pytest
@@ -85,21 +83,6 @@ def test_every_plan_evaluates_as_often_as_it_says_and_keeps_both_ends(plan):
     due = [epoch for epoch in range(last + 1) if epoch % every == 0 or epoch == last]
     assert len(due) == plan.evaluations and config.checkpoint.keep_every == last
     assert config.resolution.min == config.resolution.max == plan.px
-
-
-def test_idle_time_is_that_of_our_cores_alone(tmp_path):
-    lines = ["cpu 9 9 9 9999 9", "cpu0 1 2 3 400 50 6", "cpu1 1 2 3 900 0 6", "cpu10 0 0 0 7 0"]
-    (tmp_path / "stat").write_text("\n".join([*lines, "intr 5", ""]))
-    ticks = demo.idle_seconds({0, 10}, str(tmp_path / "stat")) * os.sysconf("SC_CLK_TCK")
-    assert ticks == pytest.approx(457)
-    assert 0 <= demo.idle_cores(0.05) <= len(os.sched_getaffinity(0))
-
-
-@pytest.mark.parametrize("text, cores", [("150000 100000\n", 1.5), ("max 100000\n", math.inf)])
-def test_a_containers_limit_is_read(tmp_path, text, cores):
-    (tmp_path / "cpu.max").write_text(text)
-    assert demo.cgroup_cores(str(tmp_path / "cpu.max")) == cores
-    assert demo.cgroup_cores(str(tmp_path / "none")) == math.inf
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
