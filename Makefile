@@ -1,9 +1,15 @@
-# make setup | demo | test | lint | bench | bench-train: all work on a fresh Linux machine with Python >= 3.10.
+# make setup | demo | test | test-all | lint | bench | bench-train: all work on a fresh Linux machine with Python >= 3.10.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint bench bench-train
+# quick tests start no process, no service and no whole training run; tests/conftest.py checks that
+NOT_QUICK := whole or slow or slurm or interop
+# the quick tests in two processes with one torch thread each: two compete for two cores
+PYTEST := $(BIN)/python -m pytest tests
+QUICK := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m "not ($(NOT_QUICK))"
+
+.PHONY: setup demo test test-whole test-all lint bench bench-train
 
 setup: $(VENV)/.installed
 
@@ -16,8 +22,16 @@ $(VENV)/.installed: setup.py
 demo: setup
 	$(BIN)/python demo.py
 
+# the quick tests, in minutes
 test: setup
-	$(BIN)/python -m pytest tests
+	$(QUICK)
+
+# all others
+test-whole: setup
+	$(PYTEST) -m "$(NOT_QUICK)"
+
+# every test once
+test-all: test test-whole
 
 lint: setup
 	$(BIN)/ruff check .

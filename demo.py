@@ -1,22 +1,32 @@
-"""The main job on generated images, with a table of what was learnt: a few minutes on two cores.
+"""The main job on generated images, with a table of what was learnt: minutes on two cores.
 
     python demo.py [--out runs/demo]
 
-Draws shapes of ten classes that only their outlines tell apart, pretrains a ResNet-18 on them with
-SimCLR (`configs/demo.yaml`), without labels, and then compares the trained encoder with the run's
-own weights at step 0: the same probe data, optimiser, steps and evaluation for both. The folder is
-made anew each time. The last line on stdout is JSON; exit code 1 if the gain is below 15 points.
+Draws shapes of ten classes that only their outlines tell apart. Pretrains a ResNet-18 on them with
+SimCLR (`configs/demo.yaml`), without labels. Then compares the trained encoder with the same
+encoder at step 0: probe data, optimiser, steps and evaluation are the same for both.
+
+A few training steps are timed first. They decide how much is trained (`PLANS`), in which precision
+and with how many threads, so that all is done within four minutes on two free cores. Two lines say
+what was chosen and why; the losses are a function of that choice. The folder is made anew each
+time. The last line on stdout is JSON; exit code 1 if the gain is below 15 points.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +36,15 @@ import train
 from ffcv_ssl import OrderOption
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.errors import UserError
+from ffcv_ssl.kernels.compile import cache_folder
 from ffcv_ssl.training import checkpoint
 from ffcv_ssl.training.command import EXIT_USER_ERROR
+from ffcv_ssl.training.machine import has_bf16, idle_cores
+from ffcv_ssl.training.models import Model
+from ffcv_ssl.training.optimizers import make_optimizer
 from ffcv_ssl.training.probes import hits, knn_scores
 from ffcv_ssl.training.report import REPORT_FILE
-from ffcv_ssl.training.run_data import make_loader, open_dataset
+from ffcv_ssl.training.run_data import RunData, make_loader, open_dataset
 from ffcv_ssl.training.world import World
 
 ROOT = Path(__file__).resolve().parent
@@ -41,7 +55,7 @@ LEAST_GAIN_POINTS = 15
 TRAIN_FILE, VAL_FILE = "train.beton", "val.beton"
 
 
-def clear_folder(out):
+def clear_folder(out: Path) -> None:
     """Make the demo's folder anew. Raises UserError for a folder that is not a demo's."""
     if out.exists():
         if any(out.iterdir()) and not (out / TRAIN_FILE).exists():
@@ -50,22 +64,155 @@ def clear_folder(out):
     out.mkdir(parents=True)
 
 
-def native_precision():
-    """bf16 where the processor computes in it, 1.7x faster there; elsewhere it is slower."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        flags = ""
-    return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
+# ---- What this machine can do, and what it gets to do --------------------------------------------
 
 
-def run_step(title, *command):
-    """Run one of the project's commands, showing its lines; returns its JSON summary."""
+@dataclass(frozen=True)
+class Plan:
+    """How much is trained and measured; what is not said here is in `configs/demo.yaml`."""
+
+    px: int
+    """Side of the views."""
+    epochs: int
+    """Passes over the training images."""
+    evaluations: int
+    """Evaluations by the training run itself, at step 0 and later."""
+    knn_bank: int
+    """Images that each of them searches."""
+
+    def images(self) -> float:
+        """Images trained on that take as long as the whole plan: a view that is only encoded costs
+        a sixth of an image, which has two views and a backward pass of twice a forward pass."""
+        encoded = self.evaluations * (self.knn_bank + NUM_VAL) + 2 * (NUM_PROBE + NUM_VAL)
+        return self.epochs * NUM_TRAIN + encoded / 6
+
+    def arguments(self) -> list[str]:
+        """The plan as arguments of train.py."""
+        return [
+            f"--epochs={self.epochs}",
+            f"--resolution.min={self.px}",
+            f"--resolution.max={self.px}",
+            f"--evaluation.every_epochs={-(-self.epochs // (self.evaluations - 1))}",
+            f"--evaluation.knn_bank={self.knn_bank}",
+            f"--checkpoint.keep_every={self.epochs}",
+        ]
+
+
+# The first that a machine does in time is taken; docs/log.md has what each of them gains.
+PLANS = (Plan(48, 4, 5, 2000), Plan(48, 3, 2, 1000), Plan(32, 3, 2, 1000), Plan(32, 2, 2, 1000))
+TARGET_S = 220  # for all of it; the demo promises 240
+OTHER_S = 25  # imports and L-BFGS, and what else is neither training nor encoding
+COMPILING_S = 20  # of the loader's kernels, the first time
+MOST_THREADS = 8  # more do not make a batch of 2 x 64 small views faster
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What this machine gets to do, and what was measured to find it."""
+
+    plan: Plan
+    precision: str
+    threads: int
+    images_per_s: float
+    seconds: float
+    """What the plan should take from now on."""
+
+
+def thread_counts(idle: float) -> list[int]:
+    """Numbers of torch threads to try: half of the free cores, which leaves room for the loader and
+    for other programs, then all of them. A thread that has to wait for its core holds up the others
+    at every layer: two of them beside another busy program fall to a tenth of the speed of one."""
+    free = max(1, min(round(idle), MOST_THREADS))
+    return sorted({max(1, free // 2), free})
+
+
+def images_per_second(px: int, threads: int, precision: str, seconds: float = 2.5) -> float:
+    """Speed of real training steps of the demo's model on random pixels."""
+    config = train.read_config(["--config=configs/demo.yaml"])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    model = Model(config.model).to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(config.optim, model)
+    shape = (config.data.batch_size, 3, px, px)
+    views = [torch.randn(shape).to(memory_format=torch.channels_last) for _ in range(2)]
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+
+    def step() -> None:
+        with autocast:
+            outputs = model(views)
+        embeddings = torch.stack([features[model.last] for features in outputs])
+        train.nt_xent(embeddings, config.simclr.temperature)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    step()  # the first one chooses torch's kernels
+    began, steps = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        step()
+        steps += 1
+    torch.set_num_threads(before)
+    return steps * config.data.batch_size / (time.perf_counter() - began)
+
+
+def choose(
+    speed: Callable[[int, int, str], float], idle: float, bf16: bool, left_s: float
+) -> Choice:
+    """The best plan that is done in `left_s` seconds, with the fewest threads that do it. If no
+    plan is, the smallest one at its highest speed.
+
+    speed(px, threads, precision): images per second; asked only where the answer matters.
+    """
+    counts = thread_counts(idle)
+    kinds = ("bf16", "fp32") if bf16 else ("fp32",)
+    precision = max(kinds, key=lambda kind: speed(PLANS[0].px, counts[0], kind))
+
+    def choices(plans: tuple[Plan, ...]) -> Iterator[Choice]:
+        for plan, threads in itertools.product(plans, counts):
+            rate = speed(plan.px, threads, precision)
+            yield Choice(plan, precision, threads, rate, plan.images() / rate)
+
+    in_time = (choice for choice in choices(PLANS) if choice.seconds <= left_s)
+    return next(in_time, None) or min(choices(PLANS[-1:]), key=lambda choice: choice.seconds)
+
+
+def kernels_are_compiled() -> bool:
+    """Whether an earlier run on this machine left the loader's kernels in their cache."""
+    return any(Path(cache_folder()).glob("*render_view*.nbc"))
+
+
+def look_at_machine(started: float) -> Choice:
+    """Measure this machine, choose, and say both. `started`: the demo's, of time.perf_counter."""
+    print("\n-- timing some training steps", flush=True)
+    idle, bf16 = idle_cores(), has_bf16()
+    speed = functools.cache(images_per_second)
+    rest_s = OTHER_S + (0 if kernels_are_compiled() else COMPILING_S)
+    elapsed_s = time.perf_counter() - started
+    choice = choose(speed, idle, bf16, TARGET_S - rest_s - elapsed_s)
+    total_s = time.perf_counter() - started + choice.seconds + rest_s
+    cores = len(os.sched_getaffinity(0))
+    print(
+        f"   this machine: {idle:.1f} of {cores} cores idle, {'' if bf16 else 'no '}bf16; "
+        f"{choice.images_per_s:.0f} images/s at {choice.plan.px} px with {choice.threads} "
+        f"torch thread{'s' * (choice.threads > 1)} in {choice.precision}"
+    )
+    plan = choice.plan
+    reason = "all of it" if plan == PLANS[0] else f"less than the full {PLANS[0].epochs} epochs"
+    print(f"   chosen: {plan.px} px, {plan.epochs} epochs ({reason}): about {total_s:.0f} s in all")
+    return choice
+
+
+# ---- The commands and the comparison -------------------------------------------------------------
+
+
+def run_step(title: str, *command: str) -> dict:
+    """Run one of the project's commands and show what it prints. Returns its JSON summary."""
     print(f"\n-- {title}\n   python {' '.join(command)}", flush=True)
     process = subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
-    summary = {}
+    summary: dict = {}
+    assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("{"):
             summary = json.loads(line)
@@ -76,7 +223,7 @@ def run_step(title, *command):
     return summary
 
 
-def write_shapes(out, split, num_samples):
+def write_shapes(out: Path, split: str, num_samples: int) -> None:
     """Write one split of the generated images."""
     options = [f"--split={split}", f"--num_samples={num_samples}", f"--size_px={SIZE_PX}"]
     path = out / f"{split}.beton"
@@ -85,13 +232,23 @@ def write_shapes(out, split, num_samples):
 
 
 @torch.no_grad()
-def encode(model, dataset, config, world, indices=None):
-    """Clean centre crops through the model: ({depth or "pixels": (N, D) float32}, labels (N,))."""
+def encode(
+    model: Model,
+    dataset: RunData,
+    config: train.Config,
+    world: World,
+    indices: np.ndarray | None = None,
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Encode clean centre crops: ({depth or "pixels": (N, D) float32}, labels (N,))."""
     parts, labels = [], []
-    options = {"batch_size": config.evaluation.batch_size, "seed": config.seed, "drop_last": False}
+    options: dict[str, Any] = {
+        "batch_size": config.evaluation.batch_size,
+        "seed": config.seed,
+        "drop_last": False,
+    }
     loader = make_loader(
         dataset, config.data, train.clean_view(config), world, config.channels_last,
-        indices=indices, order=OrderOption.SEQUENTIAL, **options,
+        indices=indices, order=OrderOption.SEQUENTIAL, drop_last=False, **options,
     )  # fmt: skip
     with loader:
         for batch in loader:
@@ -103,8 +260,14 @@ def encode(model, dataset, config, world, indices=None):
     return {name: torch.cat([part[name] for part in parts]) for name in names}, torch.cat(labels)
 
 
-def linear_probe(features, labels, val_features, val_labels, num_classes):
-    """Accuracy in % of softmax regression on standardised features: L-BFGS on all of the data."""
+def linear_probe(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    val_features: torch.Tensor,
+    val_labels: torch.Tensor,
+    num_classes: int,
+) -> float:
+    """Accuracy in % of softmax regression on standardised features: L-BFGS on all samples."""
     mean, std = features.mean(0), features.std(0) + 1e-6
     features, val_features = (features - mean) / std, (val_features - mean) / std
     weight = torch.zeros(num_classes, features.shape[1], requires_grad=True)
@@ -113,7 +276,7 @@ def linear_probe(features, labels, val_features, val_labels, num_classes):
         [weight, bias], max_iter=PROBE_STEPS, line_search_fn="strong_wolfe"
     )
 
-    def closure():
+    def closure() -> torch.Tensor:
         optimizer.zero_grad()
         loss = F.cross_entropy(features @ weight.T + bias, labels)
         loss = loss + PROBE_PENALTY * weight.square().sum()
@@ -125,20 +288,28 @@ def linear_probe(features, labels, val_features, val_labels, num_classes):
         return accuracy(val_features @ weight.T + bias, val_labels)
 
 
-def knn(features, labels, val_features, val_labels, num_classes):
+def knn(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    val_features: torch.Tensor,
+    val_labels: torch.Tensor,
+    num_classes: int,
+) -> float:
     """Accuracy in % of k-NN (k 20, t 0.1) on unit features."""
     bank, queries = F.normalize(features, dim=1), F.normalize(val_features, dim=1)
     return accuracy(knn_scores(queries, bank, labels, num_classes, 20, 0.1), val_labels)
 
 
-def accuracy(scores, labels):
-    """Top-1 in %."""
+def accuracy(scores: torch.Tensor, labels: torch.Tensor) -> float:
+    """Top-1 accuracy in %."""
     return 100 * int(hits(scores, labels, 1)) / len(labels)
 
 
-def measure(checkpoint_path, config, train_set, val_set):
+def measure(
+    checkpoint_path: Path, config: train.Config, train_set: RunData, val_set: RunData
+) -> dict[str, float]:
     """All rows of the table for the encoder of a checkpoint: {row: accuracy in %}."""
-    model = train.Model(config.model)
+    model = Model(config.model)
     model.load_state_dict(checkpoint.load(checkpoint_path)["model"])
     model.eval()
     world, indices = World(), np.arange(min(NUM_PROBE, train_set.num_samples))
@@ -156,8 +327,8 @@ def measure(checkpoint_path, config, train_set, val_set):
     return rows
 
 
-def show_table(start, trained, chance):
-    """The comparison, for people."""
+def show_table(start: dict[str, float], trained: dict[str, float], chance: float) -> None:
+    """Print the comparison for people."""
     from rich.console import Console
     from rich.table import Table
 
@@ -175,14 +346,16 @@ def show_table(start, trained, chance):
     Console().print(table)
 
 
-def run(out):
-    """The demo: returns (exit code, summary)."""
+def run(out: Path) -> tuple[int, dict]:
+    """Run the demo. Returns the exit code and the summary."""
     started = time.perf_counter()
     clear_folder(out)
     write_shapes(out, "train", NUM_TRAIN)
     write_shapes(out, "val", NUM_VAL)
     given = [f"--data.train={out / TRAIN_FILE}", f"--data.val={out / VAL_FILE}", f"--out={out}"]
-    given.append(f"--precision={native_precision()}")
+    choice = look_at_machine(started)
+    given += [f"--precision={choice.precision}", f"--system.torch_threads={choice.threads}"]
+    given += choice.plan.arguments()
     run_step("SimCLR", "train.py", "--config=configs/demo.yaml", *given)
     config = train.read_config([f"--config={out / 'config.yaml'}"])
     torch.set_num_threads(config.system.torch_threads or torch.get_num_threads())
@@ -205,7 +378,7 @@ def run(out):
     return int(summary["gain_points"] < LEAST_GAIN_POINTS), summary
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Run the demo and return its exit code; the last line on stdout is the summary as JSON."""
     parser = argparse.ArgumentParser(prog="demo.py", description=__doc__.split("\n")[0])
     parser.add_argument("--out", default="runs/demo", help="folder to make anew")

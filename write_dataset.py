@@ -7,8 +7,9 @@
 
 The file's bytes depend on the images and the settings alone, never on the number of workers. The
 default mode `smart` keeps the original JPEG bytes where that is possible, stores small images as
-raw pixels and encodes all others; the summary says how many, and why. The last line on stdout is JSON.
-Exit codes: 0 written, 2 a user's mistake or an image that cannot be read (nothing is written then).
+raw pixels, and encodes all other images anew. The summary counts each kind. The last line on stdout
+is JSON. Exit codes: 0 the file is written; 2 a user's mistake, or an image that cannot be read:
+then nothing is written; 130 interrupted: nothing is written.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
+
+import numpy as np
 
 from ffcv_ssl import BetonError, DatasetWriter
 from ffcv_ssl.config.messages import one_line
@@ -34,14 +37,14 @@ DEFAULT_MAX_RESOLUTION_PX = 500
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, without the usage text."""
+    """A parser whose error messages are one line, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line. Raises UserError; exits for --help."""
+    """The command line's settings. Raises UserError; exits for --help."""
     parser = _Parser(
         prog="write_dataset.py",
         description="Write images into one .beton file.",
@@ -51,41 +54,53 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--source",
         required=True,
-        help="imagefolder, shapes, clevr, or torchvision's: cifar10...",
+        help="imagefolder, shapes, clevr, or a torchvision dataset: cifar10...",
     )
-    add("--out", required=True, metavar="FILE.beton", help="the file to make or to replace")
-    add("--root", metavar="DIR", help="folder of the images or of torchvision's files")
-    add("--split", help="train (the default), val, test... as the source calls it")
-    add("--download", action="store_true", help="let torchvision fetch the dataset into --root")
+    add(
+        "--out",
+        required=True,
+        metavar="FILE.beton",
+        help="the file to make or replace",
+    )
+    add("--root", metavar="DIR", help="folder of the images, or of torchvision's files")
+    add("--split", help="name of the split in the source: train (the default), val, test...")
+    add("--download", action="store_true", help="let torchvision download the dataset into --root")
     add("--mode", choices=MODES, default="smart", help="how images are stored (default: smart)")
     add(
         "--max_resolution",
         type=_count,
         metavar="PX",
-        help="longest side, larger images are shrunk; 0: no limit (default: 500; shapes: 0)",
+        help="longest side; larger images are shrunk; 0: no limit (default: 500; shapes: 0)",
     )
-    add("--quality", type=_count, default=90, help="of JPEGs encoded here, 1 to 100 (default: 90)")
+    add(
+        "--quality",
+        type=_count,
+        default=90,
+        help="of JPEGs encoded here, 1 to 100 (default: 90)",
+    )
     add("--subset", metavar="FILE", help="write only these samples: names or indices, one per line")
     add("--limit", type=_count, metavar="N", help="write at most N samples, spread evenly")
-    add("--workers", type=_count, help="processes (default: one per usable core)")
+    add("--workers", type=_count, help="number of processes (default: one per usable core)")
     shapes = parser.add_argument_group("generated images, --source shapes")
-    shapes.add_argument("--num_samples", type=_count, metavar="N", help="how many (default: 10000)")
-    shapes.add_argument("--size_px", type=_count, metavar="PX", help="their side (default: 64)")
-    shapes.add_argument("--seed", type=int, help="of everything that is drawn (default: 0)")
+    shapes.add_argument("--num_samples", type=_count, metavar="N", help="default: 10000")
+    shapes.add_argument(
+        "--size_px", type=_count, metavar="PX", help="side of an image (default: 64)"
+    )
+    shapes.add_argument("--seed", type=int, help="seed of all random choices (default: 0)")
     return parser.parse_args(argv)
 
 
 def _count(text: str) -> int:
     value = int(text) if text.isdecimal() else -1
     if value < 0:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 0")
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number from 0 up")
     return value
 
 
-def write(args: argparse.Namespace) -> dict[str, Any]:
-    """Write the file that the command line asks for and return its summary, a dict for JSON.
+def write(args: argparse.Namespace) -> dict:
+    """Write the file that the settings ask for. Returns its summary, a dict for JSON.
 
-    Raises SourceError, UserError and BetonError for what a user can put right.
+    Raises SourceError, UserError and BetonError for mistakes that a user can correct.
     """
     source = open_source(
         args.source,
@@ -96,7 +111,7 @@ def write(args: argparse.Namespace) -> dict[str, Any]:
         size_px=args.size_px,
         seed=args.seed,
     )
-    indices = select(source, _subset_lines(args.subset), args.limit, str(args.subset))
+    indices = select(source, _subset_lines(args.subset), args.limit, args.subset)
     writer = _writer(args, source)
     began = time.perf_counter()
     try:
@@ -161,9 +176,9 @@ def _summary(
     args: argparse.Namespace,
     source: Source,
     writer: DatasetWriter,
-    indices: list[int],
+    indices: np.ndarray,
     seconds: float,
-) -> dict[str, Any]:
+) -> dict:
     return {
         "out": args.out,
         "source": args.source,
@@ -177,7 +192,7 @@ def _summary(
     }
 
 
-def show(summary: dict[str, Any]) -> None:
+def show(summary: dict) -> None:
     """Print the summary for people."""
     images = summary["images"]
     print(f"{summary['out']}: {summary['samples']} samples, {summary['bytes'] / 1e6:.1f} MB")

@@ -1,11 +1,37 @@
-"""Shared by all tests: where photographs lie, and a small dataset."""
+"""Shared by all tests: the quick tier starts no process; where photographs lie; small datasets."""
 
+import contextlib
+import multiprocessing.util
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 from support.small_files import REPOSITORY, SOUND_SAMPLES, write_small
+
+NOT_QUICK = ("whole", "slow", "slurm", "interop")  # as in the Makefile
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """A quick test that starts a process fails, in its fixtures too; the writer may fork."""
+    is_quick = not any(item.get_closest_marker(name) for name in NOT_QUICK)
+    with no_processes() if is_quick else contextlib.nullcontext():
+        return (yield)
+
+
+@contextlib.contextmanager
+def no_processes():
+    """Nothing in this block starts a program or spawns a Python process."""
+
+    def refuse(*_, **__):
+        pytest.fail("this test starts a process: mark it `whole`")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(subprocess.Popen, "__init__", refuse)
+        patched.setattr(multiprocessing.util, "spawnv_passfds", refuse)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,109 @@
-"""The demo's parts, and the whole of it on next to no data."""
+"""The demo's parts, what it chooses to train, and the whole of it on next to no data."""
 
 import json
+import time
 
 import pytest
 import torch
 
 import demo
+import train
+
+FULL, SMALLEST = demo.PLANS[0], demo.PLANS[-1]
+
+
+def machine(**rates):
+    """A stand-in for `demo.images_per_second`: {"bf16_1": images/s at 48 px with one thread}, by
+    precision and threads; smaller views are faster by their pixels. `asked` notes the questions."""
+
+    def speed(px, threads, precision):
+        speed.asked.append((px, threads, precision))
+        return rates[f"{precision}_{threads}"] * (48 / px) ** 2
+
+    speed.asked = []
+    return speed
+
+
+@pytest.mark.parametrize(
+    "idle, counts", [(0.0, [1]), (1.2, [1]), (1.9, [1, 2]), (3.6, [2, 4]), (62.0, [4, 8])]
+)
+def test_half_of_the_idle_cores_are_tried_before_all_of_them(idle, counts):
+    assert demo.thread_counts(idle) == counts
+
+
+def test_a_machine_with_bf16_trains_all_with_one_of_its_two_cores():
+    speed = machine(bf16_1=130, fp32_1=75)
+    choice = demo.choose(speed, idle=1.9, bf16=True, left_s=200)
+    assert (choice.plan, choice.precision, choice.threads) == (FULL, "bf16", 1)
+    assert speed.asked == [(48, 1, "bf16"), (48, 1, "fp32"), (48, 1, "bf16")]
+
+
+def test_a_second_thread_is_taken_where_one_is_too_slow():
+    speed = machine(bf16_1=90, fp32_1=75, bf16_2=170)
+    choice = demo.choose(speed, idle=1.9, bf16=True, left_s=200)
+    assert (choice.plan, choice.threads, choice.images_per_s) == (FULL, 2, 170)
+
+
+def test_emulated_bf16_is_not_even_tried_and_slow_bf16_is_not_taken():
+    assert demo.choose(machine(fp32_1=200), 1, False, 200).precision == "fp32"
+    assert demo.choose(machine(bf16_1=150, fp32_1=200), 1, True, 200).precision == "fp32"
+
+
+@pytest.mark.parametrize("two", [44, 60, 80])
+def test_two_cores_without_bf16_get_less_to_train_and_are_done_in_time(two):
+    choice = demo.choose(machine(fp32_1=44, fp32_2=two), idle=1.9, bf16=False, left_s=160)
+    assert choice.plan != FULL and choice.seconds <= 160
+    assert choice.seconds == pytest.approx(choice.plan.images() / choice.images_per_s)
+
+
+def test_a_machine_too_slow_for_any_plan_gets_the_smallest_at_its_best_speed():
+    choice = demo.choose(machine(fp32_1=5, fp32_2=1), idle=1.9, bf16=False, left_s=160)
+    assert (choice.plan, choice.threads) == (SMALLEST, 1) and choice.seconds > 160
+
+
+def test_plans_get_smaller():
+    sizes = [plan.images() * plan.px**2 for plan in demo.PLANS]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_an_image_that_is_only_encoded_counts_a_sixth_of_one_that_is_trained_on():
+    encoded = 5 * (2000 + demo.NUM_VAL) + 2 * (demo.NUM_PROBE + demo.NUM_VAL)
+    assert FULL.images() == 4 * demo.NUM_TRAIN + encoded / 6
+
+
+def test_the_full_plan_is_what_the_configuration_says():
+    config = "--config=configs/demo.yaml"
+    assert train.read_config([config, *FULL.arguments()]) == train.read_config([config])
+
+
+@pytest.mark.parametrize("plan", demo.PLANS)
+def test_every_plan_evaluates_as_often_as_it_says_and_keeps_both_ends(plan):
+    config = train.read_config(["--config=configs/demo.yaml", *plan.arguments()])
+    every, last = config.evaluation.every_epochs, config.epochs
+    due = [epoch for epoch in range(last + 1) if epoch % every == 0 or epoch == last]
+    assert len(due) == plan.evaluations and config.checkpoint.keep_every == last
+    assert config.resolution.min == config.resolution.max == plan.px
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_timing_trains_and_leaves_the_number_of_threads(precision):
+    threads = torch.get_num_threads()
+    assert 0 < demo.images_per_second(8, 1, precision, 0.01) < 1e6
+    assert torch.get_num_threads() == threads
+
+
+def test_the_choice_is_told_in_two_lines(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "images_per_second", machine(fp32_1=44, fp32_2=70))
+    monkeypatch.setattr(demo, "idle_cores", lambda: 1.94)
+    monkeypatch.setattr(demo, "has_bf16", lambda: False)
+    monkeypatch.setattr(demo, "cache_folder", lambda: str(tmp_path))
+    choice = demo.look_at_machine(time.perf_counter() - 12)
+    measured, chosen = capsys.readouterr().out.splitlines()[-2:]
+    assert "1.9 of" in measured and "cores idle, no bf16" in measured
+    assert f"{choice.images_per_s:.0f} images/s at {choice.plan.px} px" in measured
+    assert f"chosen: {choice.plan.px} px, {choice.plan.epochs} epochs" in chosen
+    total = 12 + choice.seconds + demo.OTHER_S + demo.COMPILING_S
+    assert f"about {total:.0f} s in all" in chosen and total < 240
 
 
 def blobs(num_samples, seed, spread):

@@ -25,6 +25,8 @@ from ffcv_ssl.evaluation import common
 from ffcv_ssl.evaluation.protocols import finetune, transfer
 from ffcv_ssl.training.world import World
 
+pytestmark = pytest.mark.whole
+
 PROTOCOLS = {
     "finetune": (finetune.FineTune, finetune.run),
     "transfer": (transfer.Transfer, transfer.run),

@@ -224,6 +224,7 @@ def test_signals_that_came_early_or_while_saving_are_remembered():
     assert [signal.getsignal(number) for number in StopSignal.SIGNALS] == before
 
 
+@pytest.mark.whole
 def test_signals_while_python_starts_wait_until_somebody_listens():
     code = "import signal as s; print('up', flush=True); input(); "
     code += "s.signal(s.SIGUSR2, lambda *_: print('heard', flush=True)); "
@@ -244,6 +245,7 @@ def test_a_second_ctrl_c_acts_as_if_nobody_listened():
         signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.whole
 def test_a_folder_is_waited_for(tmp_path):
     code = "import sys, time\nfrom ffcv_ssl.files import hold_folder\n"
     code += "with hold_folder(sys.argv[1]):\n    print('held', flush=True)\n    time.sleep(1)\n"

@@ -19,6 +19,8 @@ from ffcv_ssl.errors import UserError
 from ffcv_ssl.jobs import chain, slurm, stage_marks
 from ffcv_ssl.training.command import StopSignal
 
+pytestmark = pytest.mark.whole
+
 # Notes that it ran, with which arguments; fails, waits or counts ranks where it is told to.
 COMMAND = """
 import json, os, pathlib, signal, sys, time

@@ -11,6 +11,8 @@ import pytest
 
 import ffcv_ssl
 
+pytestmark = pytest.mark.whole
+
 # A kernel that calls a function of another file: numba alone would miss an edit of the callee.
 CALLEE = """
 from ffcv_ssl.kernels.compile import device

@@ -10,6 +10,8 @@ from support.small_files import write_small
 from ffcv_ssl import Loader
 from ffcv_ssl.transforms import RandomResizedCrop, ToTensor
 
+pytestmark = pytest.mark.whole
+
 
 def cached_bytes(path):
     """How much of a file the page cache holds."""

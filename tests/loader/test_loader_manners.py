@@ -7,6 +7,7 @@ import textwrap
 import threading
 
 import numpy as np
+import pytest
 import torch
 from support.loading import make_loader, samples_of
 from support.small_files import REPOSITORY
@@ -42,6 +43,7 @@ def test_threads_end_with_close_with_and_garbage_collection(small_beton):
     assert len(loader_threads()) == before
 
 
+@pytest.mark.whole
 def test_an_interpreter_ends_with_a_loader_in_the_middle_of_an_epoch(small_beton):
     code = """
         import sys
@@ -56,6 +58,7 @@ def test_an_interpreter_ends_with_a_loader_in_the_middle_of_an_epoch(small_beton
     assert "Traceback" not in done.stderr and "Fatal" not in done.stderr
 
 
+@pytest.mark.whole
 def test_an_interrupt_ends_the_process(small_beton):
     code = """
         import os, signal, sys, threading
@@ -93,6 +96,7 @@ def test_two_loaders_and_a_torch_dataloader_live_side_by_side(small_beton, raw_b
     assert samples_of(t[1] for t in together) == alone[1][: 8 * count]
 
 
+@pytest.mark.whole
 def test_a_fork_of_a_process_with_a_loader_gets_an_error_and_no_hang(small_beton):
     code = """
         import os, sys
@@ -112,6 +116,7 @@ def test_a_fork_of_a_process_with_a_loader_gets_an_error_and_no_hang(small_beton
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.whole
 def test_importing_the_package_loads_neither_torchvision_nor_plotting():
     code = """
         import sys, ffcv_ssl
@@ -121,6 +126,7 @@ def test_importing_the_package_loads_neither_torchvision_nor_plotting():
     assert run_python(code).stdout.strip() == "[]"
 
 
+@pytest.mark.whole
 def test_a_second_process_compiles_nothing(small_beton, tmp_path):
     code = """
         import sys

@@ -22,6 +22,8 @@ from ffcv_ssl.training.metrics_log import read_metrics
 from ffcv_ssl.training.probes import Probes, ProbeTrainer
 from ffcv_ssl.training.world import World, meet, share_learning
 
+pytestmark = pytest.mark.whole
+
 BATCH, CLASSES = 12, 5
 METHODS = ["simclr", "vicreg", "barlow", "byol", "supervised", "instance_simclr", "moco", "simsiam"]
 STREAMS = ["none", "suncet", "supcon", "cross_entropy"]

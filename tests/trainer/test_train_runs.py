@@ -18,6 +18,8 @@ import train
 from ffcv_ssl.training import runtime
 from ffcv_ssl.training.metrics_log import read_metrics
 
+pytestmark = pytest.mark.whole
+
 SETTINGS = {
     "epochs": 2, "model.backbone": "resnet18", "model.projector": "16-8", "optim.name": "sgd",
     "optim.lr": 0.1, "optim.warmup_epochs": 0.5, "resolution.min": 32, "resolution.max": 32,

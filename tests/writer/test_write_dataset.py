@@ -213,6 +213,7 @@ def test_a_users_mistake_exits_2_with_one_line(arguments, message, capsys, tmp_p
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.whole
 def test_the_command_itself_prints_its_result_last_and_no_traceback(tmp_path):
     command = [sys.executable, str(ROOT / "write_dataset.py"), "--source", "shapes", "--out"]
     done = subprocess.run(

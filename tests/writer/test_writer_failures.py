@@ -168,6 +168,7 @@ def alive(process_group):
     return True
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("delay_s", [0.0, 0.15, 0.3])
 def test_a_killed_writer_leaves_no_file_that_opens_and_no_process(tmp_path, delay_s):
     process = subprocess.Popen(
@@ -191,6 +192,7 @@ def test_a_killed_writer_leaves_no_file_that_opens_and_no_process(tmp_path, dela
     assert not alive(process.pid), "workers outlived their parent"
 
 
+@pytest.mark.whole
 def test_an_interrupt_removes_the_unfinished_file_and_the_workers(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW_WRITER, tmp_path / "a.beton"],

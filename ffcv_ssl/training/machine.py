@@ -1,0 +1,47 @@
+"""What the processor can do, and how much of it is free."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+
+def has_bf16() -> bool:
+    """Whether the processor computes in bf16. Elsewhere torch emulates it, slower than fp32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        flags = ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def idle_cores(seconds: float = 1.0) -> float:
+    """How many of this process's cores other programs leave idle, seen over some seconds."""
+    cores = os.sched_getaffinity(0)
+    try:
+        before, began = idle_seconds(cores), time.perf_counter()
+        time.sleep(seconds)
+        idle = (idle_seconds(cores) - before) / (time.perf_counter() - began)
+    except (OSError, ValueError):  # no /proc
+        idle = max(1.0, len(cores) - os.getloadavg()[0])
+    return min(idle, len(cores), cgroup_cores())
+
+
+def idle_seconds(cores: set[int], stat: str = "/proc/stat") -> float:
+    """Seconds since the start that these cores had nothing to do."""
+    wanted, ticks = {f"cpu{core}" for core in cores}, 0
+    for line in Path(stat).read_text(encoding="utf-8").splitlines():
+        name, *fields = line.split()
+        if name in wanted:
+            ticks += int(fields[3]) + int(fields[4])  # idle, and waiting for a disk
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def cgroup_cores(file: str = "/sys/fs/cgroup/cpu.max") -> float:
+    """Cores' worth of time that a container may use; infinite where nothing limits it."""
+    try:
+        quota, period = Path(file).read_text(encoding="utf-8").split()
+        return int(quota) / int(period)
+    except (OSError, ValueError):  # no such file, or "max"
+        return float("inf")
