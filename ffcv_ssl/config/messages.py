@@ -40,7 +40,7 @@ def find_mistake(kind: Any, value: Any, key: str = "") -> str | None:
             return None
         got = repr(read_text(value) if isinstance(value, str) else value)
         return f"{key}: got {'nothing' if value == '' else got}, expected {in_words(kind)}"
-    types = setting_types(kind)
+    types = setting_types(kind, value)
     for name, item in value.items():
         if name not in types:
             return f"{key}: unknown key {name!r}" if key else f"unknown key {name!r}"
@@ -49,8 +49,10 @@ def find_mistake(kind: Any, value: Any, key: str = "") -> str | None:
     return None
 
 
-def setting_types(group: Any) -> dict[str, Any]:
-    """{name: type} of the settings in a dataclass or TypedDict."""
+def setting_types(group: Any, names: Iterable[str] = ()) -> dict[str, Any]:
+    """{name: type} of the settings in a dataclass or TypedDict; in a `dict[str, X]`, of `names`."""
+    if get_origin(group) is dict:
+        return dict.fromkeys(names, get_args(group)[1])
     try:
         types = get_type_hints(group)
     except NameError:  # a dataclass made at run time, with types that its module does not know
@@ -72,7 +74,7 @@ def in_words(kind: Any) -> str:
         return f"a list of {len(parts)}, each {each}"
     if origin in (list, tuple):
         return f"a list, each {in_words(parts[0])}"
-    if kind is dict or origin is dict or _is_group(kind):
+    if kind is dict or _is_group(kind):
         return "a mapping of settings"
     if isinstance(kind, type) and issubclass(kind, int | float) and kind is not bool:
         return _number_in_words(kind)
@@ -89,7 +91,7 @@ def _number_in_words(kind: type) -> str:
 
 
 def _is_group(kind: Any) -> bool:
-    return is_dataclass(kind) or is_typeddict(kind)
+    return is_dataclass(kind) or is_typeddict(kind) or get_origin(kind) is dict
 
 
 def _fits(kind: Any, value: Any) -> bool:
@@ -114,8 +116,6 @@ def _fits_as_it_is(kind: Any, value: Any) -> bool:
         return same_length and all(map(_fits, parts, value))
     if _is_group(kind):
         return isinstance(value, dict) and find_mistake(kind, value) is None
-    if kind is dict or origin is dict:
-        return isinstance(value, dict)
     return _fits_plain(kind, value)
 
 
