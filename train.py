@@ -888,10 +888,10 @@ def read_config(argv):
 def run(argv):
     """The command: returns (exit code, summary)."""
     if slurm.is_batch(argv):
-        return 0, slurm.submit_batch(argv, read_config, __file__)
+        return 0, slurm.submit_batch(argv, lambda line: [slurm.job_of(read_config(line), __file__)])
     config = read_config(argv)
     if slurm.wants_submission(config):
-        return 0, slurm.submit(config, argv, __file__)
+        return 0, slurm.submit(config, __file__)
     system = config.system
     world = World.join(system.device, system.torch_threads, slurm.task_environment())
     hold = hold_folder(config.out) if world.is_first else contextlib.nullcontext()
