@@ -33,6 +33,8 @@ def find_mistake(kind: Any, value: Any, key: str = "") -> str | None:
     kind: a dataclass, or the type of the setting `key`. A text fits also where YAML would read it
     as a value that fits, as it does on a command line.
     """
+    if get_origin(kind) in (Union, UnionType):  # a group or null
+        kind = next(filter(_is_group, get_args(kind)), kind) if isinstance(value, dict) else kind
     if value and _is_group(kind) and isinstance(value, str):
         value = read_text(value)
     if not _is_group(kind) or not isinstance(value, dict):

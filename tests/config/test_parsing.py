@@ -302,6 +302,10 @@ def test_a_dataclass_made_at_run_time_is_explained_by_its_fields():
     expected = "more.lr: got 'x', expected a number"
     assert find_mistake(made, {"more": {"lr": "x"}}) == expected
     assert find_mistake(made, {"more": {"rate": 1}}) == "more: unknown key 'rate'"
+    assert find_mistake(made | None, {"more": {"rate": 1}}) == "more: unknown key 'rate'"
+    assert find_mistake(dict[str, made], {"x": {"epochs": 1.5}}) == (
+        "x.epochs: got 1.5, expected a whole number"
+    )
 
 
 @pytest.mark.parametrize("text", ["1e-3", "1e5", "72:00:00", "3", "null", "yes", "2026-01-31", ""])
