@@ -75,12 +75,25 @@ def read_configs(argv):
     return name, [replace(config, checkpoint=path) for path in paths if path] or [config]
 
 
+def read_config(argv):
+    """The configuration of a job's run. Raises UserError for several checkpoints."""
+    _, configs = read_configs(argv)
+    if len(configs) > 1:
+        got = f"got {len(configs)}, expected one per job"
+        raise UserError(f"checkpoint: {got}; list the runs in a file for --slurm.batch")
+    return configs[0]
+
+
 def run(argv):
     """The command: returns (exit code, what the last line says)."""
+    if slurm.is_batch(argv):
+        protocol, *words = argv
+        return 0, slurm.submit_batch(
+            words, lambda line: [slurm.job_of(read_config([protocol, *line]), __file__, protocol)]
+        )
     name, configs = read_configs(argv)
-    for config in configs:
-        if hasattr(config, "slurm") and slurm.wants_submission(config):
-            return 0, slurm.submit(config, argv, __file__)
+    if hasattr(configs[0], "slurm") and slurm.wants_submission(configs[0]):
+        return 0, slurm.submit(read_config(argv), __file__, name)
     system = getattr(configs[0], "system", None)
     where = (system.device, system.torch_threads) if system is not None else ("cpu",)
     world = World.join(*where, launcher=slurm.task_environment())

@@ -771,10 +771,10 @@ def config_class_of(method: str) -> type[Config]:
 def run(argv: Sequence[str]) -> tuple[int, dict[str, Any]]:
     """The command: returns (exit code, summary)."""
     if slurm.is_batch(argv):
-        return 0, slurm.submit_batch(argv, read_config, __file__)
+        return 0, slurm.submit_batch(argv, lambda line: [slurm.job_of(read_config(line), __file__)])
     config = read_config(argv)
     if slurm.wants_submission(config):
-        return 0, slurm.submit(config, argv, __file__)
+        return 0, slurm.submit(config, __file__)
     world = World.join(config.system.device, config.system.torch_threads, slurm.task_environment())
     with command.StopSignal() as stop, runtime.hold(config.out, world):
         trainer = Trainer(config, world, stop)

@@ -1,69 +1,135 @@
-"""The parser's messages in this project's words, on one line."""
+"""What is wrong with settings, in one line: the key, what it got, what its type expects.
+
+The types are those that the dataclasses declare, so that no message depends on a parser's words.
+"""
 
 from __future__ import annotations
 
-import re
+import operator
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+from ffcv_ssl.config.yaml_layers import read_text
+
+_BOUNDS = {
+    operator.gt: "above",
+    operator.ge: "of at least",
+    operator.lt: "below",
+    operator.le: "of at most",
+}
 
 
-def one_line(error):
-    """An error's text on one line, in this project's words where the parser's are cryptic."""
-    text = " ".join(str(error).split())
-    text = text.removeprefix("Validation failed: ")
-    text = re.sub(
-        r"^(?:Option|Key) '([^']+)' is not (accepted|expected)", r"unknown key '\1'", text
-    )
-    text = re.sub(
-        r"Group '([^']+)' does not accept (?:option|nested key) '([^']+)'",
-        r"\1: unknown key '\2'",
-        text,
-    )
-    text = re.sub(r"Parser key \"([^\"]+)\":", r"\1:", text)
-    text = re.sub(r"Unexpected keys: \{([^}]+)\}\. Got value: .*", r"unknown key \1", text)
-    text = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", text).replace("typing.", "")
-    text = re.sub(r"unrecognized arguments: --([^\s=]+).*$", r"\1: unknown key", text)
-    text = _UNION.sub(_one_of_several, text)
-    text = re.sub(
-        r"Not of type \w+: (\S+) does not conform to restriction (.*)$",
-        lambda found: f"got {found[1]}, expected {_in_words(found[2])}",
-        text,
-    )
-    text = _NO_NUMBER.sub(r"got \1, expected a number", text)
-    text = re.sub(r"Expected an? (.*)\. Got value: (.*)$", r"got \2, expected \1", text)
-    text = re.sub(r"expected tuple(?: with (\d+) elements)?$", _list_of, text)
-    return text.replace("expected Literal", "expected one of ")
+def one_line(error: BaseException | str) -> str:
+    """An error's text on one line."""
+    return " ".join(str(error).split())
 
 
-_UNION = re.compile(
-    r"Does not validate against any of the Union subtypes Subtypes: \[(?P<types>.*?)\] Errors: "
-    r"(?P<errors>.*) Given value type: .*? Given value: (?P<value>.*)$"
-)
-_NO_NUMBER = re.compile(
-    r"Not of type \w+: (?:could not convert string to float|invalid literal for int.*?): ('[^']*')$"
-)
-_BOUNDS = {">": "above", ">=": "of at least", "<": "below", "<=": "of at most"}
+def find_mistake(kind: Any, value: Any, key: str = "") -> str | None:
+    """`key: got VALUE, expected ...` for the first value in nested settings that does not fit its
+    type, or that has no place there; None if all of them fit.
+
+    kind: a dataclass, or the type of the setting `key`. A text fits also where YAML would read it
+    as a value that fits, as it does on a command line.
+    """
+    if get_origin(kind) in (Union, UnionType):  # a group or null
+        kind = next(filter(_is_group, get_args(kind)), kind) if isinstance(value, dict) else kind
+    if value and _is_group(kind) and isinstance(value, str):
+        value = read_text(value)
+    if not _is_group(kind) or not isinstance(value, dict):
+        if _fits(kind, value):
+            return None
+        got = repr(read_text(value) if isinstance(value, str) else value)
+        return f"{key}: got {'nothing' if value == '' else got}, expected {in_words(kind)}"
+    types = setting_types(kind, value)
+    for name, item in value.items():
+        if name not in types:
+            return f"{key}: unknown key {name!r}" if key else f"unknown key {name!r}"
+        if mistake := find_mistake(types[name], item, f"{key}.{name}" if key else name):
+            return mistake
+    return None
 
 
-def _one_of_several(found):
-    """`got V, expected A or null` for a value that fits none of several types."""
-    bounds = re.search(r"restriction (v.*?)(?= - |$)", found["errors"])
-    number = _in_words(bounds[1]) if bounds else "a number"  # its type is one of jsonargparse's own
-    kinds = []
-    for name in re.split(r", (?![^\[]*\])", found["types"]):
-        if name.startswith("tuple["):
-            each = f", each {number}" if bounds else ""
-            kinds.append(f"a list of {name.count(',') + 1}{each}")
-        else:
-            kinds.append(_PLAIN.get(name, number if name.isidentifier() else name))
-    return f"got {found['value']}, expected {' or '.join(kinds)}"
+def setting_types(group: Any, names: Iterable[str] = ()) -> dict[str, Any]:
+    """{name: type} of the settings in a dataclass or TypedDict; in a `dict[str, X]`, of `names`."""
+    if get_origin(group) is dict:
+        return dict.fromkeys(names, get_args(group)[1])
+    try:
+        types = get_type_hints(group)
+    except NameError:  # a dataclass made at run time, with types that its module does not know
+        types = {}
+    if not is_dataclass(group):
+        return types
+    return {field.name: types.get(field.name, field.type) for field in fields(group)}
 
 
-_PLAIN = {"NoneType": "null", "str": "text", "int": "a whole number", "float": "a number"}
+def in_words(kind: Any) -> str:
+    """What a type expects: `a whole number above 0`, `text or null`, `a list, each a number`."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if origin in (Union, UnionType):
+        return " or ".join(map(in_words, parts))
+    if origin is tuple and Ellipsis not in parts:
+        each = " and ".join(dict.fromkeys(map(in_words, parts)))
+        return f"a list of {len(parts)}, each {each}"
+    if origin in (list, tuple):
+        return f"a list, each {in_words(parts[0])}"
+    if kind is dict or _is_group(kind):
+        return "a mapping of settings"
+    if isinstance(kind, type) and issubclass(kind, int | float) and kind is not bool:
+        return _number_in_words(kind)
+    names = {bool: "true or false", str: "text", NoneType: "null", Any: "any value"}
+    return names.get(kind) or str(getattr(kind, "__name__", kind))
 
 
-def _list_of(found):
-    return f"expected a list of {found[1]}" if found[1] else "expected a list"
+def _number_in_words(kind: type) -> str:
+    """`a number of at least 0 and of at most 1`, for a type of jsonargparse's with such bounds."""
+    bounds: Iterable[tuple] = getattr(kind, "_restrictions", ())
+    limits = [f"{_BOUNDS[compare]} {limit}" for compare, limit in bounds if compare in _BOUNDS]
+    words = ["a whole number" if issubclass(kind, int) else "a number", " and ".join(limits)]
+    return " ".join(filter(None, words))
 
 
-def _in_words(bounds):
-    """`v>=0 and v<=1` -> `a number of at least 0 and of at most 1`."""
-    return "a number " + re.sub(r"v([<>]=?)", lambda found: f"{_BOUNDS[found[1]]} ", bounds)
+def _is_group(kind: Any) -> bool:
+    return is_dataclass(kind) or is_typeddict(kind) or get_origin(kind) is dict
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    """Whether a value, or what YAML reads in a text, is of a type; true for types not known here:
+    they are the parser's business."""
+    if isinstance(value, str):
+        read = read_text(value)
+        return _fits_as_it_is(kind, value) or (read != value and _fits_as_it_is(kind, read))
+    return _fits_as_it_is(kind, value)
+
+
+def _fits_as_it_is(kind: Any, value: Any) -> bool:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in parts
+    if origin in (Union, UnionType):
+        return any(_fits(part, value) for part in parts)
+    if origin in (list, tuple):
+        if origin is list or Ellipsis in parts:
+            parts = parts[:1] * len(value) if isinstance(value, list | tuple) else parts
+        same_length = isinstance(value, list | tuple) and len(value) == len(parts)
+        return same_length and all(map(_fits, parts, value))
+    if _is_group(kind):
+        return isinstance(value, dict) and find_mistake(kind, value) is None
+    return _fits_plain(kind, value)
+
+
+def _fits_plain(kind: Any, value: Any) -> bool:
+    if not isinstance(kind, type):
+        return True
+    if hasattr(kind, "_restrictions"):
+        try:
+            return kind(value) is not None
+        except (ValueError, TypeError):
+            return False
+    if kind in (int, float):
+        kinds = (int,) if kind is int else (int, float)
+        return isinstance(value, kinds) and not isinstance(value, bool)
+    return kind not in (bool, str, NoneType) or isinstance(value, kind)

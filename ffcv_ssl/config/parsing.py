@@ -8,25 +8,35 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import re
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any, TypeVar
 
-from ffcv_ssl.config.messages import one_line
+from ffcv_ssl.config.messages import find_mistake, one_line
 from ffcv_ssl.config.plain import config_dict, flatten
-from ffcv_ssl.config.yaml_layers import merge, read_layers
+from ffcv_ssl.config.yaml_layers import merge, nested, read_layers, read_text
 from ffcv_ssl.errors import UserError
 
+Config = TypeVar("Config")
 
-def parse_config(config_class, argv, prog, description, sort_out=None, ignored=()):
+
+def parse_config(
+    config_class: type[Config],
+    argv: Sequence[str],
+    prog: str,
+    description: str,
+    sort_out: Callable[[Config], object] | None = None,
+    ignored: Sequence[str] = (),
+) -> tuple[Config, list[str]]:
     """Fill a frozen dataclass from `--config FILE.yaml` and dotted overrides.
 
-    A file may build on others (`base:`, see config_files); arguments count in the order in which
+    A file may build on others (`base:`, see yaml_layers); arguments count in the order in which
     they are given. Returns (config, list of the YAML files given). `sort_out(config)` may raise
     ValueError for values that do not go together. Raises UserError for unknown keys and bad values,
     naming the file where a file is at fault; exits as argparse does for --help and --print_config.
     ignored: top-level keys that files may have and that are left out.
     """
-    files = _config_files(argv)
+    files = [text or "" for key, text in read_words(argv) if key == "--config"]
     if "" in files:
         raise UserError("--config: got nothing, expected a YAML file")
     try:
@@ -45,26 +55,46 @@ def parse_config(config_class, argv, prog, description, sort_out=None, ignored=(
         raise UserError(f"{where}{error}") from None
 
 
-def given_value(argv, key, default):
+def given_value(argv: Sequence[str], key: str, default: Any) -> tuple[Any, str | None]:
     """What the command line and its files give for a top-level key, before anything is checked.
 
     Returns (value, the file that gives it, or None); the last one counts. Files that cannot be read
     are passed over: `parse_config` says what is wrong with them.
     """
     value, source = default, None
-    for word, following in zip(argv, [*argv[1:], ""]):
-        name, is_joined, given = word.partition("=")
-        given = given if is_joined else following
+    for name, given in read_words(argv):
         if name == f"--{key}":
             value, source = given, None
         if name == "--config":
             with contextlib.suppress(ValueError):
-                for file, own in read_layers(given):
+                for file, own in read_layers(given or ""):
                     value, source = (own[key], file) if key in own else (value, source)
     return value, source
 
 
-def _fill(config_class, prog, description, sort_out, argv, settings):
+def read_words(argv: Iterable[str]) -> list[tuple[str, str | None]]:
+    """[(key, text)] of `--key text` and `--key=text`, in their order; None is no text at all."""
+    pairs: list[tuple[str, str | None]] = []
+    takes_text = False
+    for word in argv:
+        key, equals, text = word.partition("=")
+        if takes_text and not word.startswith("--"):
+            pairs[-1] = (pairs[-1][0], word)
+            takes_text = False
+        else:
+            pairs.append((key, text if equals else None))
+            takes_text = not equals
+    return pairs
+
+
+def _fill(
+    config_class: Any,
+    prog: str,
+    description: str,
+    sort_out: Callable | None,
+    argv: Sequence[str],
+    settings: dict[str, dict],
+) -> Any:
     """The configuration that `argv` asks for, with `settings[path]` for the contents of a file."""
     from jsonargparse import ArgumentError
 
@@ -79,13 +109,40 @@ def _fill(config_class, prog, description, sort_out, argv, settings):
         if sort_out is not None:
             sort_out(config)
     except (ArgumentError, ValueError, TypeError, OSError) as error:
-        raise UserError(one_line(error)) from None
+        message = _raised_by_settings(error) or find_mistake(config_class, _given(argv, settings))
+        raise UserError(message or one_line(error)) from None
     return config
 
 
-def _file_at_fault(fill, layers, error):
+def _raised_by_settings(error: BaseException | None) -> str | None:
+    """The text of the UserError behind a parser's error, or None."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return None if error is None else str(error)
+
+
+def _given(argv: Sequence[str], settings: dict[str, dict]) -> dict[str, Any]:
+    """The nested settings that a command line gives; its own values are texts."""
+    merged: dict[str, Any] = {}
+    for key, text in read_words(argv):
+        name = key.removeprefix("--")
+        if name == "config":
+            merged = merge(merged, settings[text or ""])
+        elif name.endswith("+"):  # one more value of a list
+            value = read_text(text or "")
+            merged = merge(
+                merged, nested({name[:-1]: value if isinstance(value, list) else [value]})
+            )
+        elif name != "print_config":
+            merged = merge(merged, nested({name: text or ""}))
+    return merged
+
+
+def _file_at_fault(
+    fill: Callable, layers: list[tuple[str, dict[str, Any]]], error: UserError
+) -> str:
     """`FILE: ` for the first file on top of whose predecessors the same error arises, else ``."""
-    settings = {}
+    settings: dict[str, Any] = {}
     for path, own in layers:
         settings = merge(settings, own)
         try:
@@ -96,7 +153,7 @@ def _file_at_fault(fill, layers, error):
     return ""
 
 
-def _make_parser(config_class, prog, description, settings):
+def _make_parser(config_class: Any, prog: str, description: str, settings: dict[str, dict]) -> Any:
     from jsonargparse import ActionConfigFile, ArgumentParser
 
     class Parser(ArgumentParser):
@@ -123,11 +180,11 @@ def _make_parser(config_class, prog, description, settings):
     return parser
 
 
-def _with_earlier_keys(settings, so_far, prefix=""):
+def _with_earlier_keys(settings: dict[str, Any], so_far: Any, prefix: str = "") -> dict[str, Any]:
     """`settings` with the earlier keys of each mapping that jsonargparse would replace as a whole.
 
     so_far: the parser's namespace; it merges nested namespaces itself, but not the dicts in them.
-    Raises ValueError for a group of settings that is given as something else, named with `prefix`.
+    Raises UserError for a group of settings that is given as something else, named with `prefix`.
     """
     if isinstance(so_far, dict):
         return merge(so_far, settings)
@@ -135,20 +192,15 @@ def _with_earlier_keys(settings, so_far, prefix=""):
     for key, value in settings.items():
         before = so_far.get(key)
         if hasattr(before, "get") and not isinstance(value, dict):
-            raise ValueError(f"{prefix}{key}: got {value!r}, expected a mapping of settings")
+            raise UserError(f"{prefix}{key}: got {value!r}, expected a mapping of settings")
         if hasattr(before, "get"):
             value = _with_earlier_keys(value, before, f"{prefix}{key}.")
         merged[key] = value
     return merged
 
 
-def _config_files(argv):
-    pairs = zip(argv, [*argv[1:], ""])
-    return [b if a == "--config" else a[9:] for a, b in pairs if re.match(r"--config(=|$)", a)]
-
-
-def _check_finite(settings):
-    """Raise UserError for a number that is infinite or not one, in what `config_dict` returns."""
+def _check_finite(settings: dict[str, Any]) -> None:
+    """Raise UserError for a number in nested settings that is infinite or NaN."""
     for key, value in flatten(settings).items():
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and not math.isfinite(number):

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
+from typing import Any
 
 
-def config_dict(config):
-    """A configuration as nested dicts and lists, as YAML and checkpoints hold it."""
+def config_dict(config: Any) -> dict[str, Any]:
+    """A configuration (a dataclass) as nested dicts and lists, as YAML and checkpoints hold it."""
 
     def plain(value):
         if isinstance(value, dict):
             return {key: plain(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [plain(item) for item in value]
-        for kind in (bool, int, float, str):  # the parser's PositiveInt and its like become int
+        for kind in (bool, int, float, str):  # the parser's PositiveInt and similar become int
             if isinstance(value, kind):
                 return kind(value)
         return value
@@ -22,7 +24,12 @@ def config_dict(config):
     return plain(asdict(config))
 
 
-def config_differences(before, now, free_keys=(), free_groups=()):
+def config_differences(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    free_keys: Collection[str] = (),
+    free_groups: Collection[str] = (),
+) -> list[str]:
     """Settings in which two `config_dict`s differ, each as `key VALUE there, VALUE here`.
 
     Keys in `free_keys`, and those that start with one of `free_groups`, may differ.
@@ -38,13 +45,13 @@ def config_differences(before, now, free_keys=(), free_groups=()):
     ]
 
 
-def _shown(side, key):
+def _shown(side: Mapping[str, Any], key: str) -> str:
     return repr(side[key]) if key in side else "not set"
 
 
-def flatten(nested, prefix=""):
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dicts -> {"a.b": value}; empty dicts vanish."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in nested.items():
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")
@@ -53,7 +60,15 @@ def flatten(nested, prefix=""):
     return flat
 
 
-def flatten_as_text(nested):
-    """`flatten`, with lists as JSON text, as a table's cell or a command line holds them."""
+def flatten_as_text(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """`flatten`, with lists as JSON text, as a table's cell holds them."""
     flat = flatten(nested).items()
     return {key: json.dumps(v) if isinstance(v, list | tuple) else v for key, v in flat}
+
+
+def as_words(nested: Mapping[str, Any]) -> list[str]:
+    """Nested settings as words of a command line: `--a.b=value`; what is no text is JSON."""
+    return [
+        f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in flatten(nested).items()
+    ]

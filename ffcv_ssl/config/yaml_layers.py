@@ -3,7 +3,7 @@
 `base: other.yaml`, or a list of files, puts a file's settings over those of other files. Paths are
 relative to the file that names them; a later base wins over an earlier one, the file itself over
 all its bases. Mappings are merged key by key, everything else is replaced. Numbers are YAML 1.2's:
-1e-6 is one, 72:00:00 is text. `a.b: 1` is `a: {b: 1}`.
+1e-6 is a number, 72:00:00 is text. `a.b: 1` means `a: {b: 1}`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 BASE = "base"
 
 
-def read_layers(path, builders=()):
-    """A file and all that it builds on: [(file, its own settings)], later ones win.
+def read_layers(path: str, builders: tuple[str, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+    """A file and all files that it builds on: [(file, its own settings)]; later ones win.
 
     builders: the files that led here, the first one first. Raises ValueError with the file and the
     chain that led to it, on one line.
@@ -37,9 +38,9 @@ def read_layers(path, builders=()):
     return [layer for base in paths for layer in read_layers(base, chain)] + [(path, settings)]
 
 
-def merge(*layers):
-    """Nested mappings in one new one, key by key; the last value of a key counts."""
-    merged = {}
+def merge(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Merge nested mappings key by key into a new one; the last value of a key counts."""
+    merged: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
             before = merged.get(key)
@@ -49,7 +50,7 @@ def merge(*layers):
     return merged
 
 
-def _pop_bases(settings):
+def _pop_bases(settings: dict[str, Any]) -> list[str]:
     bases = settings.pop(BASE, [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) and base for base in bases):
@@ -57,7 +58,7 @@ def _pop_bases(settings):
     return bases
 
 
-def _load(path):
+def _load(path: str) -> dict[str, Any]:
     """The mapping in a YAML file."""
     if not Path(path).is_file():
         raise ValueError("no such configuration file")
@@ -65,11 +66,11 @@ def _load(path):
     if not isinstance(settings, dict):
         got = "nothing" if settings is None else f"a {type(settings).__name__}"
         raise ValueError(f"got {got}, expected a mapping of settings")
-    return _nested(settings)
+    return nested(settings)
 
 
-def read_yaml(path):
-    """What a YAML file holds, with numbers as above. Raises ValueError, on one line."""
+def read_yaml(path: str | Path) -> Any:
+    """What a YAML file holds, with YAML 1.2's numbers. Raises ValueError, on one line."""
     try:
         return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
@@ -77,21 +78,40 @@ def read_yaml(path):
     except UnicodeDecodeError:
         raise ValueError("got other bytes than UTF-8, expected YAML") from None
     except yaml.MarkedYAMLError as error:
-        raise ValueError(f"line {error.problem_mark.line + 1}: {error.problem}") from None
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ValueError(f"line {line}: {error.problem}") from None
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
 
 
-def _nested(settings):
-    """`a.b: 1` is `a: {b: 1}`."""
-    merged = {}
+def read_text(text: str) -> Any:
+    """What a single value of a YAML file or of a command line holds; the text itself where it is no
+    YAML."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        return text
+
+
+def yaml_text(settings: dict[str, Any]) -> str:
+    """Settings as YAML that `read_yaml`, and YAML 1.1 too, read as the same settings."""
+    return yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def nested(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with dotted keys as nested mappings: `a.b: 1` becomes `a: {b: 1}`."""
+    merged: dict[str, Any] = {}
     for key, value in settings.items():
-        value = _nested(value) if isinstance(value, dict) else value
+        value = nested(value) if isinstance(value, dict) else value
         *groups, last = str(key).split(".")
         for name in (last, *reversed(groups)):
             value = {name: value}
         merged = merge(merged, value)
     return merged
+
+
+class _Dumper(yaml.SafeDumper):
+    """Safe YAML in which text that looks like a number of YAML 1.1 or 1.2 stands in quotes."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -121,4 +141,5 @@ _Loader.yaml_implicit_resolvers = {
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 for _tag, _pattern in _NUMBERS.items():
-    _Loader.add_implicit_resolver(_tag, re.compile(_pattern), list("-+.0123456789"))
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(_tag, re.compile(_pattern), list("-+.0123456789"))

@@ -1,40 +1,46 @@
-"""Runs on a Slurm cluster: submitting them through submitit, and surviving there.
+"""Runs on a Slurm cluster: submitting them through submitit.
 
     if slurm.is_batch(argv):                                    # --slurm.batch list.yaml
-        return 0, slurm.submit_batch(argv, read_config, __file__)
+        return 0, slurm.submit_batch(argv, lambda line: [slurm.job_of(read_config(line), __file__)])
     config = read_config(argv)
     if slurm.wants_submission(config):                          # --slurm.partition P
-        return 0, slurm.submit(config, argv, __file__)
+        return 0, slurm.submit(config, __file__)
     environment = slurm.task_environment()                      # torchrun's variables, or None
 
-A job runs the same command without the keys of `slurm`, in the same directory and with the same
-python, one task a GPU; code and configuration files are read when it starts, not copied. Every task
-is a rank, and it is requeued until it is finished: see `slurm_job`.
+A job runs the same script, in the same directory and with the same python, on the settings that the
+command line resolved to: they are written to `slurm/submitted.yaml` in the run's folder, without
+those of `slurm`. The code is read when the job starts; it is not copied. Every task, one per GPU,
+is a rank. The job is requeued until the run is finished: see `slurm_task`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
+import itertools
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from ffcv_ssl.config.messages import one_line
-from ffcv_ssl.config.plain import flatten_as_text
-from ffcv_ssl.config.yaml_layers import read_yaml
+from ffcv_ssl.config.plain import config_dict
+from ffcv_ssl.config.yaml_layers import yaml_text
 from ffcv_ssl.errors import UserError
-from ffcv_ssl.jobs.slurm_task import PYTHON, Task
+from ffcv_ssl.files import write_text
+from ffcv_ssl.jobs.batch import batch_file, read_batch
+from ffcv_ssl.jobs.slurm_task import PYTHON, RequeueingCommand
 
 TIME = r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}"  # as sbatch --time: minutes, or days and hours
+FOLDER, SUBMITTED = "slurm", "submitted.yaml"
 
 
 @dataclass(frozen=True)
@@ -83,152 +89,171 @@ class SlurmConfig:
     setup: list[str] = field(default_factory=list)
     """Shell lines to run before the job's command: ["module load cuda"]."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.time is not None and not re.fullmatch(TIME, self.time):
             expected = "expected minutes, hours:minutes:seconds or days-hours"
             raise UserError(f"slurm.time: got {self.time!r}, {expected}")
         if self.gpus_per_node and self.tasks_per_node not in (None, self.gpus_per_node):
             got = f"got {self.tasks_per_node} with {self.gpus_per_node} GPUs"
-            raise UserError(f"slurm.tasks_per_node: {got}, expected one task a GPU; leave it out")
+            raise UserError(f"slurm.tasks_per_node: {got}, expected one task per GPU; leave it out")
 
 
-def wants_submission(config):
-    """Whether this command should submit a run rather than train it: never inside a job of ours."""
+class Job(NamedTuple):
+    """A command, the settings that it reads, and the Slurm job to run it in."""
+
+    command: RequeueingCommand
+    settings: dict[str, Any]
+    slurm: SlurmConfig
+
+    @property
+    def out(self) -> str:
+        """The run's folder as the user typed it."""
+        return self.settings["out"]
+
+
+def make_job(
+    script: str,
+    words: Sequence[str],
+    settings: dict[str, Any],
+    slurm: SlurmConfig,
+    command: Callable[..., RequeueingCommand] = RequeueingCommand,
+) -> Job:
+    """The job that runs `SCRIPT WORDS --config FILE` on nested settings with `out`, its folder."""
+    settings = {key: value for key, value in settings.items() if key != "slurm"}
+    folder = Path(settings["out"]).resolve()
+    words = (*words, f"--config={folder / FOLDER / SUBMITTED}")
+    script = str(Path(script).resolve())
+    return Job(command(script, words, str(folder), slurm.max_requeues), settings, slurm)
+
+
+def job_of(config: Any, script: str, *words: str) -> Job:
+    """The job of a command's configuration, a dataclass; words: those before its settings."""
+    return make_job(script, words, config_dict(config), config.slurm)
+
+
+def wants_submission(config: Any) -> bool:
+    """Whether a command should submit its run instead of doing it here. A job's own command does
+    not: its settings have no partition."""
     if config.slurm.batch is not None:
         raise UserError("slurm.batch: got a key in a file, expected --slurm.batch LIST.yaml")
-    is_own_job = "SUBMITIT_EXECUTOR" in os.environ and "SLURM_STEP_ID" in os.environ
-    return config.slurm.partition is not None and not is_own_job
+    return config.slurm.partition is not None
 
 
-def is_batch(argv):
+def is_batch(argv: Sequence[str]) -> bool:
     """Whether a command line asks for a list of runs."""
-    return _batch_file(argv) is not None
+    return batch_file(argv) is not None
 
 
-def submit(config, argv, script):
-    """Submit the run that `argv` describes to `script`; returns the command's summary.
-
-    config: that command line, parsed, with its folder in `out`. Raises UserError where Slurm
-    refuses, or is not there.
-    """
-    _check(config)
-    job = _submit_job(config, argv, Path(script).resolve())
+def submit(config: Any, script: str, *words: str) -> dict[str, str]:
+    """Submit the run of a configuration (see `job_of`); returns the command's summary. Raises
+    UserError where Slurm refuses, or is not there."""
+    (job,) = submit_jobs([[job_of(config, script, *words)]])
     print(f"job {job['job_id']}: {job['out']}, log {job['stdout']}", flush=True)
     return {"status": "submitted", **job}
 
 
-def submit_batch(argv, read_config, script):
-    """Submit each run of a list; returns the command's summary.
+def submit_batch(
+    argv: Sequence[str], read_jobs: Callable[[list[str]], list[Job]]
+) -> dict[str, Any]:
+    """Submit each run of the list that `argv` names; returns the command's summary.
 
-    Every run's command line is first parsed by `read_config(argv) -> config`: nothing is submitted
-    unless all are sound and their folders differ. Other keys of `argv` hold for every run and win
-    over the list's. Raises UserError.
+    `read_jobs(argv)` reads the command line of one run: a job, or several, each to begin after the
+    one before it. Nothing is submitted unless all runs are sound and their folders differ. Other
+    keys of `argv` hold for every run and win over the list's. Raises UserError.
     """
-    path = _batch_file(argv)
-    runs = [(line, _read_entry(line, read_config, path)) for line in read_batch(path, argv)]
-    folders = set()
-    for _, config in runs:
-        folder = Path(config.out).resolve()
-        if folder in folders:
-            raise UserError(f"{path}: two runs in {config.out}; give one a name of its own")
-        folders.add(folder)
-    for _, config in runs:
-        _check(config)
-    jobs = []
-    for line, config in runs:
+    path, launches = batch_file(argv) or "", []
+    for line in read_batch(path, argv):
         try:
-            jobs.append(_submit_job(config, line, Path(script).resolve()))
-        except UserError as error:
-            before = ", ".join(job["job_id"] for job in jobs) or "none"
-            raise UserError(f"{config.out}: {error}; submitted before it: {before}") from None
-    width = max(len(job["out"]) for job in jobs)
+            launches.append(read_jobs(line))
+        except ValueError as error:
+            raise UserError(f"{path}: {line[0]}: {one_line(error)}") from None
+    folders = [job.command.folder for job in itertools.chain(*launches)]
+    for job in itertools.chain(*launches):
+        if folders.count(job.command.folder) > 1:
+            raise UserError(f"{path}: two runs in {job.out}; give one a name of its own")
+    jobs = submit_jobs(launches)
+    width = max([len(job["out"]) for job in jobs], default=0)
     print(f"{'job':>10}  {'folder':{width}}  log")
-    for job in jobs:
-        print(f"{job['job_id']:>10}  {job['out']:{width}}  {job['stdout']}", flush=True)
+    for made in jobs:
+        print(f"{made['job_id']:>10}  {made['out']:{width}}  {made['stdout']}", flush=True)
     return {"status": "submitted", "jobs": jobs}
-
-
-def read_batch(path, argv=()):
-    """The command line of each run in a list of runs, `argv`'s other keys last.
-
-    Raises UserError for a list that is not one.
-    """
-    try:
-        entries = read_yaml(path)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
-    if not isinstance(entries, list) or not entries:
-        raise UserError(f"{path}: got no list, expected one of configuration files")
-    others = [word for word in argv if word != f"--slurm.batch={path}"]
-    if "--slurm.batch" in others:
-        at = others.index("--slurm.batch")
-        del others[at : at + 2]
-    if any(re.match(r"--config(=|$)", word) for word in others):
-        raise UserError(f"{path}: got --config too, expected it in the list's entries")
-    numbered = enumerate(entries, 1)
-    return [[*_entry_arguments(entry, f"{path}: entry {i}"), *others] for i, entry in numbered]
-
-
-def _entry_arguments(entry, where):
-    entry = {"config": entry} if isinstance(entry, str) else entry
-    if not isinstance(entry, dict) or not isinstance(entry.get("config"), str):
-        raise UserError(f"{where}: got {entry!r}, expected a file or {{config, name, overrides}}")
-    unknown = set(entry) - {"config", "name", "overrides"}
-    overrides, name = entry.get("overrides") or {}, entry.get("name", Path(entry["config"]).stem)
-    if unknown or not isinstance(overrides, dict) or not isinstance(name, str) or not name:
-        got = f"name {name!r}" if isinstance(overrides, dict) else "overrides are no mapping"
-        got = f"unknown key {sorted(unknown, key=str)[0]!r}" if unknown else got
-        raise UserError(f"{where}: {got}, expected {{config, name, overrides}}")
-    arguments = [f"--config={entry['config']}", f"--out=runs/{name}"]
-    for key, value in flatten_as_text(overrides).items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        arguments.append(f"--{key}={text}")
-    return arguments
-
-
-def _read_entry(line, read_config, path):
-    try:
-        return read_config(line)
-    except ValueError as error:
-        raise UserError(f"{path}: {line[0]}: {one_line(error)}") from None
-
-
-def _batch_file(argv):
-    for word, following in zip(argv, [*argv[1:], ""]):
-        if word.startswith("--slurm.batch="):
-            return word.partition("=")[2]
-        if word == "--slurm.batch":
-            return following
-    return None
-
-
-def without_slurm_keys(argv):
-    """A command line without the keys of `slurm` and their values."""
-    kept, is_value = [], False
-    for word in argv:
-        if is_value:
-            is_value = False
-        elif re.match(r"--slurm(\.[^=]*)?(=|$)", word):
-            is_value = "=" not in word
-        else:
-            kept.append(word)
-    return kept
 
 
 # ---- Submitting ----------------------------------------------------------------------------------
 
 
-def sbatch_parameters(config, name, script):
-    """A SlurmConfig as the parameters of submitit's SlurmExecutor."""
+def submit_jobs(launches: Sequence[Sequence[Job]]) -> list[dict[str, str]]:
+    """Submit lists of jobs; a job begins when the job before it in its list ended with exit code 0.
+
+    Returns {out, job_id, stdout, stderr} of each job. Raises UserError where Slurm refuses a job,
+    and, before the first one is submitted, where one of the folders has a job in the queue.
+    """
+    check_sbatch()
+    for job in itertools.chain(*launches):
+        _check(job)
+    done: list[dict[str, str]] = []
+    for launch in launches:
+        before = None
+        for job in launch:
+            job = job if before is None else _after(job, before)
+            try:
+                done.append(_submit(job))
+            except UserError as error:
+                if sum(map(len, launches)) == 1:
+                    raise
+                ids = ", ".join(made["job_id"] for made in done) or "none"
+                raise UserError(f"{job.out}: {error}; submitted before it: {ids}") from None
+            before = done[-1]["job_id"]
+    return done
+
+
+def _after(job: Job, job_id: str) -> Job:
+    """A job that begins once another has ended with exit code 0."""
+    others = f"{job.slurm.dependency}," if job.slurm.dependency else ""
+    return job._replace(slurm=replace(job.slurm, dependency=f"{others}afterok:{job_id}"))
+
+
+def _check(job: Job) -> None:
+    """Refuse a job that cannot do its work. Raises UserError."""
+    data = job.settings.get("data") or {}
+    if data.get("train") == "":
+        raise UserError("data.train: got no file to train on; write one with write_dataset.py")
+    for path in (data.get("train"), data.get("val")):
+        if path and not Path(path).exists():  # a file on the nodes' own disks, perhaps
+            print(f"note: {path} is not here; the job's nodes must have it", file=sys.stderr)
+    if job.slurm.dependency is None:
+        check_not_queued(job.out)
+
+
+def check_sbatch() -> None:
+    """Raise UserError where jobs cannot be submitted."""
+    if shutil.which("sbatch") is None:
+        raise UserError("slurm.partition: there is no sbatch here; submit from a login node")
+
+
+def check_not_queued(run: str) -> None:
+    """Raise UserError where a job that was submitted for the folder `run` still waits or runs."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        made = {path.name.partition("_")[0] for path in (Path(run) / FOLDER).iterdir()}
+        words = ["squeue", "--me", "--noheader", "--format=%A"]
+        queued = subprocess.run(words, capture_output=True, text=True, timeout=60).stdout.split()
+        for job_id in sorted(made & set(queued)):
+            remedy = f"wait for it, or end it: scancel {job_id}"
+            raise UserError(f"{run}: job {job_id} of this folder waits or runs; {remedy}")
+
+
+def sbatch_parameters(config: SlurmConfig, name: str, script: Path) -> dict[str, Any]:
+    """A SlurmConfig as the parameters of submitit's SlurmExecutor; this package lies beside the
+    command `script`."""
     num_tasks = config.tasks_per_node or max(1, config.gpus_per_node)
     srun = ["--kill-on-bad-exit=1"]  # a rank that crashed must not leave the others waiting
     if config.cpus_per_task:  # from 22.05 on, srun no longer takes this from sbatch
         srun.append(f"--cpus-per-task={config.cpus_per_task}")
     # the job must find this package before it can run the script, installed or not
     path = f'export PYTHONPATH={shlex.quote(str(script.parent))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
-    same = ("partition", "nodes", "cpus_per_task", "mem", "time", "signal_delay_s", "constraint")
-    same += ("account", "qos", "nodelist", "exclude", "comment")
-    more = {"requeue": True}  # also where the cluster's default is not to
+    same = ["partition", "nodes", "cpus_per_task", "mem", "time", "signal_delay_s", "constraint"]
+    same += ["account", "qos", "nodelist", "exclude", "comment"]
+    more: dict[str, Any] = {"requeue": True}  # also where the cluster's default is not to
     if config.reservation:
         more["reservation"] = config.reservation
     if config.dependency:
@@ -244,70 +269,30 @@ def sbatch_parameters(config, name, script):
     }
 
 
-def _check(config):
-    """Refuse what no job could do; raises UserError."""
-    check_sbatch()
-    if not config.data.train:
-        raise UserError("data.train: got no file to train on; write one with write_dataset.py")
-    for path in (config.data.train, config.data.val):
-        if path and not Path(path).exists():  # a file on the nodes' own disks, perhaps
-            print(f"note: {path} is not here; the job's nodes must have it", file=sys.stderr)
-    if config.slurm.dependency is None:
-        check_not_queued(config.out)
+def _submit(job: Job) -> dict[str, str]:
+    """Submit a job, named after its run's folder, with its settings and logs in there."""
+    import submitit  # slow to import
 
-
-def check_sbatch():
-    """Raise UserError where jobs cannot be submitted."""
-    if shutil.which("sbatch") is None:
-        raise UserError("slurm.partition: there is no sbatch here; submit from a login node")
-
-
-def check_not_queued(run):
-    """Raise UserError where a job that was submitted for the folder `run` still waits or runs."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        made = {path.name.partition("_")[0] for path in (Path(run) / "slurm").iterdir()}
-        words = ["squeue", "--me", "--noheader", "--format=%A"]
-        asked = made and subprocess.run(words, capture_output=True, text=True, timeout=60)
-        for job_id in sorted(made & set(asked.stdout.split()) if made else ()):
-            remedy = f"wait for it, or end it: scancel {job_id}"
-            raise UserError(f"{run}: job {job_id} of this folder waits or runs; {remedy}")
-
-
-def _submit_job(config, argv, script):
-    """Returns {job_id, out, stdout, stderr}. Raises UserError where Slurm refuses."""
-    folder = str(Path(config.out).resolve())
-    task = Task(str(script), without_slurm_keys(argv), folder, config.slurm.max_requeues)
-    return {"out": config.out, **submit_task(config.slurm, task, script, folder)}
-
-
-def submit_task(config, task, script, run):
-    """Submit a call of `task` by every task of a job, named after the folder `run`, with its logs
-    there; a SlurmConfig says which job. Returns {job_id, stdout, stderr}.
-
-    script: the Path of the command, beside which this package lies. Raises UserError where Slurm
-    refuses.
-    """
-    import submitit
-
-    folder = Path(run) / "slurm"
+    folder, script = Path(job.command.folder) / FOLDER, Path(job.command.script)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         before = set(folder.iterdir())
+        write_text(folder / SUBMITTED, yaml_text(job.settings))
         executor = submitit.SlurmExecutor(folder, python=PYTHON)
-        executor.update_parameters(**sbatch_parameters(config, folder.parent.name, script))
+        executor.update_parameters(**sbatch_parameters(job.slurm, folder.parent.name, script))
         with _no_jobs_environment(), contextlib.redirect_stderr(io.StringIO()):
-            job = executor.submit(task)
+            made = executor.submit(job.command)
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror or one_line(error)}") from None
     except submitit.core.utils.FailedJobError as error:
         _remove_rest(folder, before)
         raise UserError(f"slurm: {_reason(error)}") from None
-    paths = {"stdout": str(job.paths.stdout), "stderr": str(job.paths.stderr)}
-    return {"job_id": job.job_id, **paths}
+    logs = {"stdout": str(made.paths.stdout), "stderr": str(made.paths.stderr)}
+    return {"out": job.out, "job_id": made.job_id, **logs}
 
 
 @contextlib.contextmanager
-def _no_jobs_environment():
+def _no_jobs_environment() -> Iterator[None]:
     """Hide that this process runs in a job, but keep what the user tells sbatch."""
     from submitit.helpers import clean_env, environment_variables
 
@@ -316,13 +301,13 @@ def _no_jobs_environment():
         yield
 
 
-def _reason(error):
+def _reason(error: Exception) -> str:
     """sbatch's own words on one line: `sbatch: error: A\\nsbatch: error: B` -> `sbatch: A; B`."""
     lines = [re.sub(r"^sbatch: (error: )?", "", line) for line in str(error).splitlines() if line]
     return f"sbatch: {'; '.join(lines)}"
 
 
-def _remove_rest(folder, before):
+def _remove_rest(folder: Path, before: set[Path]) -> None:
     """Delete what a refused submission left, and the folders that were made for it."""
     for path in set(folder.iterdir()) - before:
         path.unlink()
@@ -334,7 +319,7 @@ def _remove_rest(folder, before):
 # ---- Ranks --------------------------------------------------------------------------------------
 
 
-def task_environment(environment=os.environ):
+def task_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str] | None:
     """torchrun's variables for this task of a Slurm job step, or None outside one.
 
     Returns {RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT}, all str. A batch script that
@@ -353,8 +338,8 @@ def task_environment(environment=os.environ):
     }
 
 
-def _port(environment):
-    """A port below those that Linux gives out by itself, of this start of this step alone."""
+def _port(environment: Mapping[str, str]) -> int:
+    """A port of this start of this step alone, below the ports that Linux gives out by itself."""
     keys = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
     job, step, start = (int(environment.get(key, 0)) for key in keys)
     return 20000 + (job + 997 * step + 4999 * start) % 12000

@@ -1,16 +1,16 @@
-"""A task of a job of ours on Slurm: it runs a command and survives pre-emption and time limits.
+"""What each task of a Slurm job runs: a command that survives pre-emption and time limits.
 
-- SIGUSR2 comes some time before the time limit, and on pre-emption where the cluster says so
-  (preempt_send_user_signal); SIGTERM on other pre-emption and on scancel. After either, the trainer
-  finishes its step, saves and returns 75. Only then rank 0 requeues the job, once, under its own
-  id; started again, it goes on from the checkpoint.
-- It does so after SIGUSR2, or if Slurm says that the job is being pre-empted, and only while Slurm
-  still counts it as running: a cancelled job stays cancelled, and one that Slurm requeues by itself
-  is not requeued twice. A user's mistake (exit code 2) or a crash is never requeued.
-- Only rank 0 ends with 75, the others with 0: srun ends all tasks when one fails.
+- Slurm sends SIGUSR2 some time before the time limit, and on pre-emption where the cluster says so
+  (preempt_send_user_signal). It sends SIGTERM on other pre-emption and on scancel. After either
+  signal, the command finishes its step, saves and returns 75. Then rank 0 requeues the job, once,
+  under the same id; when the job starts again, the command goes on from its checkpoint.
+- Rank 0 requeues the job after SIGUSR2, or if Slurm says that the job is being pre-empted, and only
+  while Slurm calls the job running: a cancelled job stays cancelled, and a job that Slurm requeues
+  by itself is not requeued twice. A user's mistake (exit code 2) or a crash is never requeued.
+- Only rank 0 ends with 75, the other ranks with 0: srun ends all tasks when one fails.
 
-submitit's own signal handler does not act here: it would in the middle of a step, it replaces the
-job's pickle by deleting it first, and it would bring a cancelled job back to life.
+submitit's own signal handler is switched off: it would act in the middle of a step, it deletes the
+job's pickle before it writes the new one, and it would bring a cancelled job back to life.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ import signal
 import subprocess
 import sys
 import time
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.errors import UserError
@@ -32,7 +34,7 @@ from ffcv_ssl.files import hold_folder
 from ffcv_ssl.training.command import EXIT_INTERRUPTED, StopSignal
 
 # The interpreter of a job, for a shell. Python and submitit take seconds to start, and by default
-# either signal would end them: they stay blocked until `Task` listens.
+# either signal would end them: they stay blocked until `RequeueingCommand` listens.
 _BLOCK = (
     "import os, signal as s, sys; s.pthread_sigmask(s.SIG_BLOCK, (s.SIGUSR2, s.SIGTERM)); "
     "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
@@ -40,62 +42,66 @@ _BLOCK = (
 PYTHON = shlex.join([sys.executable, "-S", "-c", _BLOCK])
 
 LOCK_PATIENCE_S = 300
-"""How long a requeued job waits for the run's folder: on a network's file system the lock of a node
-that failed is freed late."""
+"""How long a requeued job waits for the run's folder: on a network file system the lock of a failed
+node is released late."""
 
 
-class Task(NamedTuple):
-    """What each task of a job calls: the command of a script, and then, in rank 0, the requeue.
-
-    folder: that of the run, absolute, str.
-    """
+@dataclass(frozen=True)
+class RequeueingCommand:
+    """A command that each task of a job runs; rank 0 then requeues the job where it should."""
 
     script: str
-    argv: list
+    """train.py or evaluate.py, absolute."""
+    words: tuple[str, ...]
+    """Its arguments."""
     folder: str
+    """The run's folder, absolute."""
     max_requeues: int
 
-    def __call__(self):
+    def __call__(self) -> None:
+        """Run the command; raises SystemExit unless it ended with exit code 0."""
         if num_requeues() > self.max_requeues:  # by Slurm itself
             _say(f"{_too_often(self.max_requeues)}; not started again; the same command goes on")
             raise SystemExit(EXIT_INTERRUPTED)
-        for number in StopSignal.SIGNALS:  # submitit's are not to come back; see above
-            signal.signal(number, _do_nothing)
+        for number in StopSignal.SIGNALS:  # submitit's handlers must not come back; see above
+            signal.signal(number, lambda number, frame: None)
         with StopSignal() as stop:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, StopSignal.SIGNALS)
             code = self._run()
             if code == EXIT_INTERRUPTED:
                 code = self._after_stop(stop.received)
         if code:
-            # srun ends all tasks when one fails: rank 0 is to say why, and `code` to stay the job's
+            # srun ends all tasks when one fails: give rank 0 the time to say why, and keep `code`
+            # as the job's exit code
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            if not _is_first():
+            if not is_first_task():
                 time.sleep(5)
-            raise SystemExit(code)  # no Exception: submitit would add a traceback
+            raise SystemExit(code)  # for an Exception submitit would print a traceback
 
-    def _run(self):
-        if num_requeues() and _is_first():
-            with contextlib.suppress(UserError):  # then the script says so itself
+    def _run(self) -> Any:
+        """Run the script as __main__; returns its exit code."""
+        if num_requeues() and is_first_task():
+            with contextlib.suppress(UserError):  # the script will say it
                 with hold_folder(self.folder, LOCK_PATIENCE_S):
                     pass
-        sys.argv = [self.script, *self.argv]
+        sys.argv = [self.script, *self.words]
         try:
             runpy.run_path(self.script, run_name="__main__")
         except SystemExit as end:
             return end.code
         return 0
 
-    def _after_stop(self, received):
-        if not _is_first():
+    def _after_stop(self, received: Sequence[signal.Signals]) -> int:
+        if not is_first_task():
             return 0
         _say(requeue(os.environ["SLURM_JOB_ID"], received, self.max_requeues))
         return EXIT_INTERRUPTED
 
 
-def requeue(job_id, received, max_requeues):
-    """Put a job that has stopped itself back into the queue, if it should be.
+def requeue(job_id: str, received: Sequence[signal.Signals], max_requeues: int) -> str:
+    """Put a job whose command was stopped back into the queue, where it should be.
 
-    received: the signals that stopped it. Returns what was done, in words for the log.
+    received: the signals that stopped it. Returns a line for the log that says what was done.
     """
     job = f"job {job_id}"
     state, preempt_time = _job_state(job_id)
@@ -112,15 +118,15 @@ def requeue(job_id, received, max_requeues):
     return f"{job}: requeued ({num_requeues() + 1} of at most {max_requeues} times)"
 
 
-def num_requeues():
-    """How often this job has been requeued; 0 outside a job."""
+def num_requeues() -> int:
+    """Number of times that this job has been requeued; 0 outside a job."""
     return int(os.environ.get("SLURM_RESTART_COUNT", 0))
 
 
-def _job_state(job_id):
-    """A job's state, and when its pre-emption began or "None", as Slurm words them.
+def _job_state(job_id: str) -> tuple[str, str]:
+    """(state, time at which its pre-emption began or "None") of a job, in Slurm's words.
 
-    Where Slurm does not answer, a job that can ask is taken to be running.
+    Where Slurm does not answer, the job counts as running, since it can ask.
     """
     answer = dict(
         re.findall(r"\b(JobState|PreemptTime)=(\S+)", _scontrol("show", "job", job_id).stdout)
@@ -128,7 +134,7 @@ def _job_state(job_id):
     return answer.get("JobState", "RUNNING"), answer.get("PreemptTime", "None")
 
 
-def _scontrol(*words):
+def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
     command = ["scontrol", *words]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -136,17 +142,14 @@ def _scontrol(*words):
         return subprocess.CompletedProcess(command, 1, "", one_line(error))
 
 
-def _is_first():
+def is_first_task() -> bool:
+    """Whether this process is rank 0 of its job."""
     return os.environ["SLURM_PROCID"] == "0"
 
 
-def _too_often(max_requeues):
+def _too_often(max_requeues: int) -> str:
     return f"requeued {num_requeues()} times, slurm.max_requeues is {max_requeues}"
 
 
-def _say(text):
+def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _do_nothing(number, frame):
-    pass

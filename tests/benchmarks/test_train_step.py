@@ -271,7 +271,7 @@ def test_the_command_ends_with_the_record_as_json_and_adds_to_the_file(
         (["--beton", "nowhere.beton"], "nowhere.beton"),
         (["--beton", "RAW", "--loop_steps", "100"], "200 images make 50 steps, expected 105"),
         (["--root", "EMPTY"], "--root: "),
-        (["--optim.lrr", "1"], "optim.lrr: unknown key"),
+        (["--optim.lrr", "1"], "optim: unknown key 'lrr'"),
         (["--ramp", "nowhere.yaml"], "nowhere.yaml: no such configuration file"),
         (["--results", "nowhere/r.json"], "--results: nowhere/r.json: no such folder"),
     ],

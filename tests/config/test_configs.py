@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+import evaluate
 import train
 from ffcv_ssl.config.plain import config_dict
 from ffcv_ssl.config.yaml_layers import merge, read_layers
-from ffcv_ssl.jobs import slurm
+from ffcv_ssl.jobs.batch import read_batch
+from ffcv_ssl.jobs.chain_file import read_chain
 
 ROOT = Path(__file__).resolve().parents[2]
 LISTS = sorted((ROOT / "configs/batches").glob("*.yaml"))
@@ -99,11 +101,21 @@ def test_every_run_is_listed_in_the_results_or_the_readme(path):
     assert any(name in text or f"`{short}`" in text for text in texts)
 
 
+def runs_of(line, command):
+    """The folders of the runs that a line of a list stands for."""
+    if command == "chains":
+        return [str(stage.folder) for stage in read_chain(line)]
+    if command == "finetune":
+        return [evaluate.read_config([command, *line]).out]
+    return [train.read_config(line).out]
+
+
 @pytest.mark.parametrize("path", LISTS, ids=lambda path: path.stem)
 def test_every_list_of_runs_can_be_submitted(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    configs = [train.read_config(line) for line in slurm.read_batch(path)]
-    assert len({config.out for config in configs}) == len(configs)
+    lines = read_batch(str(path))
+    folders = [out for line in lines for out in runs_of(line, path.stem.split("_")[0])]
+    assert len(set(folders)) == len(folders) >= len(lines)
 
 
 def test_labelled_streams_fit_the_papers_worlds():

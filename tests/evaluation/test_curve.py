@@ -302,9 +302,9 @@ def test_a_record_that_does_not_say_its_weights_and_labels_is_not_used(checkpoin
     ("words", "message"),
     [
         ([], "checkpoint: got none"),
-        (["--checkpoint=x", "--settings.kk=5"], "settings of knn: kk: unknown key"),
+        (["--checkpoint=x", "--settings.kk=5"], "settings of knn: unknown key 'kk'"),
         (["--checkpoint=x", "--settings.checkpoint=5"], "settings.checkpoint: set it outside"),
-        (["--checkpoint=x", "--protocol=nope"], "protocol: got nope"),
+        (["--checkpoint=x", "--protocol=nope"], "protocol: got 'nope'"),
         (["--checkpoint=/nope", "--protocol=online"], "no file or folder '/nope'"),
         (["--checkpoint=/", "--protocol=online"], "/: no evaluations in its metrics"),
         (["--checkpoint=/", "--out=/proc/nope"], "/proc/nope: cannot hold results"),

@@ -243,7 +243,7 @@ def test_mistakes_end_in_one_line_and_exit_code_2(run, files, tmp_path, capsys):
     for protocol in ("knn", "suite"):
         line = mistake(capsys, protocol, "--checkpoint=a", "--checkpoint", "b")
         assert line.startswith("checkpoint: got it twice")
-    assert "temprature: unknown key" in mistake(capsys, "knn", *tail, "--temprature", "1")
+    assert "unknown key 'temprature'" in mistake(capsys, "knn", *tail, "--temprature", "1")
     assert "expected --key x" in mistake(capsys, "knn", "x")
     line = mistake(capsys, "linear", *tail, "--lrs", "0.1", "inf")
     assert line == "lrs: got inf, expected a finite number\n"

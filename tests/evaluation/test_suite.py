@@ -259,7 +259,7 @@ def test_a_mistake_in_a_suite_is_one_line_before_anything_is_measured(
         (["--suite=/nope.yaml"], "/nope.yaml: cannot be read"),
         (["--linear.depths=[projector_9]"], "got 'projector_9', but"),
         (["--linear.data.train=x"], "linear.data: set it outside, as --data"),
-        (["--mlp.layers=3"], "mlp of mlp: layers: unknown key"),
+        (["--mlp.layers=3"], "mlp of mlp: unknown key 'layers'"),
     ],
 )
 def test_a_mistake_in_the_command_is_one_line(tmp_path, checkpoint, tasks, capsys, words, message):

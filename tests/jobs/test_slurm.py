@@ -8,19 +8,19 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from support import slurm_cluster
 from support.small_files import REPOSITORY
 
+import evaluate
 import train
+from ffcv_ssl.config.yaml_layers import yaml_text
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.files import hold_folder
-from ffcv_ssl.jobs import slurm
-from ffcv_ssl.jobs import slurm_task as slurm_job
+from ffcv_ssl.jobs import slurm, slurm_task
+from ffcv_ssl.jobs.batch import read_batch
 from ffcv_ssl.jobs.slurm import SlurmConfig
 from ffcv_ssl.training.command import StopSignal
 from ffcv_ssl.training.metrics_log import read_metrics
@@ -79,15 +79,47 @@ def test_other_time_limits_are_refused(time):
 
 
 def test_more_tasks_than_gpus_are_refused():
-    with pytest.raises(UserError, match="expected one task a GPU"):
+    with pytest.raises(UserError, match="expected one task per GPU"):
         SlurmConfig(gpus_per_node=8, tasks_per_node=4)
 
 
-def test_the_job_gets_the_command_without_the_keys_of_slurm():
-    argv = ["--config", "a.yaml", "--slurm.partition", "p", "--slurm.time=10", "--optim.lr", "0.1"]
-    argv += ["--slurm.setup+", "module load x", "--slurm.setup+=y", "--slurm", "{nodes: 2}"]
-    kept = ["--config", "a.yaml", "--optim.lr", "0.1", "--slurmy", "x"]
-    assert slurm.without_slurm_keys([*argv, "--slurmy", "x"]) == kept
+RUNS = [
+    "configs/demo.yaml", "configs/suncet/suncet_10percent.yaml", "configs/imagenette/cpu_byol.yaml"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", RUNS)
+def test_what_a_trainers_job_reads_is_what_the_command_line_resolved_to(path, tmp_path):
+    words = [f"--config={REPOSITORY / path}", f"--out={tmp_path}/1e3", "--optim.lr=3e-7"]
+    words += ["--views.view_0.blur_prob=0.3", "--data.mean=[1,2,3]"]
+    job = slurm.job_of(train.read_config([*words, "--slurm.partition=p"]), "train.py")
+    assert (job.command.script, job.out) == (str(Path("train.py").resolve()), f"{tmp_path}/1e3")
+    assert read_submitted(job, train.read_config) == train.read_config(words)
+
+
+def test_what_a_fine_tunings_job_reads_is_what_the_command_line_resolved_to(tmp_path):
+    words = [f"--config={REPOSITORY}/configs/finetune/cpu_imagenette_10percent.yaml"]
+    words += [f"--out={tmp_path}/run", "--checkpoint", "a.pt", "--data.std", "[1,2,3]"]
+    config = evaluate.read_config(["finetune", *words, "--slurm.partition=p"])
+    job = slurm.job_of(config, "evaluate.py", "finetune")
+    expected = evaluate.read_config(["finetune", *words])
+    assert read_submitted(job, evaluate.read_config) == expected
+    assert not slurm.wants_submission(expected)
+
+
+def read_submitted(job, read_config):
+    """The configuration that a job's command reads from the file that is written for it."""
+    path = Path(job.command.folder) / "slurm/submitted.yaml"
+    assert job.command.words[-1] == f"--config={path}"
+    path.parent.mkdir(parents=True)
+    path.write_text(yaml_text(job.settings))
+    return read_config(list(job.command.words))
+
+
+def test_several_checkpoints_are_no_job(capsys):
+    words = ["finetune", "--checkpoint", "a", "b", "--out=c", "--slurm.partition=p"]
+    assert evaluate.main(words) == 2
+    assert "checkpoint: got 2, expected one per job; list the runs" in capsys.readouterr().err
 
 
 STEP = {
@@ -128,12 +160,12 @@ def test_a_batch_script_and_torchrun_in_a_job_are_no_tasks_of_slurm():
     assert slurm.task_environment({**STEP, "RANK": "0", "WORLD_SIZE": "2"}) is None
 
 
-def configuration(argv):
-    """What a trainer's `read_config` does, on two keys."""
+def jobs_of(argv):
+    """What a command's reading of a line of a list does, on two keys."""
     given = dict(word[2:].split("=", 1) for word in argv)
     if given.get("lr") == "bad":
         raise UserError("lr: got 'bad'")
-    return SimpleNamespace(out=given["out"], slurm=SlurmConfig())
+    return [slurm.make_job("train.py", [], {"out": given["out"]}, SlurmConfig())]
 
 
 def batch(tmp_path, text):
@@ -147,15 +179,16 @@ def test_a_batch_names_folders_after_configs_and_the_command_line_wins(tmp_path)
     word = batch(tmp_path, text)
     for argv in ([word, "--lr=3"], ["--slurm.batch", word.partition("=")[2], "--lr=3"]):
         assert slurm.is_batch(argv)
-        assert slurm.read_batch(word.partition("=")[2], argv) == [
-            ["--config=a.yaml", "--out=runs/a", "--lr=3"],
-            ["--config=b.yaml", "--out=runs/c", "--lr=0.1", "--flag=true", "--w=[1, 2]", "--lr=3"],
+        assert read_batch(word.partition("=")[2], argv) == [
+            ["--config=a.yaml", "--out=runs/a", *argv],
+            ["--config=b.yaml", "--out=runs/c", "--lr=0.1", "--flag=true", "--w=[1, 2]", *argv],
         ]
+    assert not slurm.is_batch(["--slurm.partition=p"])
 
 
 def test_times_and_groups_in_a_batch_are_as_in_a_configuration(tmp_path):
     text = "- {config: a.yaml, overrides: {slurm.time: 72:00:00, optim: {lr: 1e-3, name: sgd}}}\n"
-    (line,) = slurm.read_batch(batch(tmp_path, text).partition("=")[2])
+    (line,) = read_batch(batch(tmp_path, text).partition("=")[2])
     assert line[2:] == ["--slurm.time=72:00:00", "--optim.lr=0.001", "--optim.name=sgd"]
 
 
@@ -165,22 +198,60 @@ def test_times_and_groups_in_a_batch_are_as_in_a_configuration(tmp_path):
         ("- a.yaml\n- x/a.yaml\n", "two runs in runs/a; give one a name of its own"),
         ("- a.yaml\n- {config: b.yaml, overrides: {lr: bad}}\n", "--config=b.yaml: lr: got 'bad'"),
         ("- a.yaml\n- {config: b.yaml, nam: c}\n", "entry 2: unknown key 'nam'"),
-        ("- {overrides: {}}\n", "entry 1: got"),
-        ("- {config: a.yaml, overrides: [1]}\n", "overrides are no mapping"),
+        ("- {overrides: {}}\n", "entry 1: got {'overrides': {}}, expected a file or {config"),
+        ("- {config: a.yaml, overrides: [1]}\n", "entry 1: overrides: got [1], expected a mapping"),
+        ("- {config: a.yaml, name: 3}\n", "entry 1: name: got 3, expected text or null"),
         ("a.yaml\n", "got no list"),
         ("[]\n", "got no list"),
         ("[a: b: c\n", "line 1: "),
-        ("- {config: a.yaml, name: null}\n", "entry 1: name None, expected"),
         ("- {config: a.yaml, config: b.yaml}\n", "line 1: key 'config' is given twice"),
     ],
 )
 def test_nothing_of_a_batch_is_submitted_unless_all_of_it_is_sound(
     tmp_path, monkeypatch, text, message
 ):
-    monkeypatch.setattr(slurm, "_submit_job", lambda *_: pytest.fail("submitted"))
+    monkeypatch.setattr(slurm, "_submit", lambda *_: pytest.fail("submitted"))
+    monkeypatch.setattr(slurm, "check_sbatch", lambda: None)
     with pytest.raises(UserError) as error:
-        slurm.submit_batch([batch(tmp_path, text)], configuration, "train.py")
+        slurm.submit_batch([batch(tmp_path, text)], jobs_of)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def submitted_by(monkeypatch, main, words):
+    """The jobs that a command submits to a Slurm that is not there."""
+    jobs = []
+
+    def submit(job):
+        jobs.append(job)
+        return {"out": job.out, "job_id": str(40 + len(jobs)), "stdout": "o", "stderr": "e"}
+
+    monkeypatch.setattr(slurm, "_submit", submit)
+    monkeypatch.setattr(slurm, "check_sbatch", lambda: None)
+    assert main(words) == 0
+    return jobs
+
+
+def test_a_batch_of_fine_tunings_submits_one_job_for_each(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    path = "configs/finetune/cpu_imagenette_1percent.yaml"
+    runs = [path, {"config": path, "name": "long", "overrides": {"epochs": 99}}]
+    (tmp_path / "list.yaml").write_text(json.dumps(runs))
+    words = ["finetune", "--slurm.batch", f"{tmp_path}/list.yaml", "--slurm.partition", "p"]
+    jobs = submitted_by(monkeypatch, evaluate.main, [*words, "--checkpoint", "runs/a"])
+    assert [job.out for job in jobs] == ["runs/cpu_imagenette_1percent", "runs/long"]
+    assert all(Path(job.command.script).name == "evaluate.py" for job in jobs)
+    assert all(job.command.words[0] == "finetune" for job in jobs)
+    assert [job.settings["checkpoint"] for job in jobs] == ["runs/a"] * 2
+    assert jobs[1].settings["epochs"] == 99 and jobs[1].slurm.partition == "p"
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [job["job_id"] for job in summary["jobs"]] == ["41", "42"]
+
+
+def test_a_batch_of_probes_is_refused_in_one_line(tmp_path, capsys):
+    (tmp_path / "list.yaml").write_text("- configs/demo.yaml\n")
+    assert evaluate.main(["knn", f"--slurm.batch={tmp_path}/list.yaml"]) == 2
+    line = capsys.readouterr().err
+    assert "list.yaml: " in line and "unknown key" in line and line.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -205,9 +276,9 @@ def test_a_job_is_requeued_once_and_only_when_slurm_took_its_time_away(
         text = f"   JobState={state} Reason=None\n   PreemptTime={preempted}\n"
         return subprocess.CompletedProcess(words, 0, text, "")
 
-    monkeypatch.setattr(slurm_job, "_scontrol", scontrol)
+    monkeypatch.setattr(slurm_task, "_scontrol", scontrol)
     monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
-    said = slurm_job.requeue("7", asked, max_requeues=3)
+    said = slurm_task.requeue("7", asked, max_requeues=3)
     assert calls.count(("requeue", "7")) == requeued
     assert said.startswith("job 7: requeued (") == requeued and "\n" not in said
 
@@ -229,7 +300,7 @@ def test_signals_while_python_starts_wait_until_somebody_listens():
     code = "import signal as s; print('up', flush=True); input(); "
     code += "s.signal(s.SIGUSR2, lambda *_: print('heard', flush=True)); "
     code += "s.pthread_sigmask(s.SIG_UNBLOCK, [s.SIGUSR2])"
-    command = f"exec {slurm_job.PYTHON} -c {shlex.quote(code)}"
+    command = f"exec {slurm_task.PYTHON} -c {shlex.quote(code)}"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, shell=True, **pipes) as process:
         assert process.stdout.readline() == "up\n"
@@ -461,17 +532,14 @@ def test_a_batch_submits_a_job_for_each_run(cluster, tmp_path, settings):
 
 def test_without_slurm_a_submission_is_refused_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    data = SimpleNamespace(train="a.beton", val=None)
-    config = SimpleNamespace(out=f"{tmp_path}/run", slurm=SlurmConfig(partition="p"), data=data)
+    config = train.read_config([f"--out={tmp_path}/run", "--slurm.partition=p"])
+    assert slurm.wants_submission(config)
     with pytest.raises(UserError, match="no sbatch here; submit from a login node"):
-        slurm.submit(config, [], "train.py")
+        slurm.submit(config, "train.py")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_job_does_not_submit_itself_again(monkeypatch):
-    config = SimpleNamespace(slurm=SlurmConfig(partition="p"))
-    assert slurm.wants_submission(config)
-    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
-    monkeypatch.setenv("SLURM_STEP_ID", "0")
-    assert not slurm.wants_submission(config)
-    assert not slurm.wants_submission(SimpleNamespace(slurm=replace(config.slurm, partition=None)))
+def test_a_list_of_runs_in_a_configuration_is_refused():
+    config = train.read_config(["--slurm.batch=list.yaml"])
+    with pytest.raises(UserError, match=r"got a key in a file, expected --slurm\.batch LIST"):
+        slurm.wants_submission(config)

@@ -10,7 +10,7 @@ from support.small_files import REPOSITORY
 from support.tuning_files import NUM_CLASSES, write_coloured, write_pretrained
 
 from ffcv_ssl.errors import UserError
-from ffcv_ssl.jobs import chain, stage_marks
+from ffcv_ssl.jobs import chain, chain_file, stage_marks
 
 SETTINGS = "labels: {{file: {0}/list.txt}}\ndata: {{train: {0}/a.beton, num_workers: 1}}\n"
 
@@ -72,8 +72,10 @@ def test_a_mark_of_another_kind_is_none(stage):
 # ---- With a real command -------------------------------------------------------------------------
 
 STAND_IN = """
-import json, pathlib, sys
+import json, pathlib, sys, yaml
 given = dict(word[2:].partition("=")[::2] for word in sys.argv[1:])
+if "config" in given:
+    given = yaml.safe_load(pathlib.Path(given["config"]).read_text())
 if "print_config" not in given:
     folder = pathlib.Path(given["out"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +95,7 @@ def file(tmp_path, monkeypatch):
     """A chain of a real fine-tuning between two stand-ins for train.py."""
     (tmp_path / "evaluate.py").write_text(REAL.format(str(REPOSITORY)))
     (tmp_path / "train.py").write_text(STAND_IN)
-    monkeypatch.setattr(chain, "SCRIPTS", tmp_path)
+    monkeypatch.setattr(chain_file, "SCRIPTS", tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (tmp_path / "list.txt").write_text("".join(f"{i}\n" for i in range(32)))
     write_pretrained(tmp_path / "w.safetensors")

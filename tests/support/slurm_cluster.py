@@ -1,7 +1,7 @@
 """A Slurm cluster of one node on this machine, for tests: started, used, and ended without a trace.
 
-It has its own folder, ports and munge, so that it disturbs no Slurm that is already here. Its node
-pretends to have two CPUs. Jobs in the partition `high` pre-empt those in `low`, which get the
+It has its own folder, ports and munge, so that it disturbs no Slurm that runs here already. Its
+node pretends to have two CPUs. Jobs in the partition `high` pre-empt those in `low`, which get the
 signal that they asked for and then a minute's grace.
 """
 
@@ -53,7 +53,7 @@ PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF
 """
 
 
-def missing():
+def missing() -> str | None:
     """Why no cluster can be started here, or None."""
     absent = [name for name in DAEMONS if shutil.which(name, path=PATH) is None]
     names = ", no ".join(absent)
@@ -63,10 +63,10 @@ def missing():
 class Cluster:
     """A running cluster while its context lasts; `environment` is for Slurm's commands."""
 
-    def __enter__(self):
+    def __enter__(self) -> "Cluster":
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         self.environment = {**os.environ, "PATH": PATH, "SLURM_CONF": f"{self.folder}/slurm.conf"}
-        self.daemons = []
+        self.daemons: list[subprocess.Popen] = []
         try:
             self._configure()
             self._start_munge()
@@ -80,7 +80,7 @@ class Cluster:
             raise
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         # munge last: the others end at once only while it answers
         for process in self.daemons[1:] + self.daemons[:1]:
             self._end(process)
@@ -89,8 +89,8 @@ class Cluster:
                     os.kill(pid, signal.SIGKILL)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def run(self, *command, check=True):
-        """What a command of Slurm's prints."""
+    def run(self, *command: str, check: bool = True) -> str:
+        """The output of one of Slurm's commands."""
         done = subprocess.run(
             command, env=self.environment, capture_output=True, text=True, timeout=60
         )
@@ -98,12 +98,12 @@ class Cluster:
             raise AssertionError(f"{' '.join(command)}: {done.stderr}{self._logs()}")
         return done.stdout
 
-    def job(self, job_id):
+    def job(self, job_id: str) -> dict[str, str]:
         """What Slurm knows about a job: {"JobState": "RUNNING", "Restarts": "0", ...}."""
         text = self.run("scontrol", "show", "job", str(job_id))
         return dict(re.findall(r"(\S+?)=(\S+)", text))
 
-    def wait_for_end(self, job_id, timeout_s=300):
+    def wait_for_end(self, job_id: str, timeout_s: float = 300) -> dict[str, str]:
         """Wait until a job has ended for good; returns what Slurm knows about it."""
         alive = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING")
         self._wait(

@@ -195,7 +195,7 @@ def test_an_unreadable_file_is_named(tmp_path, photographs, capsys):
         (["--source=hf:x", "--out=a.beton"], "unknown source 'hf:x', expected imagefolder, shapes"),
         (["--source=imagefolder", "--out=a.beton"], "--root: missing"),
         (["--source=shapes", "--out=a.beton", "--root=."], "--root: source 'shapes' has no such"),
-        (["--source=shapes", "--out=a.beton", "--bogus=1"], "bogus: unknown key"),
+        (["--source=shapes", "--out=a.beton", "--bogus=1"], "unrecognized arguments: --bogus=1"),
         (["--source=shapes", "--out=a.beton", "--mode=png"], "--mode: invalid choice: 'png'"),
         (["--source=shapes", "--out=a.beton", "--limit=0"], "limit: got 0"),
         (["--source=shapes", "--out=a.beton", "--limit=few"], "--limit: got 'few'"),
