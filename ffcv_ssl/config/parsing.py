@@ -13,6 +13,7 @@ from functools import partial
 
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.config.plain import config_dict, flatten
+from ffcv_ssl.config.renamed import rename, say_notes
 from ffcv_ssl.config.yaml_layers import merge, read_layers
 from ffcv_ssl.errors import UserError
 
@@ -21,7 +22,8 @@ def parse_config(config_class, argv, prog, description, sort_out=None):
     """Fill a frozen dataclass from `--config FILE.yaml` and dotted overrides.
 
     A file may build on others (`base:`, see config_files); arguments count in the order in which
-    they are given. Returns (config, list of the YAML files given). `sort_out(config)` may raise
+    they are given. Old names in `config_class.RENAMED` are taken, with a note on stderr. Returns
+    (config, list of the YAML files given). `sort_out(config)` may raise
     ValueError for values that do not go together. Raises UserError for unknown keys and bad values,
     naming the file where a file is at fault; exits as argparse does for --help and --print_config.
     """
@@ -29,9 +31,11 @@ def parse_config(config_class, argv, prog, description, sort_out=None):
     if "" in files:
         raise UserError("--config: got nothing, expected a YAML file")
     try:
-        layers = {path: read_layers(path) for path in files}
+        layers = {path: _with_new_names(read_layers(path), config_class) for path in files}
     except ValueError as error:
         raise UserError(one_line(error)) from None
+    argv, notes = rename(argv, getattr(config_class, "RENAMED", {}))
+    say_notes(notes)
     settings = {path: merge(*(own for _, own in layers[path])) for path in files}
     fill = partial(_fill, config_class, prog, description, sort_out)
     try:
@@ -39,6 +43,19 @@ def parse_config(config_class, argv, prog, description, sort_out=None):
     except UserError as error:
         where = _file_at_fault(fill, [layer for path in files for layer in layers[path]], error)
         raise UserError(f"{where}{error}") from None
+
+
+def _with_new_names(layers, config_class):
+    """[(file, its settings)] without the old names in `config_class.RENAMED`; notes are printed."""
+    renamed = []
+    for path, own in layers:
+        try:
+            own, notes = rename(own, getattr(config_class, "RENAMED", {}))
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        say_notes(notes, path)
+        renamed.append((path, own))
+    return renamed
 
 
 def _fill(config_class, prog, description, sort_out, argv, settings):
