@@ -38,6 +38,10 @@ class Averages:
             return dict(self.sums)
         return dict(zip(names, world.sum_(torch.stack([self.sums[name] for name in names]))))
 
+    def load(self, sums, world):
+        """Go on from the sums that `over_ranks` returned: the first rank takes them all."""
+        self.sums = {k: pair.to(world.device) * world.is_first for k, pair in sums.items()}
+
     def take(self, world):
         """The means over all ranks as floats by name; starts anew. A mean of nothing is left
         out."""

@@ -1,0 +1,141 @@
+"""What every command that trains does while it runs: pretraining, fine-tuning, transfer.
+
+    with hold(config.out, world):
+        folder, saved = open_folder(config.out, config_dict(config), datasets, world)
+        saver = Saver(folder, state, position, minutes=10, world=world, stop=stop)
+        for step, batch in enumerate(batches, 1):
+            with autocast(config.precision, world.device):
+                ...
+            saver.save_if_due(step)
+
+Guarantees: all ranks save the same step, and all of them stop where one was told to; a run that is
+told to stop ends with a checkpoint from which it goes on exactly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ffcv_ssl.errors import Interrupted
+from ffcv_ssl.files import hold_folder
+from ffcv_ssl.training import checkpoint
+from ffcv_ssl.training.command import StopSignal
+from ffcv_ssl.training.run_folder import CHECKPOINT, RunFolder
+from ffcv_ssl.training.world import World
+
+AGREE_EVERY = 8
+"""Steps between two moments when several ranks agree on whether to save or to stop."""
+
+# A resumed run may differ in these settings, which do not change what is learnt. (The content of
+# the data files is compared instead of their paths.) Each command adds its own.
+FREE_KEYS = ("out", "data.train", "data.val", "data.num_workers", "data.os_cache")
+FREE_GROUPS = ("log.", "system.", "slurm.")
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
+    """The context of a forward pass in `bf16`, `fp16` (torch's autocast) or `fp32` (none)."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, _AUTOCAST[precision])
+
+
+def hold(path: str | Path, world: World) -> contextlib.AbstractContextManager:
+    """Within it, no other process trains in the folder `path`. Raises UserError where one does."""
+    return hold_folder(path) if world.is_first else contextlib.nullcontext()
+
+
+def open_folder(
+    path: str | Path,
+    config: dict,
+    datasets: Mapping[str, Any],
+    world: World,
+    free_keys: tuple[str, ...] = FREE_KEYS,
+    free_groups: tuple[str, ...] = FREE_GROUPS,
+) -> tuple[RunFolder, dict | None]:
+    """A run's folder, and its checkpoint's state or None.
+
+    Arguments as of RunFolder. Raises UserError where the checkpoint is another run's, and
+    CheckpointError where it cannot be read.
+    """
+    folder = RunFolder(path, config, datasets, free_keys, free_groups, world.is_first)
+    saved = folder.read_checkpoint()
+    world.barrier()  # the first rank may write a checkpoint as soon as all ranks have read this one
+    return folder, saved
+
+
+def log_line(step: int, total_steps: int, record: Mapping[str, float]) -> str:
+    """One log line; `record` is what the metrics file holds of these steps."""
+    return (
+        f"step {step}/{total_steps}  loss {record['train/loss']:.4f}  lr {record['lr']:.4g}  "
+        f"{record['train/images_per_s']:.0f} images/s  data wait {record['train/data_wait']:.0%}"
+    )
+
+
+class Saver:
+    """Saves a run when it is due, and ends it, saved, when a signal asks for that.
+
+    state: returns what a checkpoint holds; all ranks call it, so it may sum over ranks. The state
+    of the random generators is added to it under "rng". position: returns where the run stands, in
+    words ("step 12"). minutes: between two checkpoints. stop: None where no signal is listened to.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        state: Callable[[], dict],
+        position: Callable[[], str],
+        minutes: float,
+        world: World,
+        stop: StopSignal | None,
+    ) -> None:
+        self.folder, self.state, self.position = folder, state, position
+        self.minutes, self.world, self.stop = minutes, world, stop
+        self.saved_at, self.saved_position = time.perf_counter(), "nothing yet"
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        self.folder.save({**self.state(), "rng": checkpoint.rng_state()})
+        self.mark_saved()
+
+    def mark_saved(self) -> None:
+        """The checkpoint on disk holds the present state: it was written, or the run resumed."""
+        self.saved_at, self.saved_position = time.perf_counter(), self.position()
+
+    def save_if_due(self, step: int) -> None:
+        """Save if the time has come; called after each step, by all ranks. Several ranks agree
+        every AGREE_EVERY steps. Raises Interrupted, after saving, where a rank was told to stop."""
+        if self.world.size > 1 and step % AGREE_EVERY:
+            return
+        is_due = time.perf_counter() - self.saved_at >= 60 * self.minutes
+        is_asked, is_due = self.world.any(self._is_asked, is_due)
+        if is_asked or is_due:
+            self.save()
+        if is_asked:
+            self._interrupt()
+
+    def save_and_exit_if_asked(self) -> None:
+        """Save and raise Interrupted where a rank was told to stop."""
+        if self.world.any(self._is_asked)[0]:
+            self.save()
+            self._interrupt()
+
+    def exit_if_asked(self) -> None:
+        """Raise Interrupted where a rank was told to stop and all that counts is saved already."""
+        if self.world.any(self._is_asked)[0]:
+            self._interrupt()
+
+    @property
+    def _is_asked(self) -> bool:
+        return self.stop is not None and self.stop.asked
+
+    def _interrupt(self) -> None:
+        where = f"{CHECKPOINT} holds {self.saved_position}"
+        raise Interrupted(f"{self.folder.path}: interrupted; {where}; start it again to go on")
