@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from ffcv_ssl.config.messages import find_mistake, one_line
 from ffcv_ssl.config.plain import config_dict, flatten
+from ffcv_ssl.config.renamed import rename, say_notes
 from ffcv_ssl.config.yaml_layers import merge, nested, read_layers, read_text
 from ffcv_ssl.errors import UserError
 
@@ -31,7 +32,8 @@ def parse_config(
     """Fill a frozen dataclass from `--config FILE.yaml` and dotted overrides.
 
     A file may build on others (`base:`, see yaml_layers); arguments count in the order in which
-    they are given. Returns (config, list of the YAML files given). `sort_out(config)` may raise
+    they are given. Old names in `config_class.RENAMED` are taken, with a note on stderr. Returns
+    (config, list of the YAML files given). `sort_out(config)` may raise
     ValueError for values that do not go together. Raises UserError for unknown keys and bad values,
     naming the file where a file is at fault; exits as argparse does for --help and --print_config.
     ignored: top-level keys that files may have and that are left out.
@@ -40,12 +42,14 @@ def parse_config(
     if "" in files:
         raise UserError("--config: got nothing, expected a YAML file")
     try:
-        layers = {path: read_layers(path) for path in files}
+        layers = {path: _with_new_names(read_layers(path), config_class) for path in files}
     except ValueError as error:
         raise UserError(one_line(error)) from None
     for own in (own for path in files for _, own in layers[path]):
         for key in ignored:
             own.pop(key, None)
+    argv, notes = rename(argv, getattr(config_class, "RENAMED", {}))
+    say_notes(notes)
     settings = {path: merge(*(own for _, own in layers[path])) for path in files}
     fill = partial(_fill, config_class, prog, description, sort_out)
     try:
@@ -85,6 +89,19 @@ def read_words(argv: Iterable[str]) -> list[tuple[str, str | None]]:
             pairs.append((key, text if equals else None))
             takes_text = not equals
     return pairs
+
+
+def _with_new_names(layers: list[tuple[str, dict]], config_class: type) -> list[tuple[str, dict]]:
+    """[(file, its settings)] without the old names in `config_class.RENAMED`; notes are printed."""
+    renamed = []
+    for path, own in layers:
+        try:
+            own, notes = rename(own, getattr(config_class, "RENAMED", {}))
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        say_notes(notes, path)
+        renamed.append((path, own))
+    return renamed
 
 
 def _fill(

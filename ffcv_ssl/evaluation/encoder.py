@@ -4,20 +4,22 @@ Guarantees: every weight of the encoder comes from the file and is finite, nothi
 executed, and a file of another architecture is refused with the first key that does not fit.
 """
 
-# B images a batch, D features, H W pixels
+# B images per batch, D features, H W pixels
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
+from torch import nn
 
 from ffcv_ssl.config.settings import ModelConfig
 from ffcv_ssl.errors import UserError
@@ -25,66 +27,67 @@ from ffcv_ssl.training import checkpoint
 from ffcv_ssl.training.metrics_log import X_AXES, read_metrics
 from ffcv_ssl.training.models import Model
 from ffcv_ssl.training.run_folder import BACKBONE, CHECKPOINT
+from ffcv_ssl.training.runtime import autocast
 
-PREFIXES = ("module.", "backbone.")  # of torch's data parallelism, and of toolkits
-COMPILED = "_orig_mod."  # of torch.compile, before the name of any part
-HEADS = ("fc.", "classifier.")  # not part of an encoder
-FINETUNED = "finetuned.safetensors"  # what a fine-tuning leaves
+PREFIXES = ("module.", "backbone.")
+"""Before the names of weights that torch's data parallelism and other toolkits save."""
+COMPILED = "_orig_mod."
+"""Before the name of any part that was compiled by torch.compile."""
+HEADS = ("fc.", "classifier.")
+"""Not part of an encoder."""
+FINETUNED = "finetuned.safetensors"
+"""The network of a fine-tuning, in its run's folder."""
 KEPT_COPY = re.compile(r"checkpoint_epoch_(\d+)\.pt")
 
 
 @dataclass
 class Encoder:
-    """A pretrained model in evaluation mode, and where it comes from.
-
-    `widths` maps the name of each depth to its D.
-    """
+    """A pretrained model in evaluation mode, and where it comes from."""
 
     path: str
-    """The file, as it was asked for."""
+    """The file or folder, as it was asked for."""
     name: str
-    """A short name for tables: that of the run's folder, with the epoch of a kept copy."""
+    """A short name for tables: the run's folder, with the epoch of a kept copy."""
     model: Model
     """Backbone and, where the file has them, the projector's blocks."""
     architecture: ModelConfig
-    """What the model was made from; the file may have fewer of its projector's blocks."""
-    config: dict | None = None
+    """What the model was made from; the file may have only the first of its projector's blocks."""
+    config: dict[str, Any] | None = None
     """The run's configuration as nested dicts; None for a file that is not from a run of ours."""
-    about: dict = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
     """epoch, step, updates, images, views, flops, seconds of the run so far, where known."""
     precision: str = "fp32"
     """Of `encode`: fp32, or bf16 (autocast). Features are float32 in any case."""
 
     @property
-    def widths(self):
+    def widths(self) -> dict[str, int]:
         """D of each depth by name, `backbone` first."""
         return self.model.widths
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
 
     @torch.no_grad()
-    def encode(self, images):
+    def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """(B, 3, H, W) -> {depth: (B, D) float32}, without gradients, in evaluation mode."""
         self.model.eval()
-        bf16 = torch.autocast(images.device.type, torch.bfloat16)
-        with bf16 if self.precision == "bf16" else contextlib.nullcontext():
+        with autocast(self.precision, images.device):
             features = self.model.encode(images)
         return {depth: values.float() for depth, values in features.items()}
 
-    def check_depths(self, depths, where="depths"):
+    def check_depths(self, depths: Iterable[str], where: str = "depths") -> None:
         """Raise UserError for a depth (a name) that this encoder does not have."""
         for depth in depths:
             if depth not in self.widths:
-                expected = f"expected one of {', '.join(self.widths)}"
                 raise UserError(
-                    f"{where}: got {depth!r}, but {self.path} has no such depth; {expected}"
+                    f"{where}: got {depth!r}, but {self.path} has no such depth; "
+                    f"expected one of {', '.join(self.widths)}"
                 )
 
     @cached_property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """32 hex digits of the weights as they are at the first use: equal for equal weights,
         whatever file they came from."""
         digest = hashlib.blake2b(digest_size=16)
@@ -95,16 +98,17 @@ class Encoder:
         return digest.hexdigest()
 
 
-def load_encoder(path, model=None, device="cpu"):
+def load_encoder(
+    path: str | Path, model: ModelConfig | None = None, device: torch.device | str = "cpu"
+) -> Encoder:
     """The encoder in a file, on `device`.
 
-    path: a run's folder, its checkpoint.pt, a kept copy of that, a backbone.safetensors or
+    path: a run's folder, its checkpoint.pt, a kept copy of it, a backbone.safetensors or
     finetuned.safetensors of ours, or a state dict of a torchvision or timm ResNet (.pth, .pt,
-    .safetensors), whose prefixes `module.` and `backbone.`, the `_orig_mod.` of torch.compile and
-    whose classifier are left out.
-    model: a ModelConfig for files that do not say their architecture. Of BYOL it is the student.
-    Raises UserError for a file of something else, of another architecture, or with weights that are
-    not floating point or not finite, CheckpointError for one that cannot be read.
+    .safetensors); prefixes of its names (`module.`, `backbone.`, `_orig_mod.`) and its classifier
+    are left out. model: for files that do not name their architecture. Of BYOL, the student is
+    loaded. Raises UserError for a file of something else, of another architecture, or with weights
+    that are not floating point or not finite, CheckpointError for a file that cannot be read.
     """
     file = _find_file(path)
     state, about = _read(file)
@@ -118,30 +122,35 @@ def load_encoder(path, model=None, device="cpu"):
         known |= _epoch(file, state)
     else:
         weights = _renamed(found)
-        architecture = _model_config(about) if about else model
-        if architecture is None:
+        named = _model_config(about) if about else model
+        if named is None:
             raise UserError(f"{file}: does not say what it is; give --model.backbone (resnet50...)")
+        architecture = named
         config, known = _origin(file, about)
     if model is not None and _kind(model) != _kind(architecture):
-        sides = f"got a {_kind(architecture)}, but --model asks for a {_kind(model)}"
-        raise UserError(f"{file}: {sides}; leave that out, the file says what it is")
+        raise UserError(
+            f"{file}: got a {_kind(architecture)}, but --model asks for a {_kind(model)}; "
+            "leave --model out, the file says what it is"
+        )
     encoder = _build(file, architecture, weights, next(iter(found))).to(device).eval()
     encoder.requires_grad_(False)
     return Encoder(str(path), _name(file), encoder, architecture, config, known)
 
 
-def says_architecture(path):
-    """Whether a file holds its architecture, as those of ours do. Raises as `load_encoder`."""
+def says_architecture(path: str | Path) -> bool:
+    """Whether a file names its architecture, as files of ours do. Raises as `load_encoder`."""
     file = _find_file(path)
     state, about = _read(file)
     return bool(about) or _run_config(file, state) is not None
 
 
-def save_encoder(path, module, encoder, about):
+def save_encoder(
+    path: str | Path, module: nn.Module, encoder: Encoder, about: dict[str, Any]
+) -> None:
     """Write a network that was made from `encoder` (fine-tuned...) so that `load_encoder` reads it.
 
-    module: has `encoder.model` as its parts `backbone` and `projector`, and perhaps a `classifier`,
-    which is kept in the file. about: dict like that of an Encoder. Atomic, as safetensors.
+    module: a backbone, or a module with the parts `backbone` and `projector` of a Model and perhaps
+    a `classifier`, which is kept in the file. about: as of an Encoder. Atomic, as safetensors.
     """
     model = encoder.architecture
     metadata = {
@@ -152,13 +161,13 @@ def save_encoder(path, module, encoder, about):
     checkpoint.save_weights(path, module, metadata)
 
 
-def keep_blocks(model, count):
-    """Take all projector blocks of a Model after the first `count` away, in place."""
+def keep_blocks(model: Model, count: int) -> None:
+    """Remove all projector blocks of a Model after the first `count`, in place."""
     model.projector = model.projector[:count]
     model.widths = dict(list(model.widths.items())[: count + 1])
 
 
-def _find_file(path):
+def _find_file(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_dir():
         if not path.is_file():
@@ -170,8 +179,8 @@ def _find_file(path):
     raise UserError(f"{path}: not a run's folder: no {CHECKPOINT}, {BACKBONE} or {FINETUNED}")
 
 
-def _read(file):
-    """A file's dict of state, and its metadata if that is ours, else {}."""
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """A file's dict of state, and its metadata if a file of ours, else {}."""
     if file.suffix != ".safetensors":
         expected = "expected a run of ours, or what torch.save(model.state_dict(), FILE) writes"
         return checkpoint.load(file, expected), {}
@@ -179,7 +188,7 @@ def _read(file):
 
     try:
         with safe_open(file, "pt") as opened:
-            keys = opened.keys()  # it cannot be iterated over
+            keys = opened.keys()  # `opened` itself cannot be iterated over
             about = opened.metadata() or {}
             is_ours = {"model", "stem"} <= about.keys()
             return {key: opened.get_tensor(key) for key in keys}, about if is_ours else {}
@@ -187,8 +196,8 @@ def _read(file):
         raise UserError(f"{file}: not a readable safetensors file ({error})") from None
 
 
-def _run_config(file, state):
-    """The configuration in a pretraining run's state, or None for what is not one. Raises UserError
+def _run_config(file: Path, state: dict[str, Any]) -> dict[str, Any] | None:
+    """The configuration in a pretraining run's state, or None for any other dict. Raises UserError
     for the state of another command of ours."""
     config = state.get("config")
     model = config.get("model") if isinstance(config, dict) else None
@@ -197,33 +206,35 @@ def _run_config(file, state):
     if {"backbone", "stem", "projector"} <= model.keys() and isinstance(state.get("model"), dict):
         return config
     if "format" in state:
-        expected = f"expected that of a pretraining run, or a fine-tuning's {FINETUNED}"
-        raise UserError(f"{file}: got the state of another command, {expected}")
+        raise UserError(
+            f"{file}: got the state of another command, "
+            f"expected that of a pretraining run, or a fine-tuning's {FINETUNED}"
+        )
     return None
 
 
-def _model_config(settings):
+def _model_config(settings: dict[str, Any]) -> ModelConfig:
     """The architecture that a run's configuration or a file's metadata names."""
-    backbone = settings.get("backbone", settings.get("model"))
+    backbone = settings["backbone"] if "backbone" in settings else settings["model"]
     projector, norm = settings.get("projector", ""), settings.get("projector_norm", "hidden")
     return ModelConfig(backbone, settings["stem"], projector, norm)
 
 
-def _kind(config):
+def _kind(config: ModelConfig) -> str:
     """A ModelConfig's backbone in words."""
     return f"{config.backbone} with the {config.stem} stem"
 
 
-def _unwrapped(state):
-    """The dict of weights in what others save."""
+def _unwrapped(state: dict[str, Any]) -> dict[str, Any]:
+    """The dict of weights in the state that another program saved."""
     for wrapper in ("state_dict", "model"):
         if isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     return state
 
 
-def _renamed(state):
-    """Weights under the names of `Model`, of a state dict with any of the known prefixes."""
+def _renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights under the names of `Model`, without the known prefixes."""
     weights = {}
     for key, value in state.items():
         key = key.replace(COMPILED, "")
@@ -234,16 +245,18 @@ def _renamed(state):
     return weights
 
 
-def _check_tensors(file, state):
+def _check_tensors(file: Path, state: dict[str, Any]) -> None:
     """Raise UserError for a dict that does not map names to tensors."""
     are_named = all(isinstance(key, str) for key in state)
     if not state or not are_named or not all(map(torch.is_tensor, state.values())):
         raise UserError(f"{file}: got no state dict of tensors, expected a ResNet's weights")
 
 
-def _build(file, config, weights, first_key):
-    """The model that `config` describes, with as many projector blocks as there are weights of.
-    first_key: that of the file, under its own name."""
+def _build(
+    file: Path, config: ModelConfig, weights: dict[str, torch.Tensor], first_key: str
+) -> Model:
+    """The model that `config` describes, with as many projector blocks as the file has weights of.
+    first_key: the first name in the file."""
     blocks = {int(key.split(".")[1]) for key in weights if re.match(r"projector\.\d+\.", key)}
     model = Model(config)
     keep_blocks(model, max(blocks, default=-1) + 1)
@@ -254,17 +267,25 @@ def _build(file, config, weights, first_key):
             if key.endswith("num_batches_tracked"):  # older files lack it, and nothing here uses it
                 weights[key] = value
                 continue
-            sides = f"it lacks {key} {list(value.shape)}; its first key is {first_key}"
-            raise UserError(f"{file}: not a {architecture}: {sides}")
+            raise UserError(
+                f"{file}: not a {architecture}: it lacks {key} {list(value.shape)}; "
+                f"its first key is {first_key}"
+            )
         if weights[key].shape != value.shape:
-            sides = f"{key} is {list(weights[key].shape)}, expected {list(value.shape)}"
-            raise UserError(f"{file}: not a {architecture}: {sides}")
+            raise UserError(
+                f"{file}: not a {architecture}: "
+                f"{key} is {list(weights[key].shape)}, expected {list(value.shape)}"
+            )
         if value.is_floating_point() and not weights[key].is_floating_point():
-            got = f"{key} has values of {weights[key].dtype}, expected floating point"
-            raise UserError(f"{file}: {got}; save them unquantised")
-        if not weights[key].isfinite().all():  # of features that are NaN every rank would be 0
-            got = f"{key} has values that are not finite"
-            raise UserError(f"{file}: {got}: the training diverged; take an earlier checkpoint")
+            raise UserError(
+                f"{file}: {key} has values of {weights[key].dtype}, expected floating point; "
+                "save them unquantised"
+            )
+        if not weights[key].isfinite().all():  # features of NaN would all have rank 0: top-1 of 1
+            raise UserError(
+                f"{file}: {key} has values that are not finite: the training diverged; "
+                "take an earlier checkpoint"
+            )
     for key in weights:
         if key not in wanted:
             raise UserError(f"{file}: not a {architecture}: it has {key}, which that has not")
@@ -272,8 +293,8 @@ def _build(file, config, weights, first_key):
     return model
 
 
-def _origin(file, metadata):
-    """The run's configuration and what it had done, of weights of ours; (None, {}) of others'."""
+def _origin(file: Path, metadata: dict[str, str]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """(configuration, counters) of the run that weights of ours are from; (None, {}) for others."""
     if {"config", "about"} <= metadata.keys():
         return json.loads(metadata["config"]), json.loads(metadata["about"])
     settings = file.with_name("config.yaml")
@@ -284,8 +305,8 @@ def _origin(file, metadata):
     return yaml.safe_load(settings.read_text(encoding="utf-8")), known
 
 
-def _epoch(file, state):
-    """{"epoch": that of a run's checkpoint}, as its name or the run's metrics say; perhaps {}."""
+def _epoch(file: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """{"epoch": E} of a run's checkpoint, by its name or the run's metrics; {} where unknown."""
     kept = KEPT_COPY.fullmatch(file.name)
     step = state.get("step")
     if kept or step == 0:
@@ -296,7 +317,7 @@ def _epoch(file, state):
     return {}
 
 
-def _name(file):
+def _name(file: Path) -> str:
     """A file's short name."""
     kept = KEPT_COPY.fullmatch(file.name)
     if kept or file.name == CHECKPOINT or file.suffix == ".safetensors":

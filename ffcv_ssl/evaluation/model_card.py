@@ -1,13 +1,15 @@
 """Model cards: what a backbone saw, what it is worth, and how others load it.
 
-A card is a README.md with a YAML header as model hubs read it. It tells only what is known: a line
+A card is a README.md with a YAML header as model hubs read it. It says only what is known: a line
 whose facts are missing is left out, and nothing is guessed.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -47,7 +49,15 @@ model.conv1 = torch.nn.Conv2d(3, {channels}, 3, stride=1, padding=1, bias=False)
 model.maxpool = torch.nn.Identity()"""
 
 
-def write_card(folder, backbone, stem, weights, config=None, about=None, metrics=()):
+def write_card(
+    folder: str | Path,
+    backbone: str,
+    stem: str,
+    weights: str,
+    config: dict[str, Any] | None = None,
+    about: dict[str, Any] | None = None,
+    metrics: Sequence[dict[str, Any]] = (),
+) -> str:
     """Put the card of a backbone into `folder`, beside its file `weights`; returns the text.
 
     backbone: torchvision's name; stem: `imagenet` or `cifar`. config: the run's configuration as
@@ -69,29 +79,29 @@ def write_card(folder, backbone, stem, weights, config=None, about=None, metrics
     return text
 
 
-def _title(backbone, config):
+def _title(backbone: str, config: dict[str, Any] | None) -> str:
     return backbone if config is None else f"{backbone}, pretrained by {_method(config)}"
 
 
-def _method(config):
+def _method(config: dict[str, Any]) -> str:
     """What trained the network, in words: `SimCLR + suncet on labels`."""
     labelled = config.get("labelled") or {}
-    own = _METHODS.get(config["method"], _plain_name(config["method"]))
+    method = _METHODS.get(config["method"], _plain_name(config["method"]))
     if labelled.get("loss", "none") == "none":
-        return own
+        return method
     if labelled.get("unsupervised_batch_size") == 0:
         return f"{labelled['loss']} on labels alone"
-    return f"{own} + {labelled['loss']} on labels"
+    return f"{method} + {labelled['loss']} on labels"
 
 
-def _plain_name(method):
+def _plain_name(method: str) -> str:
     """A method's name, or the class of a user's own (`path/to/mine.py:Mine`)."""
     return method.rpartition(":")[2]
 
 
-def _header(backbone, config, metrics):
+def _header(backbone: str, config: dict[str, Any] | None, metrics: Sequence[dict[str, Any]]) -> str:
     """The YAML between two lines of `---`."""
-    header = {
+    header: dict[str, Any] = {
         "library_name": "pytorch",
         "pipeline_tag": "image-feature-extraction",
         "tags": ["self-supervised", "backbone", backbone],
@@ -104,7 +114,9 @@ def _header(backbone, config, metrics):
     return f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n"
 
 
-def _made(backbone, stem, config, about):
+def _made(
+    backbone: str, stem: str, config: dict[str, Any] | None, about: dict[str, Any]
+) -> list[str]:
     lines = [f"- Architecture: torchvision's `{backbone}`"]
     if stem == "cifar":
         lines[0] += " with a stem for small images (3x3, stride 1, no pooling)"
@@ -117,7 +129,7 @@ def _made(backbone, stem, config, about):
     return [*lines, ""]
 
 
-def _training(config):
+def _training(config: dict[str, Any]) -> list[str]:
     data, optim, labelled = config["data"], config["optim"], config.get("labelled") or {}
     sizes = config["resolution"]
     side = f"{sizes['max']} px"
@@ -140,7 +152,7 @@ def _training(config):
     return lines
 
 
-def _table(metrics):
+def _table(metrics: Sequence[dict[str, Any]]) -> list[str]:
     if not metrics:
         return []
     rows = [
@@ -151,7 +163,7 @@ def _table(metrics):
     ]  # fmt: skip
 
 
-def _inputs(config):
+def _inputs(config: dict[str, Any] | None) -> list[str]:
     """How pixels go in, where the run says it."""
     if config is None:
         return ["It takes images as it was trained on them; this file does not say how."]

@@ -1,28 +1,50 @@
 """What probes are trained on: standardised features of stored or of augmented images."""
 
-# N samples, B images a batch, D features
+# N samples, B images per batch, D features
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 
-from ffcv_ssl.evaluation import common
+from ffcv_ssl import Loader
+from ffcv_ssl.evaluation.datasets import EvalDatasets, split_holdout
+from ffcv_ssl.evaluation.encoder import Encoder
+from ffcv_ssl.evaluation.features import Features
+from ffcv_ssl.evaluation.image_loaders import augmented_loader
 from ffcv_ssl.seeding import derive_seed
+from ffcv_ssl.training.world import World
 
-ROWS_AT_ONCE = 2048  # of a pass that has no batches of its own
+ROWS_AT_ONCE = 2048
+"""Rows per step of a pass that only measures."""
+MIN_RELATIVE_STD = 1e-5
+"""A feature with less than this share of the largest standard deviation hardly varies."""
+
+Batches = Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]
+"""({depth: (B, D)}, labels (B,)) on the device."""
 
 
 class ProbeData:
-    """Standardised features by depth, and labels, of three sets: rest, held out, val.
+    """Standardised features by depth, and labels, of the parts `all` of the training samples, its
+    division into `rest` and `holdout`, and `val`.
 
-    config: a LinearConfig; pair: a Pair; train, val: Features.
+    config: a GridConfig of probe_training.
     """
 
-    def __init__(self, config, pair, train, val, device):
-        self.device, self.num_classes = device, pair.num_classes
+    def __init__(
+        self,
+        config: Any,
+        datasets: EvalDatasets,
+        train: Features,
+        val: Features,
+        device: torch.device | str,
+    ) -> None:
+        self.device, self.num_classes = device, datasets.num_classes
         self.features = {"train": train, "val": val}
-        labels = {"train": pair.labels[train.ids], "val": pair.val.labels[val.ids]}
+        labels = {"train": datasets.labels[train.ids], "val": datasets.val_labels[val.ids]}
         known = {name: np.flatnonzero(values >= 0) for name, values in labels.items()}
         self.rows = {"all": ("train", known["train"]), "val": ("val", known["val"])}
         self.labels = {name: torch.from_numpy(values) for name, values in labels.items()}
@@ -32,34 +54,34 @@ class ProbeData:
         }
         self.hold_out(config.holdout if config.select == "holdout" else 0.0, config.seed)
 
-    def hold_out(self, share, seed):
+    def hold_out(self, share: float, seed: int) -> None:
         """Divide the training samples anew: a share of each class held out, the rest to learn."""
-        held = np.empty(0, np.int64)
+        held_out = np.empty(0, np.int64)
         if share:
-            _, held = common.split_holdout(self.labels["train"].numpy(), share, seed)
-        known = self.rows["all"][1]
-        self.rows |= {"rest": ("train", np.setdiff1d(known, held)), "holdout": ("train", held)}
+            _, held_out = split_holdout(self.labels["train"].numpy(), share, seed)
+        rest = np.setdiff1d(self.rows["all"][1], held_out)
+        self.rows |= {"rest": ("train", rest), "holdout": ("train", held_out)}
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.size("all")
 
     @property
-    def widths(self):
+    def widths(self) -> dict[str, int]:
         """D by depth."""
         return {depth: len(mean) for depth, (mean, _) in self.norms.items()}
 
-    def ids(self, part):
-        """Sample ids of a part of the training file's rows."""
+    def ids(self, part: str) -> np.ndarray:
+        """Sample ids of a part of the training samples."""
         return self.features["train"].ids[self.rows[part][1]]
 
-    def size(self, part):
+    def size(self, part: str) -> int:
         """Rows in a part."""
         return len(self.rows[part][1])
 
-    def batches(self, part, rows_per_step, order=None):
-        """Yield ({depth: (B, D)}, labels (B,)) on the device, in nearly equal batches.
+    def batches(self, part: str, rows_per_step: int, order: np.ndarray | None = None) -> Batches:
+        """Yield a part in nearly equal batches.
 
-        order: a permutation of the part's rows, or None for their own order.
+        order: a permutation of the part's rows; None: as they are stored.
         """
         source, rows = self.rows[part]
         rows = rows if order is None else rows[order]
@@ -73,14 +95,14 @@ class ProbeData:
                 self.labels[source][torch.from_numpy(chosen)].to(self.device),
             )
 
-    def standardised(self, features):
+    def standardised(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Features (B, D) by depth, standardised, on the device."""
         return {
             depth: (features[depth].to(self.device) - mean) * scale
             for depth, (mean, scale) in self.norms.items()
         }
 
-    def epoch(self, part, rows_per_step, seed, epoch):
+    def epoch(self, part: str, rows_per_step: int, seed: int, epoch: int) -> tuple[int, Batches]:
         """(steps, batches) of one pass over a part in random order."""
         key = derive_seed(seed, f"probe epoch {epoch}")
         order = np.random.Generator(np.random.Philox(key)).permutation(self.size(part))
@@ -88,49 +110,59 @@ class ProbeData:
         return steps, self.batches(part, rows_per_step, order)
 
 
-def standardisation(features, depth, rows, to_unit_length, device):
-    """(mean, scale) (D,) float32 that give `rows` of a depth mean 0 and variance 1, or 1 / D, so
-    that a row's mean squared length is 1. A feature that hardly varies becomes 0 everywhere.
+def standardisation(
+    features: Features,
+    depth: str,
+    rows: np.ndarray,
+    to_unit_length: bool,
+    device: torch.device | str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(mean, scale), (D,) float32 each, that give `rows` of a depth mean 0 and variance 1.
+
+    to_unit_length: variance 1 / D instead, so that a row's mean squared length is 1. A feature that
+    hardly varies becomes 0 everywhere.
     """
-    total, squares, count = 0.0, 0.0, 0
     first = features.take(depth, rows[:1]).astype(np.float64)  # differences from it stay exact
+    total, squares, count = np.zeros(first.shape[1]), np.zeros(first.shape[1]), 0
     for chosen in np.array_split(rows, max(1, len(rows) // ROWS_AT_ONCE)):
         values = features.take(depth, chosen) - first
         total, squares = total + values.sum(axis=0), squares + np.square(values).sum(axis=0)
         count += len(values)
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - np.square(mean), 0))
-    lively = std > 1e-5 * std.max(initial=0)
-    scale = np.where(lively, 1 / np.where(lively, std, 1), 0)
+    varies = std > MIN_RELATIVE_STD * std.max(initial=0)
+    scale = np.where(varies, 1 / np.where(varies, std, 1), 0)
     scale = scale / np.sqrt(len(scale)) if to_unit_length else scale
-    pair = ((mean + first[0]).astype(np.float32), scale.astype(np.float32))
-    return tuple(torch.from_numpy(values).to(device) for values in pair)
+    mean, scale = (mean + first[0]).astype(np.float32), scale.astype(np.float32)
+    return torch.from_numpy(mean).to(device), torch.from_numpy(scale).to(device)
 
 
 class AugmentedData:
-    """The same for training on random crops and flips, encoded anew in each epoch.
+    """Random crops and flips of the training samples, encoded anew in each epoch.
 
-    data: the ProbeData of the clean images, which standardises these too.
+    data: the ProbeData of the clean images, by whose mean and deviation these are standardised.
     """
 
-    def __init__(self, data, encoder, pair, world):
-        self.data, self.encoder, self.pair, self.world = data, encoder, pair, world
+    def __init__(
+        self, data: ProbeData, encoder: Encoder, datasets: EvalDatasets, world: World
+    ) -> None:
+        self.data, self.encoder, self.datasets, self.world = data, encoder, datasets, world
 
-    def epoch(self, part, rows_per_step, seed, epoch):
+    def epoch(self, part: str, rows_per_step: int, seed: int, epoch: int) -> tuple[int, Batches]:
         """(steps, batches) of one pass over a part in random order."""
         ids = np.unique(self.data.ids(part))
-        loader = common.augmented_loader(
-            self.pair.train, self.pair, self.world, derive_seed(seed, "probe views"), indices=ids,
-            batch_size=min(rows_per_step, len(ids)),
+        loader = augmented_loader(
+            self.datasets.train, self.datasets, self.world, derive_seed(seed, "probe views"),
+            indices=ids, batch_size=min(rows_per_step, len(ids)),
         )  # fmt: skip
         loader.set_epoch(epoch)
         return len(loader), self._batches(loader)
 
-    def _batches(self, loader):
+    def _batches(self, loader: Loader) -> Batches:
         with loader:
             for batch in loader:
-                # not the file's own: a corrupt sample's replacement may have one not allowed
-                labels = torch.from_numpy(self.pair.labels[np.asarray(batch.indices)])
+                # not batch.label: the label of a corrupt sample's replacement may not be chosen
+                labels = torch.from_numpy(self.datasets.labels[np.asarray(batch.indices)])
                 known = torch.nonzero(labels >= 0)[:, 0].to(self.data.device)
                 features = self.data.standardised(self.encoder.encode(batch.view_0))
                 rows = {depth: values[known] for depth, values in features.items()}

@@ -1,36 +1,41 @@
-"""Results of evaluations: `results.jsonl`, one record a line, and `results.csv`, one row each.
+"""Results of evaluations: `results.jsonl`, one record per line.
 
-Both files only grow, and several processes may report into one folder at the same time.
+The file only grows, and several processes may report into one folder at the same time.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import datetime
 import hashlib
-import io
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ffcv_ssl.config.plain import config_dict, flatten_as_text
 from ffcv_ssl.errors import UserError
-from ffcv_ssl.files import locked, write_text
+from ffcv_ssl.evaluation.encoder import Encoder
+from ffcv_ssl.evaluation.former_names import with_new_names, with_old_names
+from ffcv_ssl.files import locked
 from ffcv_ssl.training.checkpoint import to_plain
 
-JSON_FILE, CSV_FILE = "results.jsonl", "results.csv"
+RESULTS_FILE = "results.jsonl"
 LOCK_FILE = ".results.lock"
-MAX_CELL = 500  # characters of a table's cell
-PATIENCE_S = 60  # that another process may take to write its row
+LOCK_PATIENCE_S = 60
+"""How long another process may take to write its record."""
+MAIN_METRICS = ("top1", "map")
 
 
-def make_record(protocol, encoder, data, config, metrics):
-    """What one evaluation says of itself, as nested dicts of plain types.
+def make_record(
+    protocol: str, encoder: Encoder, data: dict, config: Any, metrics: dict
+) -> dict[str, Any]:
+    """The record of one evaluation, as nested dicts of plain types.
 
-    protocol: its name; encoder: an Encoder; data: dict with the datasets' paths and contents;
-    config: the protocol's frozen dataclass; metrics: dict, accuracies as shares in [0, 1].
+    protocol: its name; data: the datasets' paths and contents; config: the protocol's frozen
+    dataclass; metrics: accuracies as shares in [0, 1].
     """
     settings = config_dict(config)
     settings.pop("checkpoint", None)
@@ -46,56 +51,34 @@ def make_record(protocol, encoder, data, config, metrics):
     }
 
 
-def report(record, folder):
+def report(record: dict[str, Any], folder: str | Path) -> dict[str, Any]:
     """Append a record (nested dicts of plain types) to the results in `folder`; returns it as it
     was written: with the time, and numbers that are not finite as None.
 
-    Keys of the table are the record's, joined by dots. Raises UserError where it cannot be written.
+    Raises UserError where it cannot be written.
     """
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     record = _finite(to_plain({"time": now, **record}, "record"))
-    folder = Path(folder)
+    path = Path(folder) / RESULTS_FILE
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder), open(folder / JSON_FILE, "a", encoding="utf-8") as file:
-            start = "" if _ends_in_newline(folder / JSON_FILE) else "\n"  # a killed writer's half
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _only_writer(path.parent), open(path, "a", encoding="utf-8") as file:
+            start = "" if _ends_in_newline(path) else "\n"  # a killed writer left half a line
             file.write(start + json.dumps(record, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
-            _append_row(folder / CSV_FILE, flatten_as_text(record))
     except OSError as error:
         raise UserError(f"{folder}: results cannot be written ({error.strerror})") from None
     return record
 
 
-@contextlib.contextmanager
-def _alone(folder):
-    """Keep other processes from writing results here; the lock dies with the process."""
-    try:
-        with locked(folder / LOCK_FILE, PATIENCE_S):
-            yield
-    except TimeoutError:
-        expected = f"held by another process for {PATIENCE_S} s; end that one"
-        raise UserError(f"{folder / LOCK_FILE}: {expected}") from None
-
-
-def settings_key(record):
-    """Eight hex digits of what was asked: equal for the same checkpoint and weights, data, labels
-    and settings, wherever the results go. A record that lacks one of these has a key that no
-    complete one has."""
-    asked = [record.get(key) for key in ("checkpoint", "about", "weights", "data")]
-    settings = record.get("settings") or {}
-    asked.append({key: value for key, value in settings.items() if key != "out"})
-    text = json.dumps(to_plain(asked), sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
-
-
-def read_results(folder):
+def read_results(folder: str | Path) -> list[dict[str, Any]]:
     """All records in a folder, in order; an empty list where there are none.
 
-    Lines that are not a JSON object (a killed writer's last one) are left out.
+    Settings have their new names in records of before, too. Lines that are not a JSON object (a
+    killed writer's last one) are left out.
     """
-    path = Path(folder) / JSON_FILE
+    path = Path(folder) / RESULTS_FILE
     records = []
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     for line in text.split("\n"):
@@ -104,47 +87,109 @@ def read_results(folder):
         except json.JSONDecodeError:
             continue
         if isinstance(record, dict):
+            if isinstance(record.get("settings"), dict):
+                record["settings"] = with_new_names(record["settings"])
             records.append(record)
     return records
 
 
-def _ends_in_newline(path):
-    """Whether a file's last line is whole; True of an empty one."""
+def settings_key(record: dict[str, Any]) -> str:
+    """Eight hex digits of what was asked: equal for the same checkpoint and weights, data, labels
+    and settings, wherever the results go. A record that lacks one of these has a key that no
+    complete one has.
+
+    Made from the settings' first names, so that records of before have the keys they had.
+    """
+    asked = [record.get(key) for key in ("checkpoint", "about", "weights", "data")]
+    settings = with_old_names(record.get("settings") or {})
+    asked.append({key: value for key, value in settings.items() if key != "out"})
+    text = json.dumps(to_plain(asked), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+# ---- Folders -------------------------------------------------------------------------------------
+
+
+def checkpoint_folder(checkpoint: str | Path) -> Path:
+    """The folder of the run that a checkpoint belongs to."""
+    path = Path(checkpoint)
+    return path if path.is_dir() else path.parent
+
+
+def results_folder(config: Any) -> Path:
+    """Where a protocol's results go: `out`, or the checkpoint's folder; made if need be."""
+    return writable_folder(config.out or checkpoint_folder(config.checkpoint))
+
+
+def writable_folder(folder: str | Path) -> Path:
+    """A folder for results as a Path, made if need be. Raises UserError where it cannot be written:
+    better to know that before anything is measured."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot hold results ({error.strerror}); use --out") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder}: results cannot be written there; use --out")
+    return folder
+
+
+# ---- The numbers of a record ---------------------------------------------------------------------
+
+
+def main_metric(metrics: dict[str, Any], name: str | None = None) -> tuple[str, float]:
+    """(name, value) of one number of nested metrics: `name`, its parts joined by dots, or the first
+    top1 or map. Raises UserError where it is not there."""
+    flat = {
+        key: value
+        for key, value in flatten_as_text(metrics).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    if name is None:
+        name = next((key for key in flat if key.rsplit(".", 1)[-1] in MAIN_METRICS), None)
+    if name is None or name not in flat:
+        known = ", ".join(key for key in flat if "per_class" not in key) or "none"
+        raise UserError(f"metric: got {name!r}, expected one of {known}")
+    return name, flat[name]
+
+
+def accuracies(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """{name, its parts joined by dots: value} of every top1 and map of nested metrics, each once.
+
+    k-NN and NPI list the accuracy of every setting by its name within a depth, and repeat the first
+    one as the depth's. With one setting, return the depth's value; with several, one value per
+    setting.
+    """
+    settings = {key: value for key, value in metrics.items() if isinstance(value, dict)}
+    by_setting: dict[str, float] = {}
+    for key, value in settings.items():
+        by_setting |= accuracies(value, f"{prefix}{key}.")
+    direct = {prefix + key: metrics[key] for key in MAIN_METRICS if metrics.get(key) is not None}
+    return direct if direct and len(settings) < 2 else by_setting or direct
+
+
+@contextlib.contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing results here; the lock dies with the process."""
+    try:
+        with locked(folder / LOCK_FILE, LOCK_PATIENCE_S):
+            yield
+    except TimeoutError:
+        raise UserError(
+            f"{folder / LOCK_FILE}: held by another process for {LOCK_PATIENCE_S} s; "
+            "end that process"
+        ) from None
+
+
+def _ends_in_newline(path: Path) -> bool:
+    """Whether a file's last line is complete; True for an empty file."""
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         return file.read() in (b"", b"\n")
 
 
-def _append_row(path, row):
-    """Add a row; where it has new columns, the table is written anew with them at the end, and also
-    where the last row is not whole. Long lists (accuracies of a thousand classes) are left to the
-    other file. What a spreadsheet may have done is borne: cells beyond the columns are dropped, and
-    bytes that are not UTF-8 replaced."""
-    row = {key: value for key, value in row.items() if len(str(value)) <= MAX_CELL}
-    columns, rows, is_whole = [], [], True
-    if path.exists():
-        is_whole = _ends_in_newline(path)
-        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-            columns = next(csv.reader(file), [])
-    new = [key for key in row if key not in columns]
-    if not new and is_whole:
-        with open(path, "a", encoding="utf-8", newline="") as file:
-            csv.DictWriter(file, columns, lineterminator="\n").writerow(row)
-        return
-    if columns:
-        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-            rows = list(csv.DictReader(file))
-        for old in rows:
-            old.pop(None, None)
-    text = io.StringIO()
-    table = csv.DictWriter(text, columns + new, lineterminator="\n")
-    table.writeheader()
-    table.writerows([*rows, row])
-    write_text(path, text.getvalue())
-
-
-def _finite(value):
+def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

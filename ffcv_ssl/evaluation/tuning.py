@@ -1,46 +1,56 @@
 """Training a pretrained network on labels: what fine-tuning and transfer have in common.
 
-A `Tuner` trains for a number of steps and hands control back after each one; its state is all that
-an exact resume needs. `evaluate` measures, each sample once, whatever the number of ranks.
+A `Tuner` trains for a number of steps and hands control back after each step; its state is all that
+an exact resume needs. `evaluate` measures each sample once, whatever the number of ranks.
 """
 
-# B images a batch, N samples, K classes or labels, D features, H W pixels
+# B images per batch, N samples, K classes or labels, D features, H W pixels
 
 from __future__ import annotations
 
-import contextlib
 import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ffcv_ssl import Loader
+from ffcv_ssl.config.settings import OptimConfig
 from ffcv_ssl.errors import NonFiniteLoss
 from ffcv_ssl.evaluation.mean_ap import mean_average_precision
 from ffcv_ssl.training.meters import Averages, Counters, FiniteWatch, Interval, flops_per_image
+from ffcv_ssl.training.models import Model
 from ffcv_ssl.training.optimizers import make_optimizer, parameter_groups
-from ffcv_ssl.training.world import share_learning
+from ffcv_ssl.training.runtime import autocast
+from ffcv_ssl.training.world import World, share_learning
+
+TOP_K = 5
+"""top5 counts the labels among the best five classes, or all classes where there are fewer."""
 
 
 class Classifier(nn.Module):
     """A pretrained model up to one of its depths, and a linear classifier that begins at zero.
 
-    layer 0: the backbone's features; k: those after the projector's k-th block, with its batch-norm
-    and ReLU (Chen et al. 2020b, section 2); the last block has no ReLU, and batch-norm only where
-    the projector's norm is `all`. Trains copies: the model itself is left alone.
+    depth: `backbone`, or `projector_k` for the features after the projector's k-th block, with its
+    batch-norm and ReLU (Chen et al. 2020b, section 2); the last block has no ReLU, and batch-norm
+    only where the projector's norm is `all`. Trains copies: the model itself is left alone.
     """
 
-    def __init__(self, model, layer, num_classes):
+    def __init__(self, model: Model, depth: str, num_classes: int) -> None:
         super().__init__()
+        num_blocks = list(model.widths).index(depth)  # the backbone comes first
         self.backbone = copy.deepcopy(model.backbone)
-        self.projector = copy.deepcopy(model.projector[:layer])
-        self.classifier = nn.Linear(list(model.widths.values())[layer], num_classes)
+        self.projector = copy.deepcopy(model.projector[:num_blocks])
+        self.classifier = nn.Linear(model.widths[depth], num_classes)
         nn.init.zeros_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
         self.requires_grad_(True)
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) -> logits (B, K)."""
         features = self.backbone(images)
         for block in self.projector:
@@ -49,43 +59,43 @@ class Classifier(nn.Module):
 
 
 class ClassTargets:
-    """One class a sample: labels (N,) int64, -1: none; cross-entropy, top-1 and top-5."""
+    """One class per sample: labels (N,) int64, -1: none; cross-entropy, top-1 and top-5."""
 
     metric = "top1"
 
-    def __init__(self, labels, num_classes, device):
+    def __init__(self, labels: np.ndarray, num_classes: int, device: torch.device) -> None:
         self.labels, self.num_outputs = torch.as_tensor(labels, device=device), num_classes
 
-    def loss(self, logits, rows):
+    def loss(self, logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Mean over images of -log softmax(logits)[label]; logits (B, K) float32, rows (B,)."""
         return F.cross_entropy(logits, self.labels[rows])
 
-    def digest(self, logits):
+    def digest(self, logits: torch.Tensor) -> torch.Tensor:
         """What `measure` needs of logits (B, K): the best five classes (B, 5), best first."""
-        return logits.topk(min(5, self.num_outputs), dim=1).indices
+        return logits.topk(min(TOP_K, self.num_outputs), dim=1).indices
 
-    def measure(self, digests, rows):
+    def measure(self, digests: torch.Tensor, rows: torch.Tensor) -> dict[str, Any]:
         """top1, top5, and the top-1 of each class (None where it has no image), in [0, 1]."""
-        labels = self.labels[rows]
-        hits = (digests == labels[:, None]).cpu().numpy()
-        labels = labels.cpu().numpy()
-        number = np.bincount(labels, minlength=self.num_outputs)
-        right = np.bincount(labels[hits[:, 0]], minlength=self.num_outputs)
-        per_class = [int(r) / int(n) if n else None for r, n in zip(right, number)]
-        top1, top5 = float(hits[:, 0].mean()), float(hits.any(axis=1).mean())
+        labels_on_device = self.labels[rows]
+        is_correct = (digests == labels_on_device[:, None]).cpu().numpy()
+        labels = labels_on_device.cpu().numpy()
+        num_images = np.bincount(labels, minlength=self.num_outputs)
+        num_correct = np.bincount(labels[is_correct[:, 0]], minlength=self.num_outputs)
+        per_class = [int(c) / int(n) if n else None for c, n in zip(num_correct, num_images)]
+        top1, top5 = float(is_correct[:, 0].mean()), float(is_correct.any(axis=1).mean())
         return {"top1": top1, "top5": top5, "per_class": per_class}
 
 
 class MultiTargets:
-    """Several labels a sample: (N, K), 1, 0 or -1 ("difficult": left out); binary cross-entropy and
-    11-point mean average precision."""
+    """Several labels per sample: (N, K), 1, 0 or -1 ("difficult": left out); binary cross-entropy
+    and 11-point mean average precision."""
 
     metric = "map"
 
-    def __init__(self, labels, device):
+    def __init__(self, labels: np.ndarray, device: torch.device) -> None:
         self.labels, self.num_outputs = torch.as_tensor(labels, device=device), labels.shape[1]
 
-    def loss(self, logits, rows):
+    def loss(self, logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Binary cross-entropy summed over an image's labels, mean over images."""
         labels = self.labels[rows]
         losses = F.binary_cross_entropy_with_logits(
@@ -93,50 +103,53 @@ class MultiTargets:
         )
         return losses.masked_fill(labels < 0, 0).sum(dim=1).mean()
 
-    def digest(self, logits):
-        """What `measure` needs of logits (B, K): themselves."""
+    def digest(self, logits: torch.Tensor) -> torch.Tensor:
+        """What `measure` needs of logits (B, K): the logits themselves."""
         return logits
 
-    def measure(self, digests, rows):
+    def measure(self, digests: torch.Tensor, rows: torch.Tensor) -> dict[str, Any]:
         """map, and each label's average precision (None where no image has it), in [0, 1]."""
         mean, each = mean_average_precision(digests.cpu().numpy(), self.labels[rows].cpu().numpy())
         return {"map": mean, "per_class": [None if ap != ap else ap for ap in each]}
 
 
-def autocast(precision, device):
-    """The context of a forward pass in `bf16` or `fp32`."""
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
-
-
 @torch.no_grad()
-def evaluate(network, loader, targets, world, precision, before_batch, path):
-    """What `targets.measure` says of a network in evaluation mode, on every rank alike.
+def evaluate(
+    network: Classifier,
+    loader: Loader,
+    targets: ClassTargets | MultiTargets,
+    world: World,
+    precision: str,
+    before_batch: Callable[[], None],
+    path: Path,
+) -> dict[str, Any]:
+    """The metrics of a network in evaluation mode, the same on every rank.
 
-    Each sample of `loader` (of clean views, not random) counts once. before_batch() is called
-    before each batch and may raise to end the evaluation. Raises NonFiniteLoss, naming the folder
-    `path`, for outputs that are not finite: weights that are may still be too large.
+    Each sample of `loader` (of clean views, in order) counts once. before_batch() is called before
+    each batch and may raise to end the evaluation. Raises NonFiniteLoss, naming the folder `path`,
+    for outputs that are not finite: finite weights may still be too large.
     """
     network.eval()
-    world.broadcast_(network.buffers())  # the ones the checkpoint holds
+    world.broadcast_(network.buffers())  # the first rank's, which the checkpoint holds
     digests, rows, is_finite = [], [], torch.ones((), dtype=torch.bool, device=world.device)
     for batch in loader:
         before_batch()
         with autocast(precision, world.device):
-            logits = network.forward(batch.view_0)  # not compiled, where training is
+            logits = network.forward(batch.view_0)  # forward: never compiled, as training may be
         is_finite &= torch.isfinite(logits).all()
         digests.append(targets.digest(logits.float()))
         rows.append(batch.indices.masked_fill(~torch.as_tensor(batch.valid), -1).to(world.device))
     if world.any(not is_finite)[0]:
-        what = f"an output of the network is not finite when it is measured, in {precision}"
-        raise NonFiniteLoss(f"{path}: {what}; lower the learning rate or raise the precision")
-    digests, rows = world.gather(torch.cat(digests)), world.gather(torch.cat(rows))
-    return targets.measure(digests[rows >= 0], rows[rows >= 0])
+        raise NonFiniteLoss(
+            f"{path}: an output of the network is not finite when it is measured, in {precision}; "
+            "lower the learning rate or raise the precision"
+        )
+    all_digests, all_rows = world.gather(torch.cat(digests)), world.gather(torch.cat(rows))
+    return targets.measure(all_digests[all_rows >= 0], all_rows[all_rows >= 0])
 
 
-def make_tuning_optimizer(config, network):
-    """The optimiser an OptimConfig names, of a `Classifier`.
+def make_tuning_optimizer(config: OptimConfig, network: Classifier) -> torch.optim.Optimizer:
+    """The optimiser of a `Classifier`.
 
     LARS leaves the classifier without adaptation and decay, as SimCLRv2's program does: the trust
     ratio of weights that begin at zero would keep them there.
@@ -151,33 +164,42 @@ def make_tuning_optimizer(config, network):
 class Tuner:
     """Trains a `Classifier` on the batches of a loader, epoch after epoch.
 
-    optim: an OptimConfig; lr_of(step) gives the rate of each step. config: a run's settings, of
-    which precision, system and the side of the views count.
+    lr_of(step) gives the learning rate of each step. config: a TuningConfig, of which precision,
+    system and the side of the views count.
     """
 
-    def __init__(self, network, loader, targets, optim, lr_of, config, world):
+    def __init__(
+        self,
+        network: Classifier,
+        loader: Loader,
+        targets: ClassTargets | MultiTargets,
+        optim: OptimConfig,
+        lr_of: Callable[[int], float],
+        config: Any,
+        world: World,
+    ) -> None:
         self.world, self.precision, self.lr_of = world, config.precision, lr_of
         self.loader, self.targets = loader, targets
         self.steps_per_epoch = len(loader)
-        self.flops_per_image = flops_per_image(_AsViews(network), [config.data.resolution_px])
-        self.network = network.to(world.device, memory_format=torch.channels_last)
+        self.flops_per_image = flops_per_image(_OnViews(network), [config.data.resolution_px])
+        self.network = network.to(world.device).to(memory_format=torch.channels_last)
         self.optimizer = make_tuning_optimizer(optim, self.network)
         self.shared = share_learning(self.network, world, compiled=config.system.compile)
         self.done, self.averages = Counters(self.steps_per_epoch), Averages()
         self.interval, self.watch = Interval(), FiniteWatch(world.device)
 
     @property
-    def step(self):
+    def step(self) -> int:
         """Batches trained on so far."""
         return self.done.step
 
     @property
-    def lr(self):
-        """The last step's rate."""
+    def lr(self) -> float:
+        """The last step's learning rate."""
         return self.optimizer.param_groups[0]["lr"]
 
-    def train(self, until):
-        """Train up to step `until`, a generator that yields after each step before that."""
+    def train(self, until: int) -> Iterator[None]:
+        """Train up to step `until`: a generator that yields after each step before `until`."""
         self.network.train()
         self.interval.start()
         while self.step < until:
@@ -209,18 +231,18 @@ class Tuner:
         done.flops += images * self.flops_per_image
         self.interval.images += images
 
-    def check_finite(self, path):
+    def check_finite(self, path: Path) -> None:
         """Raise NonFiniteLoss, naming the folder `path`, if a loss or a weight is not finite."""
         how, kept = f"lr {self.lr:.4g}, {self.precision}", "nothing of it was saved"
         self.watch.check(self.network.parameters(), self.step, path, how, kept)
 
-    def record(self):
-        """What a log line says of the steps since the last one; starts a new interval."""
+    def record(self) -> dict[str, Any]:
+        """What metrics hold of the steps since the last call; starts a new interval."""
         means, (rate, wait) = self.averages.take(self.world), self.interval.take()
         speed = {"train/images_per_s": rate, "train/data_wait": wait}
         return {**self.done.record(), "lr": self.lr, **means, **speed}
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """All that training goes on from."""
         parts = {"network": self.network, "optimizer": self.optimizer, "loader": self.loader}
         return {
@@ -228,23 +250,18 @@ class Tuner:
             "done": self.done.state_dict(), "averages": self.averages.over_ranks(self.world),
         }  # fmt: skip
 
-    def load_state_dict(self, state):
-        """Undo to `state_dict`."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.done.load_state_dict(state["done"])
         if self.step % self.steps_per_epoch:  # between epochs `train` begins the next one
             self.loader.load_state_dict(state["loader"])
-        device, is_first = self.world.device, self.world.is_first  # the sums were of all ranks
-        self.averages.sums = {k: v.to(device) * is_first for k, v in state["averages"].items()}
-
-    def close(self):
-        """End the loader's threads."""
-        self.loader.close()
+        self.averages.load(state["averages"], self.world)
 
 
-class _AsViews(nn.Module):
-    """A network as `flops_per_image` wants one."""
+class _OnViews(nn.Module):
+    """A network that takes a list of views and returns dicts, as `flops_per_image` expects."""
 
     def __init__(self, network):
         super().__init__()

@@ -1,194 +1,222 @@
-"""Runs that train a network on labels: their settings, data, folder and checkpoints.
+"""Runs that train a network on labels: their settings, their folder, their start and their result.
 
-Guarantees: a run is found again by its folder and refused where anything that decides its result
+Guarantees: a run is found again by its folder, and refused where anything that decides its result
 differs; a signal ends it with a checkpoint from which it goes on exactly.
 """
-
-# N samples, K classes or labels
 
 from __future__ import annotations
 
 import contextlib
-import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
-from jsonargparse.typing import NonNegativeInt, PositiveFloat
+from jsonargparse.typing import PositiveFloat
 
+from ffcv_ssl import Loader
 from ffcv_ssl.config import settings
 from ffcv_ssl.config.plain import config_dict
-from ffcv_ssl.errors import Interrupted, UserError
-from ffcv_ssl.evaluation import common
-from ffcv_ssl.evaluation.encoder import FINETUNED, save_encoder
-from ffcv_ssl.evaluation.results import make_record, report
-from ffcv_ssl.evaluation.tuning import ClassTargets, MultiTargets
-from ffcv_ssl.fields import NDArrayField
-from ffcv_ssl.files import hold_folder
+from ffcv_ssl.errors import UserError
+from ffcv_ssl.evaluation import protocol_run
+from ffcv_ssl.evaluation.datasets import EvalDatasets, labels_digest, with_field_names
+from ffcv_ssl.evaluation.encoder import FINETUNED, Encoder, save_encoder
+from ffcv_ssl.evaluation.former_names import RENAMED, layer_of_depth
+from ffcv_ssl.evaluation.protocol_settings import ProtocolConfig
+from ffcv_ssl.evaluation.results import checkpoint_folder, make_record, report, results_folder
+from ffcv_ssl.evaluation.tuning import Classifier, Tuner, evaluate
+from ffcv_ssl.evaluation.tuning_data import TuningData, open_tuning_data
 from ffcv_ssl.jobs.slurm import SlurmConfig
-from ffcv_ssl.reader import Reader
-from ffcv_ssl.training import checkpoint
-from ffcv_ssl.training.label_choice import class_counts
-from ffcv_ssl.training.run_data import open_dataset, rank_share
-from ffcv_ssl.training.run_folder import BACKBONE, CHECKPOINT, RunFolder
+from ffcv_ssl.training import checkpoint, runtime
+from ffcv_ssl.training.command import StopSignal
+from ffcv_ssl.training.run_folder import BACKBONE, RunFolder
+from ffcv_ssl.training.world import World
 
-AGREE_EVERY = 8  # steps between two moments when several ranks agree on whether to save or stop
-# A resumed run may differ in these and in nothing else; what the paths hold is compared instead.
-FREE_KEYS = ("checkpoint", "out", "data.train", "data.val", "data.num_workers", "data.os_cache")
-FREE_GROUPS = ("saving.", "log.", "system.", "slurm.")
+# What a resumed run may differ in, besides what all runs may: the weights are compared instead.
+FREE_KEYS = (*runtime.FREE_KEYS, "checkpoint")
+FREE_GROUPS = (*runtime.FREE_GROUPS, "saving.")
 
 
 @dataclass(frozen=True)
 class SavingConfig:
-    """When a run is saved; at its end it is in any case."""
+    """When a run is saved; its end is saved in any case."""
 
     every_minutes: PositiveFloat = 10.0
     """Minutes between checkpoints."""
 
 
 @dataclass(frozen=True)
-class Tuning(common.Evaluation):
-    """What runs that train a pretrained network on labels have in common."""
+class TuningConfig(ProtocolConfig):
+    """Settings of every protocol that trains a pretrained network on labels."""
 
     out: str | None = None
-    """The run's folder, and that of its result; null: one named after the run in the checkpoint's
-    folder, and the result in that itself."""
+    """Folder of the run and of its result; null: the result goes to the checkpoint's folder, and
+    the run to a folder in it that is named after the run's settings."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Of the network's forward pass; bf16 is autocast. The loss is float32 in any case."""
-    layer: NonNegativeInt = 0
-    """What the classifier sees: 0 the backbone's features, k those after the projector's layer k
-    with its batch-norm and ReLU (the last layer has no ReLU)."""
+    depth: str = "backbone"
+    """What the classifier sees: the features of the backbone, or those of projector_1 (after the
+    projector's first layer with its batch-norm and ReLU; the last layer has no ReLU)..."""
     holdout: float = 0.1
-    """Share of the training labels, of each class, that `select: holdout` selects on."""
+    """Share of each class' training labels that `select: holdout` selects on."""
     saving: SavingConfig = field(default_factory=SavingConfig)
     log: settings.LogConfig = field(default_factory=settings.LogConfig)
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.holdout < 1:
             raise UserError(f"holdout: got {self.holdout:g}, expected above 0, below 1")
         if self.slurm.partition is not None and self.out is None:
             raise UserError("out: got none, expected a folder for the job: --out runs/NAME")
 
 
-# ---- Data ----------------------------------------------------------------------------------------
+class TuningRun(ABC):
+    """A run in its folder: what fine-tuning and transfer have in common.
 
-
-@dataclass(frozen=True)
-class Task:
-    """What a run trains, selects and measures on."""
-
-    pair: common.Pair
-    train: ClassTargets | MultiTargets
-    """Targets of the training file's samples."""
-    val: ClassTargets | MultiTargets
-    """Targets of the validation file's samples."""
-    labels: str
-    """The labels that may be used, in words."""
-
-    def split(self, fraction, seed):
-        """Indices (rest, held out) of the training samples that may be used. Raises UserError
-        where the latter can select nothing."""
-        rest, held_out = common.split_holdout(self.pair.labels, fraction, seed)
-        if len(held_out) == 0:
-            raise UserError("holdout: no class has two labels to hold one out; choose more labels")
-        several = isinstance(self.train, MultiTargets)
-        if several and not (self.train.labels[held_out] == 1).any():
-            got = f"none of the {len(held_out)} images held out has any of the labels"
-            raise UserError(f"holdout: {got}; use a larger --holdout or another --seed")
-        return rest, held_out
-
-    def train_loader(self, indices, batch_size, seed, world):
-        """Cropped and flipped views of some training samples, in random order. Raises UserError
-        where they make no batch, or one of a single image a rank."""
-        share = rank_share("data.batch_size", batch_size, world)
-        if share == 1:
-            got = f"got {batch_size} for {world.size} ranks, so that batch-norm would see one image"
-            raise UserError(f"data.batch_size: {got} alone; expected {2 * world.size} or more")
-        loader = common.augmented_loader(
-            self.pair.train, self.pair, world, seed, indices=indices, batch_size=share
-        )
-        if len(loader) == 0:
-            loader.close()
-            got = f"{len(indices)} labelled samples make no batch of {batch_size}"
-            raise UserError(f"{self.pair.train.path}: {got}; lower data.batch_size")
-        return loader
-
-    def clean_loader(self, part, world, indices=None):
-        """Centre crops of samples of `train` or `val`, by default of all that have a label."""
-        dataset = getattr(self.pair, part)
-        if indices is None and dataset.labels is not None:
-            indices = np.flatnonzero(dataset.labels >= 0)
-        return common.clean_loader(dataset, self.pair, world, indices)
-
-    def describe(self):
-        """The data for a record."""
-        return {**self.pair.describe(), "labels": self.labels}
-
-
-def open_task(config, encoder, world):
-    """The data of a `Tuning`: one class a sample, or several labels where the field is an array.
-
-    Raises UserError where a file or its labels are missing, or the two files' labels differ.
+    `loaders` are closed at the end; `used` is {num_trained, num_held_out}: numbers of images.
     """
-    data = config.data
-    if data.train and _is_array(data.train, data.label_field):
-        return _open_labels(config, encoder, world)
-    pair = common.open_pair(data, config.labels, encoder)
-    targets = (
-        ClassTargets(labels, pair.num_classes, world.device)
-        for labels in (pair.labels, pair.val.labels)
-    )
-    return Task(pair, *targets, class_counts(pair.labels, pair.num_classes))
+
+    protocol: str
+
+    def __init__(
+        self,
+        config: Any,
+        encoder: Encoder,
+        data: TuningData,
+        folder: RunFolder,
+        world: World,
+        stop: StopSignal | None,
+    ) -> None:
+        self.config, self.encoder, self.data = config, encoder, data
+        self.folder, self.world = folder, world
+        self.loaders: dict[str, Loader] = {}
+        self.used: dict[str, int] = {}
+        minutes = config.saving.every_minutes
+        self.saver = runtime.Saver(folder, self.state, self.position, minutes, world, stop)
+
+    @abstractmethod
+    def plan(self) -> str:
+        """What the run is going to do, in words."""
+
+    @abstractmethod
+    def position(self) -> str:
+        """Where the run stands, in words."""
+
+    @abstractmethod
+    def counters(self) -> dict[str, Any]:
+        """What the run has done so far: step, images, seconds... for a line of metrics."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """All that the run goes on from. Raises NonFiniteLoss for what is not worth keeping."""
+
+    @abstractmethod
+    def load_state(self, saved: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+
+    @abstractmethod
+    def fit(self, results: Path) -> dict[str, Any]:
+        """Train to the end; returns the record of the result, reported in the folder `results`."""
+
+    def start(self, saved: dict[str, Any] | None) -> None:
+        """Begin at step 0, or where the checkpoint `saved` left the run."""
+        self.folder.write_config()
+        if saved is not None:
+            self.load_state(saved)
+        last_step = None if saved is None else self.counters()["step"]
+        self.folder.open_log(last_step, self.config.log.tensorboard)
+        if saved is None:
+            self.world.say(f"{self.folder.path}: {self.plan()}")
+            return
+        checkpoint.restore_rng_state(saved["rng"])
+        self.saver.mark_saved()
+        self.world.say(f"{self.folder.path}: resumed at {self.position()}")
+        if note := self.folder.note_versions(saved):
+            self.world.say(note)
+
+    def measure(self, network: Classifier, part: str) -> dict[str, Any]:
+        """Metrics of a network on the images of `loaders[part]`; saves and ends at a signal."""
+        targets = self.data.val if part == "val" else self.data.train
+        return evaluate(
+            network, self.loaders[part], targets, self.world, self.config.precision,
+            self.saver.save_and_exit_if_asked, self.folder.path,
+        )  # fmt: skip
+
+    def say_steps(self, tuner: Tuner, total_steps: int) -> dict[str, Any]:
+        """Print the log line of the steps since the last one; returns what metrics hold of them."""
+        tuner.check_finite(self.folder.path)
+        record = tuner.record()
+        self.world.say(runtime.log_line(tuner.step, total_steps, record))
+        return record
+
+    def finish(self, network: Classifier, metrics: dict[str, Any], results: Path) -> dict[str, Any]:
+        """Save the network and report its result in the folder `results`; returns the record.
+
+        The run has been saved before, so that a failure here (disk full) costs no training. The
+        checkpoint keeps the record alone: the run is finished.
+        """
+        folder, world, done = self.folder, self.world, self.counters()
+        data = {**self.data.describe(), **self.used}
+        record = make_record(self.protocol, self.encoder, data, self.config, metrics)
+        record["finetuned"] = str(folder.path / FINETUNED)
+        if world.is_first:
+            save_encoder(record["finetuned"], network, self.encoder, self.encoder.about)
+            record = report(record, results)
+        shown = {f"val/{key}": metrics[key] for key in ("top1", "top5", "map") if key in metrics}
+        folder.write({**done, **shown})  # last, so that it is not written twice after a failure
+        folder.save({"result": record})
+        metric = self.data.val.metric
+        world.say(f"{folder.path}: finished, {metric} on val: {metrics[metric]:.2%}")
+        return record
+
+    def close(self) -> None:
+        """End the loaders' threads."""
+        for loader in self.loaders.values():
+            loader.close()
 
 
-def _is_array(path, field_name):
-    if not Path(path).is_file():
-        return False
-    with Reader(path) as reader:
-        return isinstance(reader.fields.get(field_name), NDArrayField)
+def tune(
+    make: type[TuningRun], config: Any, world: World, stop: StopSignal | None
+) -> dict[str, Any]:
+    """Do what a TuningConfig says, or go on; returns the result's record, the same one if the run
+    was finished before. make: the run's class."""
+    encoder = protocol_run.open_encoder(config, world)
+    config, data = open_tuning(config, encoder, world)
+    with open_run(make.protocol, config, encoder, data, world) as (folder, saved, results):
+        if saved is not None and "result" in saved:
+            world.say(f"{folder.path}: finished before")
+            return saved["result"]
+        run = make(config, encoder, data, folder, world, stop)
+        try:
+            run.start(saved)
+            return run.fit(results)
+        finally:
+            run.close()
 
 
-def _open_labels(config, encoder, world):
-    """The task of files whose label field is an array of K numbers, 1, 0 or -1."""
-    data = config.data
-    if not config.labels.is_all:
-        raise UserError("labels: got a choice, but the images have several labels each; use all")
-    if not data.val:
-        raise UserError("data.val: got none, expected --data.val FILE.beton")
-    sets = [open_dataset(p, data.image_field, data.label_field) for p in (data.train, data.val)]
-    train, val = (_read_labels(dataset, data.label_field) for dataset in sets)
-    if train.shape[1] != val.shape[1]:
-        sides = f"{val.shape[1]} labels an image, expected {train.shape[1]} as in {data.train}"
-        raise UserError(f"{data.val}: field '{data.label_field}': got {sides}")
-    if not (val == 1).any():
-        raise UserError(f"{data.val}: field '{data.label_field}': no image has any of the labels")
-    loading, px, ratio = common.resolve_data(data, encoder)
-    everyone = np.zeros(len(train), np.int64)  # one class of samples, of which any may be held out
-    pair = common.Pair(*sets, everyone, train.shape[1], None, loading, px, ratio)
-    words = f"{len(train)} images, {train.shape[1]} labels each"
-    targets = (MultiTargets(labels, world.device) for labels in (train, val))
-    return Task(pair, *targets, words)
+def open_tuning(config: Any, encoder: Encoder, world: World) -> tuple[Any, TuningData]:
+    """(config with what its data left open, the data). Raises UserError where the data or the depth
+    are missing."""
+    config = replace(config, data=with_field_names(config.data, encoder))
+    encoder.check_depths([config.depth], "depth")
+    data = open_tuning_data(config.data, config.labels, encoder, world)
+    return resolved(config, data.datasets), data
 
 
-def _read_labels(dataset, field_name):
-    """(N, K) int8. Raises UserError for other values than 1, 0 and -1."""
-    with Reader(dataset.path) as reader:
-        where = f"{dataset.path}: field '{field_name}'"
-        shape = getattr(reader.fields.get(field_name), "shape", ())
-        if len(shape) != 1:
-            raise UserError(f"{where}: got no list of labels, expected an array of (K,) a sample")
-        labels = np.stack([reader.decode(i, field_name) for i in range(dataset.num_samples)])
-    bad = np.argwhere(~np.isin(labels, (-1, 0, 1)))
-    if len(bad):
-        sample, label = bad[0]
-        got = f"sample {sample} has {labels[sample, label]} for label {label}"
-        raise UserError(f"{where}: {got}, expected 1, 0 or -1 (left out)")
-    return labels.astype(np.int8)
+def open_tuning_datasets(config: Any, encoder: Encoder, world: World) -> EvalDatasets:
+    """The datasets alone, to check a call. Raises as `open_tuning`."""
+    return open_tuning(config, encoder, world)[1].datasets
 
 
-# ---- The folder ----------------------------------------------------------------------------------
+def resolved(config: Any, datasets: EvalDatasets) -> Any:
+    """A TuningConfig with what its data left open: runs that see other pixels differ in it."""
+    loading = datasets.loading
+    data = replace(
+        config.data, train=datasets.train.path, val=datasets.val.path, mean=loading.mean,
+        std=loading.std, resolution_px=datasets.resolution_px, center_ratio=datasets.center_ratio,
+    )  # fmt: skip
+    return replace(config, data=data)
 
 
 @dataclass(frozen=True)
@@ -197,161 +225,55 @@ class Content:
 
     text: str
 
-    def describe(self):
+    def describe(self) -> str:
         """Equal for equal content."""
         return self.text
 
 
 @contextlib.contextmanager
-def open_run(config, name, encoder, task, world):
+def open_run(
+    protocol: str, config: Any, encoder: Encoder, data: TuningData, world: World
+) -> Iterator[tuple[RunFolder, dict | None, Path]]:
     """Within it: (the run's RunFolder, its checkpoint's state or None, the folder of results).
 
-    config: with what its data left open resolved; name: of the folder where `out` names none.
-    Raises UserError where the folder is another run's.
+    config: with what its data left open resolved. Raises UserError where the folder is another
+    run's.
     """
-    results = common.results_folder(config)
-    path = results if config.out else results / name
-    source = Path(config.checkpoint)
-    source = source if source.is_dir() else source.parent
-    has_copies = any(path.glob("checkpoint_epoch_*.pt"))  # which a run of this kind never makes
-    if (path / BACKBONE).exists() or has_copies or path.resolve() == source.resolve():
+    results = results_folder(config)
+    path = results if config.out else results / folder_name(protocol, config)
+    source = checkpoint_folder(config.checkpoint)
+    has_kept_copies = any(path.glob("checkpoint_epoch_*.pt"))  # a run of this kind keeps none
+    if (path / BACKBONE).exists() or has_kept_copies or path.resolve() == source.resolve():
         raise UserError(f"out: got {path}, a pretraining run's folder; use another --out")
-    with hold_folder(path) if world.is_first else contextlib.nullcontext():
-        sets = {
-            "train": task.pair.train,
-            "val": task.pair.val,
-            "pretrained": Content(encoder.fingerprint),
-            "labels": Content(f"{common.labels_digest(task.pair)} ({task.labels})"),
-        }
-        folder = RunFolder(path, config_dict(config), sets, FREE_KEYS, FREE_GROUPS, world.is_first)
-        saved = folder.read_checkpoint()
-        world.barrier()  # the first rank may write one as soon as all have read
+    contents = {
+        "train": data.datasets.train,
+        "val": data.datasets.val,
+        "pretrained": Content(encoder.fingerprint),
+        "labels": Content(f"{labels_digest(data.datasets)} ({data.labels})"),
+    }
+    with runtime.hold(path, world):
+        folder, saved = runtime.open_folder(
+            path, config_dict(config), contents, world, FREE_KEYS, FREE_GROUPS, RENAMED
+        )
         try:
             yield folder, saved, results
         finally:
             folder.close()
 
 
-def tune(protocol, make, config, world, stop):
-    """Do what a `Tuning` says, or go on; returns the result's record, the same one if it was
-    finished. make: the run's class. The folder of a transfer also bears its data's name."""
-    encoder = common.open_encoder(config, world)
-    config = replace(config, data=common.with_fields(config.data, encoder))
-    check_layer(encoder, config.layer)
-    task = open_task(config, encoder, world)
-    config = resolved(config, task.pair)
-    name = folder_name(protocol, config, task.pair.train.path if protocol == "transfer" else "")
-    with open_run(config, name, encoder, task, world) as (folder, saved, results):
-        if saved is not None and "result" in saved:
-            world.say(f"{folder.path}: finished before")
-            return saved["result"]
-        tuning = make(config, encoder, task, folder, world, stop)
-        try:
-            tuning.start(saved)
-            return tuning.fit(results)
-        finally:
-            tuning.close()
+def folder_name(protocol: str, config: Any) -> str:
+    """A run's name by what is usually varied: data of a transfer, labels, depth, seed, kept copy.
 
-
-def resolved(config, pair):
-    """A `Tuning` with what its data left open: runs that see other pixels differ in it."""
-    loading = pair.loading
-    data = replace(
-        config.data, train=pair.train.path, val=pair.val.path, mean=loading.mean, std=loading.std,
-        resolution_px=pair.resolution_px, center_ratio=pair.center_ratio,
-    )  # fmt: skip
-    return replace(config, data=data)
-
-
-def check_layer(encoder, layer):
-    """Raise UserError for a projector layer that an encoder does not have."""
-    if layer >= len(encoder.widths):
-        got = f"got {layer}, but {encoder.path} has {len(encoder.widths) - 1} projector layers"
-        raise UserError(f"layer: {got}; 0 is the backbone")
-
-
-def folder_name(protocol, config, data=""):
-    """A run's name by what is usually varied: data, labels, layer, seed, epoch of a kept copy."""
+    The depth is named by its number, layer0 for the backbone, so that runs of before are found.
+    """
     labels = config.labels
     words = "all" if labels.is_all else f"{100 * (labels.fraction or 0):g}percent"
     if labels.count is not None:
         words = f"{labels.count}labels"
     if labels.file is not None:
         words = Path(labels.file).stem
+    dataset = Path(config.data.train).stem if protocol == "transfer" else ""
     kept = Path(config.checkpoint).stem.partition("checkpoint_")[2]
-    parts = (protocol, Path(data).stem, words, f"layer{config.layer}", f"seed{config.seed}", kept)
+    layer = f"layer{layer_of_depth(config.depth)}"
+    parts = (protocol, dataset, words, layer, f"seed{config.seed}", kept)
     return "_".join(part for part in parts if part)
-
-
-def log_record(tuner, total_steps, world):
-    """The line of metrics about a Tuner's steps since the last one, which is also said."""
-    record = tuner.record()
-    world.say(
-        f"step {tuner.step}/{total_steps}  loss {record['train/loss']:.4f}  lr {record['lr']:.4g}  "
-        f"{record['train/images_per_s']:.0f} images/s  data wait {record['train/data_wait']:.0%}"
-    )
-    return record
-
-
-def finish_run(protocol, run, network, metrics, done, results):
-    """Save a run's network and report its result in the folder `results`; returns the record.
-
-    run: has config, encoder, task, folder, world, and used: {num_trained, num_held_out} images; it
-    is saved, so that a failure here (disk full) costs no training. done: the counters' record. The
-    checkpoint keeps the record alone: the run is finished.
-    """
-    folder, world = run.folder, run.world
-    data = {**run.task.describe(), **run.used}
-    record = make_record(protocol, run.encoder, data, run.config, metrics)
-    record["finetuned"] = str(folder.path / FINETUNED)
-    if world.is_first:
-        save_encoder(record["finetuned"], network, run.encoder, run.encoder.about)
-        record = report(record, results)
-    shown = {f"val/{key}": metrics[key] for key in ("top1", "top5", "map") if key in metrics}
-    folder.write({**done, **shown})  # last: what a failure before it left is not written twice
-    folder.save({"result": record})
-    words = f"{run.task.val.metric} on val: {metrics[run.task.val.metric]:.2%}"
-    world.say(f"{folder.path}: finished, {words}")
-    return record
-
-
-class Keeper:
-    """Saves a run when it is due, and ends it, saved, when a signal asks for it.
-
-    state() returns what a checkpoint holds; all ranks call it. minutes: between two checkpoints.
-    """
-
-    def __init__(self, folder, state, minutes, world, stop):
-        self.folder, self.state, self.minutes = folder, state, minutes
-        self.world, self.stop = world, stop
-        self.saved_at = time.perf_counter()
-
-    def save(self):
-        """Write the checkpoint."""
-        self.folder.save({**self.state(), "rng": checkpoint.rng_state()})
-        self.saved_at = time.perf_counter()
-
-    def save_if_due(self, step):
-        """Called after each step: save once in a while. Raises Interrupted at a signal."""
-        if self.world.size > 1 and step % AGREE_EVERY:
-            return
-        is_due = time.perf_counter() - self.saved_at >= 60 * self.minutes
-        asked, is_due = self.world.any(self._is_asked, is_due)
-        if asked or is_due:
-            self.save()
-        if asked:
-            self._exit()
-
-    def exit_if_asked(self):
-        """Save and raise Interrupted where a rank was told to stop."""
-        if self.world.any(self._is_asked)[0]:
-            self.save()
-            self._exit()
-
-    @property
-    def _is_asked(self):
-        return self.stop is not None and self.stop.asked
-
-    def _exit(self):
-        where = self.folder.path
-        raise Interrupted(f"{where}: interrupted, {CHECKPOINT} is saved; start it again to go on")

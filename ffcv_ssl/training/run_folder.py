@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from ffcv_ssl.config.plain import config_differences
+from ffcv_ssl.config.renamed import rename
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.files import explained, write_text
 from ffcv_ssl.training import checkpoint
@@ -24,11 +25,13 @@ CHECKPOINT, BACKBONE, FORMAT = "checkpoint.pt", "backbone.safetensors", 1
 class RunFolder:
     """The folder at `path`. config (dict of plain types) and datasets (dict of RunData or None) say
     which run this is; settings in `free_keys`, or starting with one of `free_groups`, may differ
-    from the saved ones.
+    from the saved ones. renamed: new names of settings that older checkpoints have under old ones,
+    as `config.renamed.rename` takes them.
     """
 
-    def __init__(self, path, config, datasets, free_keys, free_groups, writes=True):
+    def __init__(self, path, config, datasets, free_keys, free_groups, writes=True, renamed=None):
         self.path, self.writes = Path(path), writes
+        self.renamed = renamed or {}
         self.config = config
         self.datasets = {name: data and data.describe() for name, data in datasets.items()}
         self.free_keys, self.free_groups = free_keys, free_groups
@@ -44,6 +47,7 @@ class RunFolder:
         if saved.get("format") != FORMAT:
             got = f"got format {saved.get('format')!r}, expected {FORMAT}"
             raise UserError(f"{path}: {got}; use another --out")
+        saved["config"], _ = rename(saved["config"], self.renamed)
         sides = (saved["config"], self.config)
         differences = config_differences(*sides, self.free_keys, self.free_groups)
         for name, now in self.datasets.items():

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from ffcv_ssl.config.renamed import Table
 from ffcv_ssl.errors import Interrupted
 from ffcv_ssl.files import hold_folder
 from ffcv_ssl.training import checkpoint
@@ -59,13 +60,14 @@ def open_folder(
     world: World,
     free_keys: tuple[str, ...] = FREE_KEYS,
     free_groups: tuple[str, ...] = FREE_GROUPS,
+    renamed: Table | None = None,
 ) -> tuple[RunFolder, dict | None]:
     """A run's folder, and its checkpoint's state or None.
 
     Arguments as of RunFolder. Raises UserError where the checkpoint is another run's, and
     CheckpointError where it cannot be read.
     """
-    folder = RunFolder(path, config, datasets, free_keys, free_groups, world.is_first)
+    folder = RunFolder(path, config, datasets, free_keys, free_groups, world.is_first, renamed)
     saved = folder.read_checkpoint()
     world.barrier()  # the first rank may write a checkpoint as soon as all ranks have read this one
     return folder, saved

@@ -13,7 +13,7 @@ from support.small_files import write_small
 import evaluate
 from ffcv_ssl.config.settings import ModelConfig
 from ffcv_ssl.errors import UserError
-from ffcv_ssl.evaluation import nested
+from ffcv_ssl.evaluation import protocol_calls
 from ffcv_ssl.evaluation.results import read_results
 from ffcv_ssl.evaluation.studies import curve
 from ffcv_ssl.training.metrics_log import MetricsLog
@@ -156,12 +156,12 @@ def test_a_folder_stands_for_its_kept_copies_in_order_each_measured_with_the_set
     asked = []
 
     def call(protocol, config, world, stop):
-        asked.append((protocol, config.k, config.checkpoint))
+        asked.append((protocol, config.ks, config.checkpoint))
         about = {"step": len(asked), "epoch": len(asked), "seconds": 1800}
         return {"about": about, "metrics": {"backbone": {"top1": len(asked) / 10, "k5": {}}}}
 
-    monkeypatch.setattr(nested, "call", call)
-    result = measure(tmp_path, protocol="knn", settings={"k": [5]})
+    monkeypatch.setattr(protocol_calls, "call_protocol", call)
+    result = measure(tmp_path, protocol="knn", settings={"ks": [5]})
     copies = [str(tmp_path / f"checkpoint_epoch_{epoch:04}.pt") for epoch in (2, 10)]
     assert asked == [("knn", [5], copy) for copy in copies]
     ((_, (first, second)),) = result["runs"].items()
@@ -190,9 +190,9 @@ def test_a_bad_checkpoint_is_found_before_the_first_is_measured(checkpoint, caps
 
 def measured(checkpoint, k=5, **settings):
     """The record of k-NN, and how many are now in the checkpoint's folder."""
-    settings = {"k": [k], "data": {"num_workers": 1}, **settings}
-    config = nested.protocol_config("knn", settings, checkpoint=str(checkpoint))
-    record = nested.call("knn", config, World.join("cpu", 1), None)
+    settings = {"ks": [k], "data": {"num_workers": 1}, **settings}
+    config = protocol_calls.protocol_config("knn", settings, checkpoint=str(checkpoint))
+    record = protocol_calls.call_protocol("knn", config, World.join("cpu", 1), None)
     return record, len(read_results(checkpoint))
 
 
@@ -208,7 +208,7 @@ def test_runs_that_would_be_measured_on_other_data_are_refused_before_any_is(
         (tmp_path / name).mkdir()
         torch.save(state, tmp_path / name / "checkpoint.pt")
         runs.append(tmp_path / name)
-    words = ["curve", "--checkpoint", *map(str, runs), "--settings.k=1"]
+    words = ["curve", "--checkpoint", *map(str, runs), "--settings.ks=1"]
     words += ["--settings.data.num_workers=1", "--system.torch_threads=1"]
     assert evaluate.main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -223,7 +223,7 @@ def test_runs_that_would_be_measured_on_other_data_are_refused_before_any_is(
 def test_what_is_on_record_is_not_measured_again_but_other_settings_are(checkpoint):
     for k, lines in ((5, 1), (5, 1), (7, 2)):
         record, count = measured(checkpoint, k)
-        assert record["settings"]["k"] == [k] and count == lines
+        assert record["settings"]["ks"] == [k] and count == lines
 
 
 def test_what_is_on_record_beside_the_checkpoint_counts_with_out_too(checkpoint, tmp_path):
@@ -304,7 +304,10 @@ def test_a_record_that_does_not_say_its_weights_and_labels_is_not_used(checkpoin
         ([], "checkpoint: got none"),
         (["--checkpoint=x", "--settings.kk=5"], "settings of knn: unknown key 'kk'"),
         (["--checkpoint=x", "--settings.checkpoint=5"], "settings.checkpoint: set it outside"),
-        (["--checkpoint=x", "--protocol=nope"], "protocol: got 'nope'"),
+        (
+            ["--checkpoint=x", "--protocol=nope"],
+            "protocol: got 'nope', expected one of online, finetune, knn",
+        ),
         (["--checkpoint=/nope", "--protocol=online"], "no file or folder '/nope'"),
         (["--checkpoint=/", "--protocol=online"], "/: no evaluations in its metrics"),
         (["--checkpoint=/", "--out=/proc/nope"], "/proc/nope: cannot hold results"),

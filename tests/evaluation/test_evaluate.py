@@ -1,6 +1,5 @@
 """The command evaluate.py: frozen protocols on a tiny run, its settings, and its refusals."""
 
-import csv
 import json
 import shutil
 from dataclasses import replace
@@ -13,11 +12,15 @@ from torchvision.models import resnet34
 
 import evaluate
 from ffcv_ssl import DatasetWriter
+from ffcv_ssl.config.renamed import say_once
 from ffcv_ssl.errors import UserError
-from ffcv_ssl.evaluation import common
+from ffcv_ssl.evaluation import protocol_calls, similarity_bank
 from ffcv_ssl.evaluation.confusion import confusion_matrix, draw_confusion, per_class_accuracy
+from ffcv_ssl.evaluation.datasets import labels_digest, open_datasets
 from ffcv_ssl.evaluation.encoder import load_encoder
-from ffcv_ssl.evaluation.protocols import neighbours
+from ffcv_ssl.evaluation.image_loaders import augmented_ops, clean_loader, clean_ops
+from ffcv_ssl.evaluation.protocol_run import open_frozen
+from ffcv_ssl.evaluation.protocol_settings import EvalData, EvalLabels
 from ffcv_ssl.evaluation.protocols.linear import LinearConfig
 from ffcv_ssl.evaluation.results import read_results
 from ffcv_ssl.fields import IntField, RGBImageField
@@ -92,9 +95,7 @@ def test_linear_probes_at_two_depths_learn_and_leave_their_results(run, files, t
     assert record["data"]["num_labels"] == 108 and record["data"]["train"] == files[0]
     assert record["settings"]["epochs"] == 20 and record["settings"]["lrs"][0] == 0.3
     assert read_results(tmp_path) == [record]
-    with open(tmp_path / "results.csv", newline="") as file:
-        (row,) = csv.DictReader(file)
-    assert float(row["metrics.projector_1.top1"]) == record["metrics"]["projector_1"]["top1"]
+    assert not list(tmp_path.glob("*.csv"))
     for depth, metrics in record["metrics"].items():
         assert len(metrics["per_class"]) == 3 and metrics["selected_on"] == "holdout"
         assert 1 <= metrics["best_epoch"] <= 20, depth
@@ -116,19 +117,19 @@ def test_neighbours_and_inference_on_stored_and_on_augmented_banks(
     run, tmp_path, capsys, monkeypatch
 ):
     common_words = ("--checkpoint", run, "--out", tmp_path)
-    knn = result(capsys, "knn", *common_words, "--k", 5, 1)["metrics"]["backbone"]
+    knn = result(capsys, "knn", *common_words, "--ks", 5, 1)["metrics"]["backbone"]
     assert knn["top1"] == knn["k5_t0.1"]["top1"] > 0.6 and "k1_t0.1" in knn
-    snn = result(capsys, "snn", *common_words, "--views", 2)["metrics"]["backbone"]
+    snn = result(capsys, "snn", *common_words, "--num_views", 2)["metrics"]["backbone"]
     assert snn["top1"] == snn["t0.1"]["top1"] > 0.6
-    monkeypatch.setattr(neighbours, "BANK_ROWS", 70)
-    words = ("snn", *common_words, "--views", 2, "--data.batch_size", 50)
+    monkeypatch.setattr(similarity_bank, "BANK_ROWS", 70)
+    words = ("snn", *common_words, "--num_views", 2, "--data.batch_size", 50)
     assert result(capsys, *words)["metrics"]["backbone"]["per_class"] == snn["per_class"]
-    clean = result(capsys, "snn", *common_words, "--views", 0)["metrics"]["backbone"]
+    clean = result(capsys, "snn", *common_words, "--num_views", 0)["metrics"]["backbone"]
     encoder = load_encoder(run)
-    pair = common.open_pair(common.EvalData(num_workers=1), common.EvalLabels(), encoder)
-    rows, labels = {}, {"train": pair.labels, "val": pair.val.labels}
-    for name, dataset in (("train", pair.train), ("val", pair.val)):
-        with common.clean_loader(dataset, pair, World()) as loader:
+    datasets = open_datasets(EvalData(num_workers=1), EvalLabels(), encoder)
+    rows, labels = {}, {"train": datasets.labels, "val": datasets.val.labels}
+    for name, dataset in (("train", datasets.train), ("val", datasets.val)):
+        with clean_loader(dataset, datasets, World()) as loader:
             features = [encoder.encode(batch.view_0)["backbone"] for batch in loader]
         kept = torch.from_numpy(labels[name]) >= 0
         rows[name] = torch.nn.functional.normalize(torch.cat(features)[kept].double(), dim=1)
@@ -141,10 +142,10 @@ def test_neighbours_and_inference_on_stored_and_on_augmented_banks(
 
 def test_more_neighbours_than_the_bank_has_images_are_refused(run, tmp_path, capsys):
     words = ("knn", "--checkpoint", run, "--out", tmp_path, "--labels.count", 30)
-    line = mistake(capsys, *words, "--k", 5, 31)
-    assert line == "k: got 31, but the bank has 30 images; give a smaller --k or more labels\n"
-    assert "bank has 60 images" in mistake(capsys, *words, "--views", 2, "--k", 61)
-    record = result(capsys, *words, "--views", 2, "--k", 60)
+    line = mistake(capsys, *words, "--ks", 5, 31)
+    assert line == "ks: got 31, but the bank has 30 images; give smaller --ks or more labels\n"
+    assert "bank has 60 images" in mistake(capsys, *words, "--num_views", 2, "--ks", 61)
+    record = result(capsys, *words, "--num_views", 2, "--ks", 60)
     assert "k60_t0.1" in record["metrics"]["backbone"]
 
 
@@ -152,7 +153,7 @@ def test_several_checkpoints_give_a_list_of_results_each_in_its_folder(run, tmp_
     write_run(tmp_path / "other", "gone.beton", "gone.beton", step=20)
     (data,) = [load_encoder(run).config["data"]]
     summary = result(
-        capsys, "knn", "--checkpoint", run, tmp_path / "other", "--k", "3",
+        capsys, "knn", "--checkpoint", run, tmp_path / "other", "--ks", "3",
         "--data.train", data["train"], "--data.val", data["val"],
     )  # fmt: skip
     assert [r["name"] for r in summary["results"]] == ["simclr", "other"]
@@ -168,7 +169,9 @@ def test_a_bad_checkpoint_is_found_before_the_first_of_several_is_measured(
     write_run(tmp_path / "dataless", "gone.beton", "gone.beton")
     (tmp_path / "text.pt").write_text("hello")
     for protocol in ("knn", "finetune"):
-        depth = ["--layer", 2] if protocol == "finetune" else ["--depths", "projector_2"]
+        depth = (
+            ["--depth", "projector_2"] if protocol == "finetune" else ["--depths", "projector_2"]
+        )
         for bad, message in (
             ("none", "no file or folder"), ("text.pt", "text.pt: not a readable checkpoint"),
             ("shallow", "shallow has "), ("dataless", "no file 'gone.beton'"),
@@ -190,31 +193,31 @@ def test_of_several_checkpoints_the_model_is_that_of_files_that_do_not_say_what_
     bare = tmp_path / "bare.pth"
     torch.save(resnet34().state_dict(), bare)
     data = ("--data.train", files[0], "--data.val", files[1], "--out", tmp_path / "out")
-    words = ("--k", 3, "--model.backbone", "resnet34", *data)
+    words = ("--ks", 3, "--model.backbone", "resnet34", *data)
     summary = result(capsys, "knn", "--checkpoint", run, bare, *words)
     backbones = [record["settings"]["model"]["backbone"] for record in summary["results"]]
     assert backbones == [None, "resnet34"]  # the run's is what it is where it is measured alone
     line = mistake(capsys, "knn", "--checkpoint", run, *words)
     assert "got a resnet18 with the imagenet stem, but --model asks for a resnet34" in line
-    line = mistake(capsys, "knn", "--checkpoint", run, bare, "--k", 3, *data)
+    line = mistake(capsys, "knn", "--checkpoint", run, bare, "--ks", 3, *data)
     assert f"{bare}: does not say what it is; give --model.backbone" in line
     suite = tmp_path / "tasks.yaml"
     suite.write_text(f"- {{name: colours, train: {files[0]}, val: {files[1]}}}\n")
     found = result(
         capsys, "suite", "--checkpoint", bare, run, "--suite", suite, "--protocols", "knn",
-        "--knn.k", 3, "--model.backbone", "resnet34", "--out", tmp_path / "out",
+        "--knn.ks", 3, "--model.backbone", "resnet34", "--out", tmp_path / "out",
     )  # fmt: skip
     assert {label.split(",")[0] for label in found["top1"]} == {"bare", "simclr"}
 
 
 def test_the_digest_of_labels_tells_apart_choices_and_classes_and_nothing_else(run):
-    pair = common.open_pair(common.EvalData(), common.EvalLabels(), load_encoder(run))
+    datasets = open_datasets(EvalData(), EvalLabels(), load_encoder(run))
 
     def digest(**changes):
-        labels = np.full_like(pair.labels, -1)
+        labels = np.full_like(datasets.labels, -1)
         for index, label in changes.items():
             labels[int(index[1:])] = label
-        return common.labels_digest(replace(pair, labels=labels))
+        return labels_digest(replace(datasets, labels=labels))
 
     first = digest(i0=0, i1=1)
     assert first == digest(i1=1, i0=0) and len(bytes.fromhex(first)) == 8
@@ -233,17 +236,51 @@ def test_several_words_after_a_key_are_a_list_and_one_word_too_where_a_list_is_a
     assert read()[0] == LinearConfig()
 
 
+@pytest.mark.parametrize(
+    "words, old, key, value",
+    [
+        (["finetune", "--layer", "1"], "layer", "depth", "projector_1"),
+        (["transfer", "--layer=0"], "layer", "depth", "backbone"),
+        (["knn", "--k", "1", "20"], "k", "ks", [1, 20]),
+        (["snn", "--temperature=[0.1]"], "temperature", "temperatures", [0.1]),
+        (["snn", "--views", "3"], "views", "num_views", 3),
+        (["mlp", "--splits", "4"], "splits", "max_splits", 4),
+    ],
+)
+def test_old_names_of_settings_work_with_one_note(words, old, key, value, tmp_path, capsys):
+    say_once.cache_clear()
+    _, (config,) = evaluate.read_configs(words)
+    note = f"{old} is now {key}; the old name works for one release"
+    assert getattr(config, key) == value
+    assert capsys.readouterr().err == f"note: --{note}\n"
+    file = tmp_path / "old.yaml"
+    old_value = words[-1].partition("=")[2] or words[2:]
+    file.write_text(f"{old}: {', '.join(old_value) if isinstance(old_value, list) else old_value}")
+    if old != "k":
+        _, (config,) = evaluate.read_configs([words[0], f"--config={file}"])
+        assert getattr(config, key) == value
+        assert capsys.readouterr().err == f"note: {file}: {note}\n"
+
+
+def test_old_names_work_within_a_suite(capsys):
+    say_once.cache_clear()
+    _, (config,) = evaluate.read_configs(["suite", "--knn.k", "5", "--knn.views=2"])
+    found = protocol_calls.protocol_config("knn", config.knn, "knn")
+    assert (found.ks, found.num_views) == ([5], 2)
+    assert capsys.readouterr().err.count("\n") == 2
+
+
 def test_mistakes_end_in_one_line_and_exit_code_2(run, files, tmp_path, capsys):
     tail = ("--checkpoint", run)
-    assert "expected one of linear, mlp, knn" in mistake(capsys, "linea")
-    assert "expected one of linear, mlp, knn" in mistake(capsys)
+    assert "expected one of export, finetune, knn" in mistake(capsys, "linea")
+    assert "expected one of export, finetune, knn" in mistake(capsys)
     assert "checkpoint: got none" in mistake(capsys, "linear")
     assert "checkpoint: got none" in mistake(capsys, "linear", "--checkpoint")
     assert "nowhere" in mistake(capsys, "knn", "--checkpoint", "nowhere")
     for protocol in ("knn", "suite"):
         line = mistake(capsys, protocol, "--checkpoint=a", "--checkpoint", "b")
         assert line.startswith("checkpoint: got it twice")
-    assert "unknown key 'temprature'" in mistake(capsys, "knn", *tail, "--temprature", "1")
+    assert "unknown key 'tempratures'" in mistake(capsys, "knn", *tail, "--tempratures", "1")
     assert "expected --key x" in mistake(capsys, "knn", "x")
     line = mistake(capsys, "linear", *tail, "--lrs", "0.1", "inf")
     assert line == "lrs: got inf, expected a finite number\n"
@@ -327,7 +364,7 @@ def test_a_label_field_of_identifiers_is_refused_before_anything_is_made_of_it(t
 
 def test_several_ranks_are_refused(run):
     with pytest.raises(UserError, match="linear: got 2 ranks, expected one"):
-        common.open_frozen("linear", LinearConfig(checkpoint=str(run)), World(0, 2))
+        open_frozen("linear", LinearConfig(checkpoint=str(run)), World(0, 2))
 
 
 def test_an_interrupted_evaluation_exits_with_75(run, tmp_path, capsys, monkeypatch):
@@ -341,14 +378,14 @@ def test_an_interrupted_evaluation_exits_with_75(run, tmp_path, capsys, monkeypa
 def test_views_are_those_of_the_recipes_for_evaluation_and_fine_tuning(run):
     encoder = load_encoder(run)
     for small in (False, True):
-        data = common.EvalData(center_ratio=None if small else 224 / 256)
-        pair = common.open_pair(data, common.EvalLabels(), encoder)
+        data = EvalData(center_ratio=None if small else 224 / 256)
+        datasets = open_datasets(data, EvalLabels(), encoder)
         for ours, recipe in (
-            (common.clean_ops, "evaluation"),
-            (common.augmented_ops, "supervised"),
+            (clean_ops, "evaluation"),
+            (augmented_ops, "supervised"),
         ):
-            theirs = build(RECIPES[recipe](small_images=small)["view_0"], pair.resolution_px)
-            assert [(type(op), vars(op)) for op in ours(pair)] == [
+            theirs = build(RECIPES[recipe](small_images=small)["view_0"], datasets.resolution_px)
+            assert [(type(op), vars(op)) for op in ours(datasets)] == [
                 (type(op), vars(op)) for op in theirs
             ]
 

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from ffcv_ssl.config.settings import ModelConfig
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.evaluation import results
-from ffcv_ssl.evaluation.common import Architecture
 from ffcv_ssl.evaluation.encoder import load_encoder
 from ffcv_ssl.evaluation.model_card import write_card
+from ffcv_ssl.evaluation.protocol_settings import Architecture
 from ffcv_ssl.evaluation.protocols import export
 from ffcv_ssl.training.metrics_log import MetricsLog
 from ffcv_ssl.training.models import Model

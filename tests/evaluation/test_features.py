@@ -10,12 +10,15 @@ from support.evaluations import write_run
 
 from ffcv_ssl.config import settings
 from ffcv_ssl.errors import Interrupted, UserError
-from ffcv_ssl.evaluation import common, features
+from ffcv_ssl.evaluation import features
+from ffcv_ssl.evaluation.datasets import open_datasets, resolve_loading, with_field_names
 from ffcv_ssl.evaluation.encoder import load_encoder
 from ffcv_ssl.evaluation.features import extract
+from ffcv_ssl.evaluation.image_loaders import clean_loader
+from ffcv_ssl.evaluation.protocol_settings import EvalData, EvalLabels
 from ffcv_ssl.training.world import World
 
-DATA = common.EvalData(batch_size=64, num_workers=1)
+DATA = EvalData(batch_size=64, num_workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +43,17 @@ def encoder(run):
 
 
 def take(encoder, folder, depths=("backbone",), data=DATA, dtype="float32", **options):
-    pair = common.open_pair(data, common.EvalLabels(), encoder)
-    return extract(encoder, pair.train, pair, depths, folder, dtype, World(), **options)
+    datasets = open_datasets(data, EvalLabels(), encoder)
+    return extract(encoder, datasets.train, datasets, depths, folder, dtype, World(), **options)
 
 
 def test_rows_are_the_features_of_centre_crops_in_the_files_order(encoder, tmp_path, raw_beton):
     found = take(encoder, tmp_path, ["projector_1", "backbone"])
-    pair = common.open_pair(DATA, common.EvalLabels(), encoder)
-    assert pair.resolution_px == 16 and pair.center_ratio == 1.0  # the run's images were small
-    with common.clean_loader(pair.train, pair, World()) as loader:
+    datasets = open_datasets(DATA, EvalLabels(), encoder)
+    assert (
+        datasets.resolution_px == 16 and datasets.center_ratio == 1.0
+    )  # the run's images were small
+    with clean_loader(datasets.train, datasets, World()) as loader:
         batch = next(iter(loader))
     expected = encoder.encode(batch.view_0)
     for depth, rows in found.rows.items():
@@ -81,8 +86,8 @@ def test_some_samples_come_from_the_whole_sets_file_or_from_their_own(encoder, t
 
 def test_other_weights_pixels_or_precision_never_share_a_file(encoder, run, tmp_path):
     variants = [
-        {}, {"data": common.EvalData(resolution_px=24)}, {"data": common.EvalData(mean=(1, 2, 3))},
-        {"data": common.EvalData(center_ratio=0.5)}, {"dtype": "float16"},
+        {}, {"data": EvalData(resolution_px=24)}, {"data": EvalData(mean=(1, 2, 3))},
+        {"data": EvalData(center_ratio=0.5)}, {"dtype": "float16"},
     ]  # fmt: skip
     for count, variant in enumerate(variants, 1):
         take(encoder, tmp_path, **variant)
@@ -159,7 +164,7 @@ def test_features_that_cannot_fit_are_refused_before_any_is_computed(
 
 def test_fields_are_those_named_or_the_runs_or_the_usual_ones(encoder):
     def fields(**given):
-        data = common.with_fields(common.EvalData(**given), encoder)
+        data = with_field_names(EvalData(**given), encoder)
         return data.image_field, data.label_field
 
     assert fields() == ("image", "label")
@@ -171,14 +176,14 @@ def test_fields_are_those_named_or_the_runs_or_the_usual_ones(encoder):
 
 
 def test_open_settings_are_the_runs_and_imagenets_without_one(encoder):
-    named = common.with_fields(DATA, encoder)
-    loading, side, ratio = common.resolve_data(named, encoder)
+    named = with_field_names(DATA, encoder)
+    loading, side, ratio = resolve_loading(named, encoder)
     assert (loading.mean, side, ratio) == ((100, 101, 102), 16, 1.0)
     assert loading.std == settings.DataConfig().std
     encoder.config = None
-    loading, side, ratio = common.resolve_data(DATA, encoder)
+    loading, side, ratio = resolve_loading(DATA, encoder)
     assert (loading.mean, side, ratio) == (settings.DataConfig().mean, 224, 224 / 256)
-    given = common.EvalData(mean=(1, 2, 3), std=(4, 5, 6), resolution_px=40, center_ratio=0.5)
-    loading, side, ratio = common.resolve_data(given, encoder)
+    given = EvalData(mean=(1, 2, 3), std=(4, 5, 6), resolution_px=40, center_ratio=0.5)
+    loading, side, ratio = resolve_loading(given, encoder)
     assert (loading.mean, loading.std, side, ratio) == ((1, 2, 3), (4, 5, 6), 40, 0.5)
     assert torch.is_tensor(encoder.encode(torch.zeros(1, 3, 16, 16))["backbone"])

@@ -24,10 +24,11 @@ from ffcv_ssl.config.parsing import parse_config
 from ffcv_ssl.config.plain import config_dict, flatten
 from ffcv_ssl.config.yaml_layers import merge, read_layers
 from ffcv_ssl.errors import Interrupted, NonFiniteLoss, UserError
-from ffcv_ssl.evaluation import common
+from ffcv_ssl.evaluation import protocol_run, tuning_data
+from ffcv_ssl.evaluation.datasets import split_holdout
 from ffcv_ssl.evaluation.encoder import load_encoder
 from ffcv_ssl.evaluation.protocols import finetune
-from ffcv_ssl.evaluation.protocols.finetune import FineTune, FineTuning
+from ffcv_ssl.evaluation.protocols.finetune import FineTuneConfig, FineTuning
 from ffcv_ssl.evaluation.results import read_results
 from ffcv_ssl.evaluation.tuning import Classifier, ClassTargets, evaluate, make_tuning_optimizer
 from ffcv_ssl.training.optimizers import lr_at
@@ -49,7 +50,7 @@ def files(tmp_path_factory):
 @pytest.fixture
 def tiny(monkeypatch):
     """All checkpoints are the tiny encoder."""
-    monkeypatch.setattr(common, "open_encoder", lambda config, world: tiny_encoder())
+    monkeypatch.setattr(protocol_run, "open_encoder", lambda config, world: tiny_encoder())
 
 
 @pytest.fixture
@@ -58,13 +59,13 @@ def tune(files, tiny, tmp_path):
 
     def tune(name="a", stop=None, **settings):
         settings = {"epochs": 3, "optim__lr": 0.5, "out": tmp_path / name, **files, **settings}
-        return finetune.run(parse(FineTune, **settings), alone(), stop)
+        return finetune.run(parse(FineTuneConfig, **settings), alone(), stop)
 
     return tune
 
 
 def test_it_learns_the_classes_and_reports_all_that_decided(tune, tmp_path):
-    record = tune(epochs=8, layer=1)
+    record = tune(epochs=8, depth="projector_1")
     metrics = record["metrics"]
     assert metrics["top1"] > 0.9 and metrics["top5"] == 1 and len(metrics["per_class"]) == 4
     assert metrics["selected_on"] == "holdout" and 1 <= metrics["best_epoch"] <= 8
@@ -79,19 +80,19 @@ def test_the_first_loss_is_that_of_a_classifier_of_zeros(tune, tmp_path):
     assert records(tmp_path / "a")[0]["train/loss"] == pytest.approx(np.log(NUM_CLASSES), abs=1e-6)
 
 
-@pytest.mark.parametrize("layer", [0, 1, 2])
-def test_the_classifier_sees_the_models_features_of_that_depth(layer):
+@pytest.mark.parametrize("depth", ["backbone", "projector_1", "projector_2"])
+def test_the_classifier_sees_the_models_features_of_that_depth(depth):
     model, images = tiny_encoder().model, torch.randn(5, 3, 16, 16)
-    network = Classifier(model, layer, 3).eval()
+    network = Classifier(model, depth, 3).eval()
     network.classifier.weight.data.normal_()
-    features = list(model.encode(images).values())[layer]
+    features = model.encode(images)[depth]
     assert torch.equal(network(images), network.classifier(features))
     assert sum(p.requires_grad for p in network.parameters()) == len(list(network.parameters()))
 
 
 def test_training_leaves_the_pretrained_model_alone():
     model = tiny_encoder().model
-    network = Classifier(model, 1, 3)
+    network = Classifier(model, "projector_1", 3)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     torch.optim.SGD(network.parameters(), 1.0)
     network(torch.randn(5, 3, 16, 16)).square().sum().backward()
@@ -102,7 +103,7 @@ def test_training_leaves_the_pretrained_model_alone():
 
 def test_held_out_samples_and_unchosen_labels_are_never_trained_on(tune, monkeypatch):
     seen, held_out = set(), []
-    train_step, split = finetune.Tuner._train_step, common.split_holdout
+    train_step, split = finetune.Tuner._train_step, split_holdout
 
     def spy(self, batch):
         seen.update(batch.indices.tolist())
@@ -110,7 +111,7 @@ def test_held_out_samples_and_unchosen_labels_are_never_trained_on(tune, monkeyp
 
     monkeypatch.setattr(finetune.Tuner, "_train_step", spy)
     monkeypatch.setattr(
-        common, "split_holdout", lambda *a: held_out.append(split(*a)) or held_out[0]
+        tuning_data, "split_holdout", lambda *a: held_out.append(split(*a)) or held_out[0]
     )
     tune(labels__fraction=0.5, labels__scheme="balanced", epochs=4, holdout=0.25)
     rest, held = held_out[0]
@@ -130,7 +131,7 @@ def test_the_weights_that_are_measured_and_saved_are_those_of_the_best_epoch(
     tune, tmp_path, monkeypatch
 ):
     weights, scores = [], iter([0.2, 0.9, 0.9, 0.1])
-    measure = FineTuning._measure
+    measure = FineTuning.measure
 
     def scripted(self, network, part):
         metrics = measure(self, network, part)
@@ -139,7 +140,7 @@ def test_the_weights_that_are_measured_and_saved_are_those_of_the_best_epoch(
             metrics["top1"] = next(scores)
         return metrics
 
-    monkeypatch.setattr(FineTuning, "_measure", scripted)
+    monkeypatch.setattr(FineTuning, "measure", scripted)
     record = tune(epochs=4)
     saved = load_file(tmp_path / "a" / "finetuned.safetensors")
     assert record["metrics"]["best_epoch"] == 2
@@ -200,13 +201,17 @@ def test_a_finished_run_is_not_trained_or_reported_again(tune, tmp_path, monkeyp
 
 def test_another_run_in_the_same_folder_is_refused_with_what_differs(tune):
     tune()
-    with pytest.raises(UserError, match="another run's: layer 0 there, 1 here; restore that or"):
-        tune(layer=1)
+    with pytest.raises(
+        UserError, match="another run's: depth 'backbone' there, 'projector_1' here; restore"
+    ):
+        tune(depth="projector_1")
 
 
 def test_an_untrained_choice_of_folder_tells_runs_apart(files, tiny, tmp_path):
-    for settings in ({}, {"layer": 1}, {"seed": 1}, {"labels__count": 40}):
-        config = parse(FineTune, checkpoint=tmp_path / "tiny.pt", epochs=1, **files, **settings)
+    for settings in ({}, {"depth": "projector_1"}, {"seed": 1}, {"labels__count": 40}):
+        config = parse(
+            FineTuneConfig, checkpoint=tmp_path / "tiny.pt", epochs=1, **files, **settings
+        )
         finetune.run(config, alone())
     names = sorted(path.name for path in tmp_path.glob("finetune*"))
     assert names == [
@@ -228,9 +233,9 @@ def test_rows_that_only_pad_a_batch_count_nowhere():
 
 
 def test_lars_adapts_the_network_but_not_the_classifier():
-    network = Classifier(tiny_encoder().model, 1, 3)
+    network = Classifier(tiny_encoder().model, "projector_1", 3)
     network.classifier.weight.data.normal_()  # at zero nothing is adapted
-    config = parse(FineTune, optim__name="lars", optim__lr=0.5, optim__weight_decay=0.1)
+    config = parse(FineTuneConfig, optim__name="lars", optim__lr=0.5, optim__weight_decay=0.1)
     optimizer = make_tuning_optimizer(config.optim, network)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     for parameter in network.parameters():
@@ -247,14 +252,17 @@ def test_lars_adapts_the_network_but_not_the_classifier():
 
 def test_a_finetuned_file_is_read_as_a_checkpoint_with_the_blocks_it_used(files, tmp_path):
     path = write_pretrained(tmp_path / "w.safetensors")
-    settings = {"checkpoint": path, "data__resolution_px": 32, "epochs": 1, "layer": 1}
+    settings = {"checkpoint": path, "data__resolution_px": 32, "epochs": 1, "depth": "projector_1"}
     settings |= {"labels__count": 48, "select": "last", "out": tmp_path / "ft", **files}
-    record = finetune.run(parse(FineTune, **settings), alone())
+    record = finetune.run(parse(FineTuneConfig, **settings), alone())
     tuned, before = load_encoder(record["finetuned"]), load_encoder(path)
     assert list(tuned.widths) == ["backbone", "projector_1"]
     assert tuned.fingerprint != before.fingerprint
     images = torch.randn(4, 3, 32, 32)
-    network, saved = Classifier(before.model, 1, NUM_CLASSES), load_file(record["finetuned"])
+    network, saved = (
+        Classifier(before.model, "projector_1", NUM_CLASSES),
+        load_file(record["finetuned"]),
+    )
     network.load_state_dict(saved)
     expected = network.eval()(images)
     features = tuned.encode(images)["projector_1"]
@@ -272,7 +280,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_what_to_do(tune):
 def read(name):
     """A configuration of configs/finetune."""
     path = f"--config={REPOSITORY / 'configs/finetune' / name}.yaml"
-    return parse_config(FineTune, [path], "", "")[0]
+    return parse_config(FineTuneConfig, [path], "", "")[0]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -286,19 +294,19 @@ def test_every_configuration_is_taken_and_states_nothing_twice(path):
 
 
 @pytest.mark.parametrize(
-    "name, epochs, batch_size, lr, layer",
+    "name, epochs, batch_size, lr, depth",
     [
-        ("suncet_10percent", 30, 4096, 0.8, 0),
-        ("suncet_1percent", 60, 4096, 0.8, 0),
-        ("suncet_cifar10", 90, 256, 0.05, 0),
-        ("simclrv2_10percent", 30, 1024, 0.16, 1),
-        ("simclrv2_1percent", 60, 1024, 0.16, 1),
-        ("simclrv2_100percent", 30, 1024, 0.16, 0),
+        ("suncet_10percent", 30, 4096, 0.8, "backbone"),
+        ("suncet_1percent", 60, 4096, 0.8, "backbone"),
+        ("suncet_cifar10", 90, 256, 0.05, "backbone"),
+        ("simclrv2_10percent", 30, 1024, 0.16, "projector_1"),
+        ("simclrv2_1percent", 60, 1024, 0.16, "projector_1"),
+        ("simclrv2_100percent", 30, 1024, 0.16, "backbone"),
     ],
 )
-def test_the_papers_configurations_have_their_settings(name, epochs, batch_size, lr, layer):
+def test_the_papers_configurations_have_their_settings(name, epochs, batch_size, lr, depth):
     config, optim = read(name), read(name).optim
-    assert (config.epochs, config.data.batch_size, config.layer) == (epochs, batch_size, layer)
+    assert (config.epochs, config.data.batch_size, config.depth) == (epochs, batch_size, depth)
     assert (optim.weight_decay, optim.momentum, optim.warmup_epochs) == (0, 0.9, 0)
     assert (optim.name, optim.nesterov) == (("lars", False) if lr == 0.16 else ("sgd", True))
     assert lr_at(0, optim, batch_size, epochs, 10) == pytest.approx(lr)
@@ -309,11 +317,12 @@ def test_the_papers_configurations_have_their_settings(name, epochs, batch_size,
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"layer": 3}, "layer: got 3, but tiny.pt has 2 projector layers; 0 is the backbone"),
+        ({"depth": "projector_3"}, "depth: got 'projector_3', but tiny.pt has no such depth; exp"),
+        ({"layer": 3}, "depth: got 'projector_3', but tiny.pt has no such depth; expected one of"),
         ({"holdout": 0}, "holdout: got 0, expected above 0, below 1"),
         ({"data__batch_size": 121}, "labelled samples make no batch of 121; lower data.batch_size"),
         (
-            {"data__batch_size": 1, "layer": 1},
+            {"data__batch_size": 1, "depth": "projector_1"},
             "batch-norm would see one image alone; expected 2 or",
         ),
         ({"labels__count": 4, "labels__scheme": "balanced"}, "no class has two labels"),

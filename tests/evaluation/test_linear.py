@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from ffcv_ssl.errors import NonFiniteLoss, UserError
-from ffcv_ssl.evaluation import common
+from ffcv_ssl.evaluation import probe_training
+from ffcv_ssl.evaluation.datasets import split_holdout
 from ffcv_ssl.evaluation.features import Features
 from ffcv_ssl.evaluation.probe_data import ProbeData, standardisation
-from ffcv_ssl.evaluation.protocols import linear
-from ffcv_ssl.evaluation.protocols.linear import LinearConfig, MLPConfig, evaluate_probes
+from ffcv_ssl.evaluation.probe_training import evaluate_probes
+from ffcv_ssl.evaluation.protocols.linear import LinearConfig
+from ffcv_ssl.evaluation.protocols.mlp import MLPConfig
 
 NUM_CLASSES = 6
 
@@ -32,13 +34,13 @@ def probe_data(config, train, val, allowed=None):
     """A ProbeData of two (features, labels); allowed: the labels (N,) to learn from."""
     (rows, labels), (val_rows, val_labels) = train, val
     chosen = np.arange(len(rows)) if allowed is None else np.flatnonzero(allowed >= 0)
-    pair = SimpleNamespace(
+    datasets = SimpleNamespace(
         labels=labels if allowed is None else allowed, num_classes=NUM_CLASSES,
-        val=SimpleNamespace(labels=val_labels),
+        val_labels=val_labels,
     )  # fmt: skip
     features = Features({"backbone": rows[chosen]}, chosen)
     val_features = Features({"backbone": val_rows}, np.arange(len(val_rows)))
-    return ProbeData(config, pair, features, val_features, torch.device("cpu"))
+    return ProbeData(config, datasets, features, val_features, torch.device("cpu"))
 
 
 def silent(text):
@@ -70,8 +72,8 @@ def test_default_linear_probe_is_within_two_points_of_scikit_learns_logistic_reg
 
 def test_few_held_out_images_are_drawn_several_times_and_the_best_on_average_is_chosen(monkeypatch):
     train, val = made(150, 0), made(200, 1)
-    config = LinearConfig(lrs=[0.01, 3.0], epochs=3, splits=4)
-    data, seen, train_probes = probe_data(config, train, val), [], linear.train_probes
+    config = LinearConfig(lrs=[0.01, 3.0], epochs=3, max_splits=4)
+    data, seen, train_probes = probe_data(config, train, val), [], probe_training.train_probes
 
     def noting(*arguments):
         probes, selections = train_probes(*arguments)
@@ -79,7 +81,7 @@ def test_few_held_out_images_are_drawn_several_times_and_the_best_on_average_is_
             seen.append((data.rows["holdout"][1], selections["backbone"].last_scores[0]))
         return probes, selections
 
-    monkeypatch.setattr(linear, "train_probes", noting)
+    monkeypatch.setattr(probe_training, "train_probes", noting)
     metrics = evaluate_probes(config, data, say=silent)["backbone"]
     assert len(seen) == 4 and len({tuple(held) for held, _ in seen}) == 4
     means = torch.stack([scores for _, scores in seen]).mean(dim=0)
@@ -211,11 +213,11 @@ def test_a_setting_that_diverges_never_wins_over_one_that_does_not(select):
 
 def test_holdout_takes_its_share_of_every_class_and_leaves_each_at_least_one():
     labels = np.repeat([0, 1, 2, -1], [100, 30, 1, 50])
-    rest, held = common.split_holdout(labels, 0.1, seed=0)
+    rest, held = split_holdout(labels, 0.1, seed=0)
     assert np.bincount(labels[held], minlength=3).tolist() == [10, 3, 0]
     assert sorted([*rest, *held]) == list(range(131))
-    assert not np.array_equal(held, common.split_holdout(labels, 0.1, seed=1)[1])
-    assert np.array_equal(held, common.split_holdout(labels, 0.1, seed=0)[1])
+    assert not np.array_equal(held, split_holdout(labels, 0.1, seed=1)[1])
+    assert np.array_equal(held, split_holdout(labels, 0.1, seed=0)[1])
 
 
 def test_standardisation_is_scikit_learns_but_for_features_that_do_not_vary():

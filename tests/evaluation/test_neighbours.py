@@ -4,15 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from ffcv_ssl.evaluation.protocols import neighbours
-from ffcv_ssl.evaluation.protocols.neighbours import (
-    ClassSimilarity,
-    NearestNeighbours,
-    first_largest,
-    measure,
-    unit_rows,
-    vote,
-)
+from ffcv_ssl.evaluation import similarity_bank
+from ffcv_ssl.evaluation.protocols.knn import NearestNeighbours, first_largest, vote
+from ffcv_ssl.evaluation.protocols.snn import ClassSimilarity
+from ffcv_ssl.evaluation.similarity_bank import measure, unit_rows
 
 
 def features(num_rows, seed=0, width=12, num_classes=5):
@@ -34,7 +29,7 @@ def shown_in_parts(state, bank, labels, part):
 @pytest.fixture
 def few_similarities(monkeypatch):
     """Queries go in many small parts, too."""
-    monkeypatch.setattr(neighbours, "MAX_SIMILARITIES", 500)
+    monkeypatch.setattr(similarity_bank, "MAX_SIMILARITIES", 500)
 
 
 @pytest.mark.parametrize("part", [1000, 97, 7])

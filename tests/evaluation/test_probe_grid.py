@@ -105,7 +105,10 @@ def scored(selection, top1, losses, epoch):
     """Show a selection made-up scores."""
     totals = Totals()
     totals.num_rows = 1
-    totals.hits, totals.losses = torch.tensor(top1), torch.tensor(losses, dtype=torch.float64)
+    totals.num_correct, totals.losses = (
+        torch.tensor(top1),
+        torch.tensor(losses, dtype=torch.float64),
+    )
     selection.see(totals, epoch)
 
 

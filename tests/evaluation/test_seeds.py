@@ -62,7 +62,7 @@ def test_each_setting_of_neighbours_is_one_group(tmp_path, summarise):
     write(folder, 0.1, protocol="linear")
     for k in ([5], [5, 1]):
         named = {f"k{each}": {"top1": each / 10, "top5": 0.9} for each in k}
-        record = {"protocol": "knn", "settings": {"k": k}, "checkpoint": str(folder)}
+        record = {"protocol": "knn", "settings": {"ks": k}, "checkpoint": str(folder)}
         report({**record, "metrics": {"backbone": {"top1": 0.5, **named}}}, folder)
     groups = summarise(str(folder))
     assert [(group["metric"], group["mean"]) for group in groups] == [
@@ -107,8 +107,8 @@ def test_groups_are_told_apart_by_the_settings_in_which_those_of_a_protocol_diff
     labels = {"fraction": None, "scheme": "bernoulli"}
     folders.append(write(tmp_path / "b_0", 0.1, labels=labels, k=[5]))
     found = [g["settings"] for g in summarise(*folders) if g["protocol"] == "knn"]
-    assert found[0] == {"k": "[20]", "labels.fraction": None}
-    assert found[-1] == {"k": "[5]", "labels.fraction": None}
+    assert found[0] == {"ks": "[20]", "labels.fraction": None}
+    assert found[-1] == {"ks": "[5]", "labels.fraction": None}
 
 
 def test_rows_that_look_the_same_are_told_apart_by_their_runs(tmp_path, summarise):

@@ -13,8 +13,8 @@ from support.small_files import REPOSITORY, SmallImages
 import evaluate
 from ffcv_ssl import DatasetWriter
 from ffcv_ssl.config.settings import ModelConfig
-from ffcv_ssl.evaluation import nested
-from ffcv_ssl.evaluation.common import EvalData
+from ffcv_ssl.evaluation import protocol_calls
+from ffcv_ssl.evaluation.protocol_settings import EvalData
 from ffcv_ssl.evaluation.results import read_results
 from ffcv_ssl.evaluation.studies import suite
 from ffcv_ssl.fields import IntField, RGBImageField
@@ -122,15 +122,15 @@ def test_fields_that_are_not_named_are_the_runs(checkpoint, two_tasks, tmp_path,
 def test_one_value_or_several_words_are_a_list_in_a_protocol_of_a_suite_too():
     def settings(*words):
         _, (config,) = evaluate.read_configs(["suite", *words])
-        return nested.protocol_config("knn", config.knn, "knn")
+        return protocol_calls.protocol_config("knn", config.knn, "knn")
 
-    assert settings("--knn.k", "5").k == settings("--knn.k=[5]").k == [5]
-    assert settings("--knn.k", "5", "1").k == [5, 1]
-    found = settings("--knn.depths", "backbone", "projector_1", "--knn.temperature=0.2")
-    assert found.depths == ["backbone", "projector_1"] and found.temperature == [0.2]
+    assert settings("--knn.ks", "5").ks == settings("--knn.ks=[5]").ks == [5]
+    assert settings("--knn.ks", "5", "1").ks == [5, 1]
+    found = settings("--knn.depths", "backbone", "projector_1", "--knn.temperatures=0.2")
+    assert found.depths == ["backbone", "projector_1"] and found.temperatures == [0.2]
     assert settings("--knn.depths=backbone", "--knn.weights", "uniform").weights == "uniform"
     _, (config,) = evaluate.read_configs(["curve", "--settings.grid.lrs", "0.1", "0.2"])
-    assert nested.protocol_config("transfer", config.settings).grid.lrs == [0.1, 0.2]
+    assert protocol_calls.protocol_config("transfer", config.settings).grid.lrs == [0.1, 0.2]
 
 
 def test_headings_tell_apart_what_differs():
@@ -208,7 +208,7 @@ def test_several_checkpoints_and_depths_become_columns(checkpoint, tasks, monkey
         name = Path(config.checkpoint).name
         return {"name": name, "metrics": dict.fromkeys(config.depths, value)}
 
-    monkeypatch.setattr(nested, "call", call)
+    monkeypatch.setattr(protocol_calls, "call_protocol", call)
     config = suite.SuiteConfig(
         checkpoint=[checkpoint, str(other)], suite=tasks, protocols=["linear"],
         linear={"depths": ["backbone", "projector_1"]}, out=str(tmp_path / "out"),

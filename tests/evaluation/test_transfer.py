@@ -20,10 +20,12 @@ from support.tuning_files import (
 
 from ffcv_ssl.config.parsing import parse_config
 from ffcv_ssl.errors import Interrupted, NonFiniteLoss, UserError
-from ffcv_ssl.evaluation import common
+from ffcv_ssl.evaluation import protocol_run
+from ffcv_ssl.evaluation.datasets import split_holdout
 from ffcv_ssl.evaluation.mean_ap import mean_average_precision
+from ffcv_ssl.evaluation.protocol_settings import EvalData
 from ffcv_ssl.evaluation.protocols import transfer
-from ffcv_ssl.evaluation.protocols.transfer import GridConfig, Transfer
+from ffcv_ssl.evaluation.protocols.transfer import GridConfig, TransferConfig
 from ffcv_ssl.evaluation.results import read_results
 from ffcv_ssl.evaluation.tuning import Classifier, MultiTargets, Tuner
 
@@ -51,12 +53,12 @@ def files(tmp_path_factory):
 @pytest.fixture
 def transferred(files, monkeypatch, tmp_path):
     """transferred(name, stop, kind, **settings): the record of a run in the folder `name`."""
-    monkeypatch.setattr(common, "open_encoder", lambda config, world: tiny_encoder())
+    monkeypatch.setattr(protocol_run, "open_encoder", lambda config, world: tiny_encoder())
 
     def run(name="a", stop=None, kind="data", **settings):
         own = {f"data__{part}": files[f"{kind}__{part}"] for part in ("train", "val")}
         settings = {"steps": 8, "out": tmp_path / name, **own, **GRID, **settings}
-        return transfer.run(parse(Transfer, **settings), alone(), stop)
+        return transfer.run(parse(TransferConfig, **settings), alone(), stop)
 
     return run
 
@@ -76,10 +78,11 @@ def test_the_grid_is_the_papers():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_is_the_papers_procedure_on_other_data(path):
-    config = parse_config(Transfer, [f"--config={path}"], "", "")[0]
-    assert replace(config, data=common.EvalData()) == Transfer() and len(CONFIGS) == 3
+    config = parse_config(TransferConfig, [f"--config={path}"], "", "")[0]
+    assert replace(config, data=EvalData()) == TransferConfig() and len(CONFIGS) == 3
     assert config.data.train.startswith(f"data/{path.stem}_train")
-    assert (Transfer().steps, Transfer().momentum, Transfer().data.batch_size) == (20000, 0.9, 256)
+    default = TransferConfig()
+    assert (default.steps, default.momentum, default.data.batch_size) == (20000, 0.9, 256)
 
 
 def test_a_budget_draws_pairs_of_the_grid_by_its_seed():
@@ -162,7 +165,7 @@ def norm_momenta(network):
 
 @pytest.mark.parametrize("steps, kept", [(5, 0.9), (100, 0.9), (200, 0.95), (1000, 0.99)])
 def test_batch_norm_keeps_the_papers_share_of_its_statistics_a_step(steps, kept):
-    network = Classifier(tiny_encoder().model, 0, 3)
+    network = Classifier(tiny_encoder().model, "backbone", 3)
     transfer.set_norm_momentum(network, steps)
     images = torch.randn(8, 3, 16, 16)
     before = network.backbone[1].running_mean.clone()
@@ -216,7 +219,7 @@ def test_images_of_which_none_has_a_label_select_and_measure_nothing(transferred
     labels = np.zeros((100, NUM_CLASSES), np.int8)
     labels[::7, 1] = 1
     sparse = write_coloured(tmp_path / "sparse.beton", labels)
-    held_out = {s: common.split_holdout(np.zeros(100, int), 0.02, s)[1] for s in range(50)}
+    held_out = {s: split_holdout(np.zeros(100, int), 0.02, s)[1] for s in range(50)}
     seed = next(s for s, rows in held_out.items() if not labels[rows].any())
     with pytest.raises(UserError, match="none of the 2 images held out has any of the labels; use"):
         transferred(kind="multi", data__train=sparse, seed=seed, holdout=0.02)
@@ -252,7 +255,7 @@ def test_the_precision_is_that_of_the_samples_rows():
         ({"grid__lrs": "[-1]"}, "grid.lrs"),
         ({"momentum": 1}, "momentum: got 1, expected below 1"),
         ({"kind": "multi", "labels__fraction": 0.5}, "labels: got a choice, but the images have"),
-        ({"layer": 9}, "layer: got 9"),
+        ({"depth": "projector_9"}, "depth: got 'projector_9'"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_in_one_line(transferred, settings, message):
@@ -268,7 +271,7 @@ def test_labels_that_cannot_be_are_named(transferred, tmp_path):
     with pytest.raises(UserError, match=r"sample 5 has 3 for label 2, expected 1, 0 or -1"):
         transferred(kind="multi", data__train=bad)
     other = write_coloured(tmp_path / "other.beton", np.ones((9, 3), np.int8))
-    with pytest.raises(UserError, match="got 3 labels an image, expected 4 as in"):
+    with pytest.raises(UserError, match="got 3 labels per image, expected 4 as in"):
         transferred(kind="multi", data__val=other)
     single = write_coloured(tmp_path / "single.beton", np.arange(9) % 4)
     with pytest.raises(UserError, match="field 'label': got no list of labels, expected"):

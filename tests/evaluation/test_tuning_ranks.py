@@ -21,19 +21,19 @@ from support.tuning_files import (
 from torch import nn
 
 from ffcv_ssl.errors import Interrupted
-from ffcv_ssl.evaluation import common
+from ffcv_ssl.evaluation import protocol_run
 from ffcv_ssl.evaluation.protocols import finetune, transfer
 from ffcv_ssl.training.world import World
 
 pytestmark = pytest.mark.whole
 
 PROTOCOLS = {
-    "finetune": (finetune.FineTune, finetune.run),
-    "transfer": (transfer.Transfer, transfer.run),
+    "finetune": (finetune.FineTuneConfig, finetune.run),
+    "transfer": (transfer.TransferConfig, transfer.run),
 }
 
 SETTINGS = {
-    "finetune": {"epochs": 4, "optim__lr": 0.5, "layer": 0},
+    "finetune": {"epochs": 4, "optim__lr": 0.5, "depth": "backbone"},
     "transfer": {"steps": 11, "grid__lrs": "[0.01, 0.3]", "grid__weight_decays": "[0.001]"},
 }
 
@@ -61,7 +61,7 @@ def run(protocol, folder, world, stop=None):
 def rank_main(rank, size, port, folder):
     """What each rank does: both protocols; fine-tuning is stopped first, by the last rank alone."""
     torch.set_num_threads(1)
-    common.open_encoder = encoder_without_norm
+    protocol_run.open_encoder = encoder_without_norm
     launcher = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size}
     launcher |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     world = World.join("cpu", 1, {name: str(value) for name, value in launcher.items()})
@@ -92,7 +92,7 @@ def test_a_stop_on_one_rank_ends_all_of_them(folder):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_two_ranks_train_and_measure_as_one(folder, protocol, monkeypatch):
-    monkeypatch.setattr(common, "open_encoder", encoder_without_norm)
+    monkeypatch.setattr(protocol_run, "open_encoder", encoder_without_norm)
     one = run(protocol, folder, alone())
     first, second = (found_by(folder, rank)[1 + list(PROTOCOLS).index(protocol)] for rank in (0, 1))
     assert first["metrics"] == second["metrics"]

@@ -20,18 +20,19 @@ from support.tuning_files import (
 )
 
 from ffcv_ssl.errors import CheckpointError, Interrupted, UserError
-from ffcv_ssl.evaluation import common, tuning_run
+from ffcv_ssl.evaluation import protocol_run, tuning_run
 from ffcv_ssl.evaluation.protocols import finetune, transfer
-from ffcv_ssl.evaluation.protocols.finetune import FineTune
-from ffcv_ssl.evaluation.protocols.transfer import Transfer
+from ffcv_ssl.evaluation.protocols.finetune import FineTuneConfig
+from ffcv_ssl.evaluation.protocols.transfer import TransferConfig
 from ffcv_ssl.evaluation.tuning import Tuner
+from ffcv_ssl.evaluation.tuning_data import TuningData
 from ffcv_ssl.training import checkpoint
 from ffcv_ssl.training.world import World
 
 PROTOCOLS = {
-    "finetune": (FineTune, finetune.run, {"epochs": 2, "optim__lr": 0.5}),
+    "finetune": (FineTuneConfig, finetune.run, {"epochs": 2, "optim__lr": 0.5}),
     "transfer": (
-        Transfer,
+        TransferConfig,
         transfer.run,
         {"steps": 8, "grid__lrs": "[0.01, 0.3]", "grid__weight_decays": "[0]"},
     ),
@@ -51,7 +52,7 @@ def files(tmp_path_factory):
 @pytest.fixture
 def tune(files, monkeypatch, tmp_path):
     """tune(protocol, name, stop, **settings): the record of a run in the folder `name`."""
-    monkeypatch.setattr(common, "open_encoder", lambda config, world: tiny_encoder())
+    monkeypatch.setattr(protocol_run, "open_encoder", lambda config, world: tiny_encoder())
 
     def run(protocol="finetune", name="a", stop=None, **settings):
         config_class, function, usual = PROTOCOLS[protocol]
@@ -145,8 +146,26 @@ def test_a_full_disk_at_any_time_is_one_line_with_what_to_do(tune, tmp_path, mon
 
 
 def test_a_rank_that_would_see_one_image_alone_is_refused():
-    task = tuning_run.Task(None, None, None, "")
+    data = TuningData(None, None, None, "")
     with pytest.raises(UserError) as error:
-        task.train_loader(np.arange(40), 4, 0, World(rank=3, size=4))
+        data.train_loader(np.arange(40), 4, 0, World(rank=3, size=4))
     assert "data.batch_size: got 4 for 4 ranks, so that" in str(error.value)
     assert str(error.value).endswith("expected 8 or more")
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_run_that_was_stopped_under_the_old_names_goes_on_to_the_same_result(
+    tune, tmp_path, protocol
+):
+    whole = tune(protocol, "whole", depth="projector_1")
+    with pytest.raises(Interrupted):
+        tune(protocol, "parts", StopAfter(5), depth="projector_1")
+    path = tmp_path / "parts/checkpoint.pt"
+    saved = checkpoint.load(path)
+    assert saved["config"].pop("depth") == "projector_1"
+    saved["config"]["layer"] = 1
+    checkpoint.save(path, saved)
+    with pytest.raises(UserError, match="depth 'projector_1' there, 'backbone' here"):
+        tune(protocol, "parts")
+    assert without_clock(tune(protocol, "parts", layer=1)) == without_clock(whole)
+    assert records(tmp_path / "parts") == records(tmp_path / "whole")

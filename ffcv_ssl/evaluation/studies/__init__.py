@@ -1,14 +1,7 @@
-"""Studies: one protocol over several checkpoints, datasets or seeds, each in one module.
-
-`STUDIES` has entries as `ffcv_ssl.evaluation.protocols.PROTOCOLS`.
-"""
+"""Studies: protocols over several checkpoints, datasets or seeds, each in a module."""
 
 from __future__ import annotations
 
-from ffcv_ssl.evaluation.studies import curve, seeds, suite
+from ffcv_ssl.evaluation.commands import find_commands
 
-STUDIES = {
-    "suite": (suite.SuiteConfig, suite.run, "probes on several datasets: a table and a chart"),
-    "seeds": (seeds.SeedsConfig, seeds.run, "mean and spread of results over seeds"),
-    "curve": (curve.CurveConfig, curve.run, "a protocol over checkpoints; compute to reach X"),
-}
+STUDIES = find_commands(__name__, __path__)

@@ -2,33 +2,49 @@
 
 A run's folder stands for all its kept copies (`checkpoint.keep_every`). One point is one number of
 the protocol for one checkpoint; the curve is a table and a picture over epochs, images, FLOPs and
-hours. Of two or more runs, the first is the yardstick: its best value, or `reach`, is looked up in
-the others, linearly between their points, as in the savings of the SuNCEt paper (Assran et al.
-2020, 4.1). That best value is the highest on the validation file, over all of the run's points; the
-result's `selected_on` says so. Runs that are measured on different data are refused.
+hours. With several runs the first is the yardstick: where does each of the others first reach the
+first run's best value (or `reach`), linearly between its points? These are the savings of the
+SuNCEt paper (Assran et al. 2020, 4.1). The best value is the highest on the validation file over
+all points of the first run, and `selected_on` in the result says so. Runs that are measured on
+different data are refused.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jsonargparse.typing import ClosedUnitInterval
 
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.config.settings import SystemConfig
 from ffcv_ssl.errors import UserError
-from ffcv_ssl.evaluation import nested
-from ffcv_ssl.evaluation.common import refuse_ranks, results_folder, stop_if_asked, writable_folder
+from ffcv_ssl.evaluation import protocol_calls
+from ffcv_ssl.evaluation.commands import Command
+from ffcv_ssl.evaluation.protocol_run import refuse_ranks, stop_if_asked
+from ffcv_ssl.evaluation.protocols import PROTOCOLS
+from ffcv_ssl.evaluation.results import (
+    checkpoint_folder,
+    main_metric,
+    results_folder,
+    writable_folder,
+)
 from ffcv_ssl.files import save_figure, write_text
 from ffcv_ssl.training import checkpoint
+from ffcv_ssl.training.command import StopSignal
 from ffcv_ssl.training.metrics_log import is_evaluation, read_metrics
 from ffcv_ssl.training.run_folder import CHECKPOINT
+from ffcv_ssl.training.world import World
 
 AXES = ("epoch", "updates", "images", "views", "flops", "hours")
 PANELS = {"epoch": "epochs", "images": "images", "flops": "FLOPs", "hours": "hours"}
+ONLINE = "online"
+
+Points = list[dict[str, Any]]
+"""Dicts with `value`, `checkpoint`, `step`, and the axes that are known."""
 
 
 @dataclass(frozen=True)
@@ -40,31 +56,37 @@ class CurveConfig:
     out: str | None = None
     """Folder of the table, the picture and the protocol's results; null: the first run's, and for
     results each checkpoint's own."""
-    protocol: Literal["online", "linear", "mlp", "knn", "snn", "finetune", "transfer"] = "knn"
-    """online: what the run itself recorded while it trained."""
+    protocol: str = "knn"
+    """linear, knn..., or online: what the run itself recorded while it trained."""
     metric: str | None = None
-    """A number of its result by name, as backbone.top1; null: the first top1 or map."""
+    """A number of the protocol's result by name, as backbone.top1; null: the first top1 or map."""
     reach: ClosedUnitInterval | None = None
-    """The value whose cost is compared between runs; null: the best one of the first run."""
+    """The value whose cost is compared between runs; null: the best value of the first run."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """The protocol's own settings: --settings.k [20] --settings.data.train A.beton."""
+    """The protocol's settings: --settings.ks [20] --settings.data.train A.beton."""
     system: SystemConfig = field(default_factory=SystemConfig)
 
+    def __post_init__(self) -> None:
+        measuring = [name for name, command in PROTOCOLS.items() if command.open_data is not None]
+        if self.protocol not in (ONLINE, *measuring):
+            expected = ", ".join((ONLINE, *measuring))
+            raise UserError(f"protocol: got {self.protocol!r}, expected one of {expected}")
 
-def run(config, world, stop):
+
+def run(config: CurveConfig, world: World, stop: StopSignal | None) -> dict[str, Any]:
     """Measure every checkpoint; returns the points and the savings. Raises UserError."""
     refuse_ranks("curve", world)
     if not config.checkpoint:
         raise UserError("checkpoint: got none, expected --checkpoint RUN RUN ... or files")
     calls = calls_of(config)
-    nested.check_paths(config.checkpoint)
-    folder = writable_folder(config.out or nested.run_folder(config.checkpoint[0]))
-    if config.protocol == "online":
+    protocol_calls.check_paths(config.checkpoint)
+    folder = writable_folder(config.out or checkpoint_folder(config.checkpoint[0]))
+    if config.protocol == ONLINE:
         data = recorded_data(config.checkpoint)
         refuse_other_data(data, world, "choose another --protocol")
         metric, runs = recorded_points(config.checkpoint, config.metric)
     else:
-        calls, data = _opened(calls, world)
+        calls, data = _opened(config.protocol, calls, world)
         refuse_other_data(data, world, "give one with --settings.data.val or .label_field")
         metric, runs = measured_points(config, calls, world, stop)
     for name, points in runs.items():
@@ -72,7 +94,8 @@ def run(config, world, stop):
         if len(points) < 2:
             world.say(f"{name}: one checkpoint makes no curve; pretrain with checkpoint.keep_every")
     names = list(runs)
-    target, savings, selected_on = None, {}, None
+    target, selected_on = None, None
+    savings: dict[str, dict] = {}
     if len(names) > 1 or config.reach is not None:
         target, savings = compare(runs, config.reach)
         selected_on = "val" if config.reach is None else None
@@ -96,70 +119,81 @@ def run(config, world, stop):
 # ---- Points --------------------------------------------------------------------------------------
 
 
-def calls_of(config):
+def calls_of(config: CurveConfig) -> list[Any]:
     """The protocol's configuration for each checkpoint; none for `online`. Raises UserError."""
-    if config.protocol == "online":
+    if config.protocol == ONLINE:
         if config.settings:
             raise UserError("settings: protocol online has none; choose another --protocol")
         return []
-    calls, paths = [], checkpoints_of(config.checkpoint)
+    calls: list[Any] = []
+    paths = checkpoints_of(config.checkpoint)
     names = run_names(paths)
     for path in paths:
         out = config.out
-        if out and config.protocol in nested.RESUMED:  # each has a run's folder of its own
-            words = [config.protocol, names[nested.run_folder(path)].strip("/").replace("/", "_")]
+        if out and PROTOCOLS[config.protocol].resumes:  # each needs a run's folder of its own
+            words = [config.protocol, names[checkpoint_folder(path)].strip("/").replace("/", "_")]
             words += [] if Path(path).is_dir() else [Path(path).stem]
             out = str(Path(out) / "_".join(words))
-        fixed = {"checkpoint": path, "out": out, "system": config.system}
-        calls.append(nested.protocol_config(config.protocol, config.settings, **fixed))
+        fixed: dict[str, Any] = {"checkpoint": path, "out": out, "system": config.system}
+        calls.append(protocol_calls.protocol_config(config.protocol, config.settings, **fixed))
     return calls
 
 
-def measured_points(config, calls, world, stop):
-    """(metric, {run: points}) of a protocol on every checkpoint, those on record not again."""
+def measured_points(
+    config: CurveConfig, calls: Sequence[Any], world: World, stop: StopSignal | None
+) -> tuple[str | None, dict[str, Points]]:
+    """(metric, {run: points}) of a protocol on every checkpoint; what is on record is not measured
+    again."""
     names = run_names([call.checkpoint for call in calls])
-    metric, runs = config.metric, {}
+    metric = config.metric
+    runs: dict[str, Points] = {}
     for call in calls:
         stop_if_asked(stop)
-        record = nested.call(config.protocol, call, world, stop)
-        metric, value = nested.main_metric(record["metrics"], metric)
-        name = names[nested.run_folder(call.checkpoint)]
+        record = protocol_calls.call_protocol(config.protocol, call, world, stop)
+        metric, value = main_metric(record["metrics"], metric)
+        name = names[checkpoint_folder(call.checkpoint)]
         runs.setdefault(name, []).append(_point(record["about"], value, call.checkpoint))
     return metric, runs
 
 
-def recorded_points(paths, metric):
+def recorded_points(
+    paths: Iterable[str], metric: str | None
+) -> tuple[str | None, dict[str, Points]]:
     """(metric, {run: points}) of what runs recorded while they trained."""
-    runs, names = {}, run_names(paths)
-    for folder, name in names.items():
+    runs: dict[str, Points] = {}
+    for folder, name in run_names(paths).items():
         records = [record for record in read_metrics(folder) if is_evaluation(record)]
         if not records:
             raise UserError(f"{folder}: no evaluations in its metrics; choose another --protocol")
         for record in records:
-            values = {key[4:].replace("/", "."): record[key] for key in record if key[:4] == "val/"}
-            metric, value = nested.main_metric(values, metric)
+            values = {
+                key.removeprefix("val/").replace("/", "."): value
+                for key, value in record.items()
+                if key.startswith("val/")
+            }
+            metric, value = main_metric(values, metric)
             runs.setdefault(name, []).append(_point(record, value, str(folder)))
     return metric, runs
 
 
-def checkpoints_of(paths):
+def checkpoints_of(paths: Iterable[str]) -> list[str]:
     """Files to measure: a folder becomes its kept copies, or its last checkpoint if it has none."""
-    found = []
+    found: list[str] = []
     for path in paths:
         kept = sorted(Path(path).glob("checkpoint_epoch_*.pt")) if Path(path).is_dir() else []
         found += [str(copy) for copy in kept] or [path]
     return list(dict.fromkeys(found))
 
 
-def run_names(paths):
+def run_names(paths: Iterable[str]) -> dict[Path, str]:
     """{folder: a name for it} of the runs that checkpoints belong to: the folder's own name, or its
-    path where two share that."""
-    folders = list(dict.fromkeys(nested.run_folder(path) for path in paths))
-    own = [folder.resolve().name for folder in folders]
-    return {f: name if own.count(name) == 1 else str(f) for f, name in zip(folders, own)}
+    path where two folders have the same name."""
+    folders = list(dict.fromkeys(checkpoint_folder(path) for path in paths))
+    names = [folder.resolve().name for folder in folders]
+    return {f: name if names.count(name) == 1 else str(f) for f, name in zip(folders, names)}
 
 
-def _point(about, value, checkpoint):
+def _point(about: dict[str, Any], value: float, checkpoint: str) -> dict[str, Any]:
     """One point: the value, and where it stands on every axis that is known."""
     point = {"checkpoint": checkpoint, "step": about.get("step", 0), "value": value}
     point |= {axis: about[axis] for axis in AXES if axis in about}
@@ -171,58 +205,67 @@ def _point(about, value, checkpoint):
 # ---- What the points are measured on ------------------------------------------------------------
 
 
-def _opened(calls, world):
-    """(the calls, {run: what it is to be measured on}), all checkpoints and folders for results
-    found sound before the first one is measured. Raises UserError."""
-    checked, names = nested.checked(calls, world), run_names([call.checkpoint for call in calls])
+def _opened(
+    protocol: str, calls: Sequence[Any], world: World
+) -> tuple[list[Any], dict[str, dict | None]]:
+    """(the calls, {run: what it is to be measured on}). Raises UserError, before the first call,
+    for a checkpoint or a folder of results that cannot be used."""
+    checked = protocol_calls.checked(protocol, calls, world)
+    names = run_names([call.checkpoint for call in calls])
     for call in calls:
         results_folder(call)
-    data = {names[nested.run_folder(call.checkpoint)]: measured_on for call, measured_on in checked}
+    data = {names[checkpoint_folder(call.checkpoint)]: measured_on for call, measured_on in checked}
     return [call for call, _ in checked], data
 
 
-def recorded_data(paths):
-    """{run: what its own evaluations are of, as in `nested.checked`}, as its checkpoint says; None
-    where it has none that does. Raises CheckpointError."""
-    data = {}
+def recorded_data(paths: Iterable[str]) -> dict[str, dict | None]:
+    """{run: what its online evaluations are measured on, as of `protocol_calls.checked`}, by its
+    checkpoint; None where no checkpoint says it. Raises CheckpointError."""
+    data: dict[str, dict | None] = {}
     for folder, name in run_names(paths).items():
         files = [folder / CHECKPOINT, *sorted(folder.glob("checkpoint_epoch_*.pt"))]
         file = next((file for file in files if file.is_file()), None)
         state = checkpoint.load(file) if file else {}
         content = (state.get("datasets") or {}).get("val")
-        its = (state.get("config") or {}).get("data", {})
-        known = {"val": its.get("val"), "val_content": content} if content else None
-        data[name] = known and {**known, "label_field": its.get("label_field")}
+        settings = (state.get("config") or {}).get("data", {})
+        data[name] = None
+        if content:
+            named = {key: settings.get(key) for key in ("val", "label_field")}
+            data[name] = {**named, "val_content": content}
     return data
 
 
-def refuse_other_data(data, world, remedy):
-    """Raise UserError where runs are measured on other images or labels than the first one; a run
-    of which that is not known is taken, which is said. data: {run: of `nested.checked`}."""
-    known = {name: its for name, its in data.items() if its is not None}
+def refuse_other_data(data: dict[str, dict | None], world: World, remedy: str) -> None:
+    """Raise UserError where runs are measured on other images or labels than the first run. Where
+    a run's data are unknown, a line says so. data: {run: as of `protocol_calls.checked`}."""
+    known = {name: measured_on for name, measured_on in data.items() if measured_on is not None}
     for name in data if len(data) > 1 else ():
         if name not in known:
-            what = "does not hold which validation file its numbers are of"
-            world.say(f"{name}: {what}; taken to be the other runs'", sys.stderr)
-    first = next(iter(known), None)
-    for name, its in known.items():
-        if any(its[key] != known[first][key] for key in ("val_content", "label_field")):
-            sides = f"measured on {_shown(its)}, but {first} on {_shown(known[first])}"
-            raise UserError(f"{name}: {sides}; {remedy}")
+            world.say(
+                f"{name}: does not hold which validation file its numbers are of; "
+                "taken to be the other runs'",
+                sys.stderr,
+            )
+    first = next(iter(known), "")
+    for name, measured_on in known.items():
+        if any(measured_on[key] != known[first][key] for key in ("val_content", "label_field")):
+            raise UserError(
+                f"{name}: measured on {_shown(measured_on)}, but {first} on "
+                f"{_shown(known[first])}; {remedy}"
+            )
 
 
-def _shown(its):
-    return f"{its['val']}, field '{its['label_field']}', {its['val_content']}"
+def _shown(measured_on: dict[str, Any]) -> str:
+    return "{val}, field '{label_field}', {val_content}".format(**measured_on)
 
 
 # ---- Compute to reach a value --------------------------------------------------------------------
 
 
-def first_crossing(points, axis, target):
+def first_crossing(points: Points, axis: str, target: float) -> float | None:
     """Where on an axis a run first reaches a value, linearly between its points; None: never.
 
-    points: dicts with `value` and the axis, in order. A run that starts there counts from its first
-    point.
+    points: in order. A run whose first point has reached the value needs what that point needs.
     """
     before = None
     for point in points:
@@ -237,11 +280,13 @@ def first_crossing(points, axis, target):
     return None
 
 
-def compare(runs, reach=None):
-    """(the value to reach, {run: {axis: {cost, share}}}) of runs, the first one the yardstick.
+def compare(
+    runs: dict[str, Points], reach: float | None = None
+) -> tuple[float, dict[str, dict[str, dict[str, float | None]]]]:
+    """(the value to reach, {run: {axis: {cost, share}}}); the first run is the yardstick.
 
     runs: {name: points in order}. The value is `reach`, or the first run's best. cost: where the
-    run first reaches it, None if never; share: of the first run's cost, None if either never does.
+    run first reaches it, None: never; share: of the first run's cost, None if either is None.
     """
     yardstick = next(iter(runs.values()))
     target = max(point["value"] for point in yardstick) if reach is None else reach
@@ -251,20 +296,26 @@ def compare(runs, reach=None):
     }
     first = costs[next(iter(runs))]
     savings = {
-        name: {axis: {"cost": c, "share": _ratio(c, first[axis])} for axis, c in own.items()}
-        for name, own in costs.items()
+        name: {axis: {"cost": c, "share": _ratio(c, first[axis])} for axis, c in by_axis.items()}
+        for name, by_axis in costs.items()
     }
     return target, savings
 
 
-def _ratio(cost, whole):
+def _ratio(cost: float | None, whole: float | None) -> float | None:
     return cost / whole if cost is not None and whole else None
 
 
 # ---- Table and picture ---------------------------------------------------------------------------
 
 
-def render(protocol, metric, runs, target=None, savings=None):
+def render(
+    protocol: str,
+    metric: str | None,
+    runs: dict[str, Points],
+    target: float | None = None,
+    savings: dict[str, dict] | None = None,
+) -> str:
     """The curve, and the savings, as Markdown tables."""
     lines = [f"| run | {' | '.join(AXES)} | {protocol} {metric} |"]
     lines += ["|---" * (len(AXES) + 2) + "|"]
@@ -276,24 +327,24 @@ def render(protocol, metric, runs, target=None, savings=None):
         first = next(iter(runs))
         lines += ["", f"To reach {target:.2%}, and the share of what {first} needs:", ""]
         lines += [f"| run | {' | '.join(AXES)} |", "|---" * (len(AXES) + 1) + "|"]
-        for name, own in savings.items():
-            cells = " | ".join(_saving(own[axis]) for axis in AXES)
+        for name, by_axis in savings.items():
+            cells = " | ".join(_saving(by_axis[axis]) for axis in AXES)
             lines.append(f"| {name} | {cells} |")
     return "\n".join(lines) + "\n"
 
 
-def _saving(found):
+def _saving(found: dict[str, float | None]) -> str:
     if found["cost"] is None:
         return "not reached"
     share = "" if found["share"] is None else f" ({found['share']:.0%})"
     return _number(found["cost"]) + share
 
 
-def _number(value):
+def _number(value: float | None) -> str:
     return "" if value is None else f"{value:,.4g}" if abs(value) < 1e4 else f"{value:.3g}"
 
 
-def draw(path, title, runs, target=None):
+def draw(path: Path, title: str, runs: dict[str, Points], target: float | None = None) -> None:
     """The curves over epochs, images, FLOPs and hours, four panels of a PNG; atomic."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # no pyplot: it would choose a backend for the process
@@ -312,3 +363,6 @@ def draw(path, title, runs, target=None):
     figure.axes[0].legend()
     figure.suptitle(title)
     save_figure(figure, path, dpi=90)
+
+
+COMMAND = Command(CurveConfig, run, "a protocol over checkpoints; compute to reach X")

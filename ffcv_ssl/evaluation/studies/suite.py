@@ -4,12 +4,13 @@
 
 A suite is a YAML list of datasets, each with a `name`, `train` and `val`, and any other key of
 `data`: label_field, resolution_px... Every dataset of the list is opened before the first probe is
-trained, and what is on record with the same settings is not trained again.
+trained, and a result that is on record with the same settings is not measured again.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,18 +20,26 @@ from ffcv_ssl.config.parsing import parse_config
 from ffcv_ssl.config.settings import SystemConfig
 from ffcv_ssl.config.yaml_layers import read_yaml
 from ffcv_ssl.errors import UserError
-from ffcv_ssl.evaluation import nested
-from ffcv_ssl.evaluation.common import (
-    Architecture,
-    EvalData,
-    EvalLabels,
-    open_pair,
-    refuse_ranks,
+from ffcv_ssl.evaluation import protocol_calls
+from ffcv_ssl.evaluation.command_words import words_of
+from ffcv_ssl.evaluation.commands import Command
+from ffcv_ssl.evaluation.datasets import open_datasets
+from ffcv_ssl.evaluation.protocol_run import refuse_ranks, stop_if_asked
+from ffcv_ssl.evaluation.protocol_settings import Architecture, EvalData, EvalLabels
+from ffcv_ssl.evaluation.results import (
+    accuracies,
+    checkpoint_folder,
     results_folder,
-    stop_if_asked,
     writable_folder,
 )
 from ffcv_ssl.files import save_figure, write_text
+from ffcv_ssl.training.command import StopSignal
+from ffcv_ssl.training.world import World
+
+Column = tuple[str, str, str]
+"""(checkpoint, protocol, depth)."""
+Columns = dict[str, dict[str, float]]
+"""{heading: {dataset: top-1}}."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +47,12 @@ class SuiteConfig:
     """Which checkpoints, on which datasets."""
 
     checkpoint: list[str] = field(default_factory=list)
-    """Runs' folders, checkpoints or files of weights."""
+    """Folders of runs, checkpoints or files of weights."""
     suite: str = ""
     """YAML list of datasets."""
     out: str | None = None
-    """Folder of the table, the chart and the probes' results; null: the first checkpoint's, and for
-    results each checkpoint's own."""
+    """Folder of the table, the chart and the probes' results; null: the first checkpoint's folder,
+    and for results each checkpoint's."""
     protocols: list[Literal["linear", "mlp", "knn", "snn"]] = field(
         default_factory=lambda: ["linear", "mlp"]
     )
@@ -55,7 +64,7 @@ class SuiteConfig:
     knn: dict[str, Any] = field(default_factory=dict)
     """Settings of k-NN."""
     snn: dict[str, Any] = field(default_factory=dict)
-    """Settings of non-parametric inference."""
+    """Settings of non-parametric inference (NPI)."""
     model: Architecture = field(default_factory=Architecture)
     data: EvalData = field(default_factory=EvalData)
     labels: EvalLabels = field(default_factory=EvalLabels)
@@ -64,12 +73,12 @@ class SuiteConfig:
 
 @dataclass(frozen=True)
 class Entry:
-    """One dataset of a suite, read over the command's own data settings."""
+    """One dataset of a suite: its settings win over the command's own `data`."""
 
     data: EvalData = field(default_factory=EvalData)
 
 
-def run(config, world, stop):
+def run(config: SuiteConfig, world: World, stop: StopSignal | None) -> dict[str, Any]:
     """Measure every checkpoint on every dataset; returns the table. Raises UserError."""
     refuse_ranks("suite", world)
     if not config.checkpoint:
@@ -78,16 +87,17 @@ def run(config, world, stop):
         raise UserError("protocols: got an empty list, expected linear, mlp, knn or snn")
     datasets = read_suite(config.suite, config.data)
     calls = _checked(_calls(config, datasets))
-    folder = writable_folder(config.out or nested.run_folder(config.checkpoint[0]))
+    folder = writable_folder(config.out or checkpoint_folder(config.checkpoint[0]))
     for _, _, call in calls:
         results_folder(call)  # made, or refused, before the first probe is trained
-    cells, names = {}, {}
+    cells: dict[Column, dict[str, float]] = {}
+    names: dict[str, str] = {}
     for dataset, protocol, call in calls:
         stop_if_asked(stop)
         world.say(f"{dataset}: {protocol} of {call.checkpoint}")
-        record = nested.call(protocol, call, world, stop)
+        record = protocol_calls.call_protocol(protocol, call, world, stop)
         names[call.checkpoint] = record["name"]
-        for metric, value in nested.accuracies(record["metrics"]).items():
+        for metric, value in accuracies(record["metrics"]).items():
             column = (call.checkpoint, protocol, metric.removesuffix(".top1"))
             cells.setdefault(column, {})[dataset] = value
     columns = {label: cells[column] for column, label in labels_of(list(cells), names).items()}
@@ -99,8 +109,8 @@ def run(config, world, stop):
     }  # fmt: skip
 
 
-def read_suite(path, data):
-    """{name: EvalData} of a suite's file, in its order, over the EvalData `data`.
+def read_suite(path: str, data: EvalData) -> dict[str, EvalData]:
+    """{name: EvalData} of a suite's file, in its order; what an entry leaves open is as in `data`.
 
     Raises UserError for what is not a list of datasets.
     """
@@ -112,7 +122,7 @@ def read_suite(path, data):
         raise UserError(f"{path}: {error}") from None
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path}: got no list, expected one of {{name, train, val, ...}}")
-    datasets = {}
+    datasets: dict[str, EvalData] = {}
     for number, entry in enumerate(entries, 1):
         where = f"{path}: entry {number}"
         if not isinstance(entry, dict) or not {"name", "train", "val"} <= set(entry):
@@ -120,55 +130,59 @@ def read_suite(path, data):
         name = str(entry["name"])
         if name in datasets:
             raise UserError(f"{where}: {name!r} again; give it another name")
-        own = {key: value for key, value in entry.items() if key != "name"}
-        datasets[name] = _data(own, data, where)
+        settings = {key: value for key, value in entry.items() if key != "name"}
+        datasets[name] = _data(settings, data, where)
     return datasets
 
 
-def _data(entry, data, where):
-    """An EvalData of the command's settings with an entry's over them. Fields that neither names
-    have the usual names: the pretraining run's are of another file."""
+def _data(entry: dict[str, Any], data: EvalData, where: str) -> EvalData:
+    """The command's settings with an entry's over them. Fields that neither names are `image` and
+    `label`: the pretraining run's names belong to another file."""
     settings = {"image_field": "image", "label_field": "label"}
     settings |= {key: value for key, value in vars(data).items() if value is not None} | entry
-    words = nested.words_of({"data": settings})
+    words = words_of({"data": settings})
     try:
         return parse_config(Entry, words, "suite", "")[0].data
     except UserError as error:
         raise UserError(f"{where}: {str(error).removeprefix('data.')}") from None
 
 
-def _calls(config, datasets):
-    """[(dataset, protocol, its configuration)], by checkpoint, dataset and protocol."""
-    same = {"model": config.model, "labels": config.labels, "system": config.system}
-    same["out"] = config.out
-    calls = []
+Call = tuple[str, str, Any]
+"""(dataset, protocol, the protocol's configuration)."""
+
+
+def _calls(config: SuiteConfig, datasets: dict[str, EvalData]) -> list[Call]:
+    """One call for each checkpoint, dataset and protocol, in this order."""
+    same: dict[str, Any] = {"model": config.model, "labels": config.labels}
+    same |= {"system": config.system, "out": config.out}
+    calls: list[Call] = []
     for checkpoint in config.checkpoint:
         for name, data in datasets.items():
             for protocol in config.protocols:
-                own = getattr(config, protocol)
+                settings = getattr(config, protocol)
                 fixed = {"checkpoint": checkpoint, "data": data, **same}
-                call = nested.protocol_config(protocol, own, protocol, **fixed)
+                call = protocol_calls.protocol_config(protocol, settings, protocol, **fixed)
                 calls.append((name, protocol, call))
     return calls
 
 
-def _checked(calls):
-    """The calls, `model` with those that need it. Raises UserError for a checkpoint, a dataset or a
-    depth that is not as asked."""
-    checked, configs = [], nested.opened([call for *_, call in calls])
+def _checked(calls: Sequence[Call]) -> list[Call]:
+    """The calls, with `model` only for checkpoints that need it. Raises UserError for a checkpoint,
+    a dataset or a depth that is not there."""
+    checked, configs = [], protocol_calls.opened([call for *_, call in calls])
     for (dataset, protocol, _), (call, encoder) in zip(calls, configs):
         encoder.check_depths(call.depths)
         try:
-            open_pair(call.data, call.labels, encoder)
+            open_datasets(call.data, call.labels, encoder)
         except UserError as error:
             raise UserError(f"{dataset}: {error}") from None
         checked.append((dataset, protocol, call))
     return checked
 
 
-def labels_of(columns, names):
-    """{column: its heading} of (checkpoint, protocol, depth): the parts that differ, and always the
-    protocol. A checkpoint goes by its name in `names`, or by its path where two share that."""
+def labels_of(columns: Sequence[Column], names: dict[str, str]) -> dict[Column, str]:
+    """{column: its heading}: the parts that differ between columns, and always the protocol. A
+    checkpoint has its name in `names`, or its path where two checkpoints have the same name."""
     varies = [len({column[part] for column in columns}) > 1 for part in range(3)]
     varies[1] = True
     shared = {name for name, count in Counter(names.values()).items() if count > 1}
@@ -180,8 +194,8 @@ def labels_of(columns, names):
     return labels
 
 
-def render(columns, datasets):
-    """The table as Markdown: a row a dataset, a column a probe, and their mean."""
+def render(columns: Columns, datasets: Sequence[str]) -> str:
+    """The table as Markdown: one row per dataset, one column per probe, and their means."""
     lines = [f"| top-1, % | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for dataset in datasets:
         values = [f"{100 * column[dataset]:.2f}" for column in columns.values()]
@@ -192,7 +206,7 @@ def render(columns, datasets):
     return "\n".join(lines) + "\n"
 
 
-def write(folder, stem, columns, datasets):
+def write(folder: Path, stem: str, columns: Columns, datasets: Sequence[str]) -> tuple[Path, Path]:
     """Write table and chart; returns their paths. Raises UserError."""
     table, chart = folder / f"suite_{stem}.md", folder / f"suite_{stem}.png"
     try:
@@ -204,8 +218,8 @@ def write(folder, stem, columns, datasets):
     return table, chart
 
 
-def draw(path, columns, datasets):
-    """A group of bars for each dataset, a bar a column; atomic."""
+def draw(path: Path, columns: Columns, datasets: Sequence[str]) -> None:
+    """A group of bars for each dataset, one bar per column; atomic."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # no pyplot: it would choose a backend for the process
 
@@ -222,3 +236,6 @@ def draw(path, columns, datasets):
     panel.grid(axis="y", alpha=0.3)
     panel.legend()
     save_figure(figure, path, dpi=90)
+
+
+COMMAND = Command(SuiteConfig, run, "probes on several datasets: a table and a chart")
