@@ -33,10 +33,10 @@ import torch
 import torch.nn.functional as F
 
 import train
-from ffcv_ssl import OrderOption
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.kernels.compile import cache_folder
+from ffcv_ssl.loader import OrderOption
 from ffcv_ssl.training import checkpoint
 from ffcv_ssl.training.command import EXIT_USER_ERROR
 from ffcv_ssl.training.machine import has_bf16, idle_cores

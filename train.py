@@ -31,12 +31,12 @@ import torch.nn.functional as F
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from ffcv_ssl import OrderOption
 from ffcv_ssl.config import settings
 from ffcv_ssl.config.parsing import given_value, parse_config
 from ffcv_ssl.config.plain import config_dict
 from ffcv_ssl.errors import Interrupted, UserError
 from ffcv_ssl.jobs import slurm
+from ffcv_ssl.loader import OrderOption
 from ffcv_ssl.methods import EMATeacher, Features, Method, apply_head, find, make_mlp
 from ffcv_ssl.methods.numeric import center, cross_entropy, full_precision, mean_over, unit_rows
 from ffcv_ssl.training import checkpoint, command, gradient_cache, runtime

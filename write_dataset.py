@@ -25,12 +25,12 @@ from typing import NoReturn
 
 import numpy as np
 
-from ffcv_ssl import BetonError, DatasetWriter
 from ffcv_ssl.config.messages import one_line
-from ffcv_ssl.errors import SourceError, UserError
+from ffcv_ssl.errors import BetonError, SourceError, UserError
 from ffcv_ssl.fields import RGBImageField
 from ffcv_ssl.sources import Source, open_source, select
 from ffcv_ssl.training.command import EXIT_USER_ERROR
+from ffcv_ssl.writer import DatasetWriter
 
 MODES = ("smart", "jpg", "raw", "passthrough")
 DEFAULT_MAX_RESOLUTION_PX = 500

@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from ffcv_ssl import Loader, OrderOption, Reader
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.fields import RGBImageField
+from ffcv_ssl.loader import Loader, OrderOption
+from ffcv_ssl.reader import Reader
 from ffcv_ssl.training.command import EXIT_USER_ERROR
 from ffcv_ssl.transforms import ImageOp
 from pipelines.config import Views

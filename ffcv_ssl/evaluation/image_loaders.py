@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ffcv_ssl import Loader, OrderOption
 from ffcv_ssl.evaluation.datasets import EvalDatasets
+from ffcv_ssl.loader import Loader, OrderOption
 from ffcv_ssl.training.run_data import RunData, make_loader
 from ffcv_ssl.training.world import World
 from ffcv_ssl.transforms import CenterCrop, RandomHorizontalFlip, RandomResizedCrop

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ffcv_ssl import Loader
 from ffcv_ssl.evaluation.datasets import EvalDatasets, split_holdout
 from ffcv_ssl.evaluation.encoder import Encoder
 from ffcv_ssl.evaluation.features import Features
 from ffcv_ssl.evaluation.image_loaders import augmented_loader
+from ffcv_ssl.loader import Loader
 from ffcv_ssl.seeding import derive_seed
 from ffcv_ssl.training.world import World
 

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from jsonargparse.typing import NonNegativeInt, PositiveFloat
 
-from ffcv_ssl import OrderOption
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.evaluation.confusion import confusion_matrix, per_class_accuracy
 from ffcv_ssl.evaluation.datasets import EvalDatasets, open_datasets
@@ -28,6 +27,7 @@ from ffcv_ssl.evaluation.image_loaders import augmented_loader
 from ffcv_ssl.evaluation.protocol_run import finish_frozen, open_frozen, stop_if_asked
 from ffcv_ssl.evaluation.protocol_settings import FrozenConfig
 from ffcv_ssl.evaluation.results import results_folder
+from ffcv_ssl.loader import OrderOption
 from ffcv_ssl.seeding import derive_seed
 from ffcv_ssl.training.command import StopSignal
 from ffcv_ssl.training.world import World

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ffcv_ssl import Loader
 from ffcv_ssl.config.settings import OptimConfig
 from ffcv_ssl.errors import NonFiniteLoss
 from ffcv_ssl.evaluation.mean_ap import mean_average_precision
+from ffcv_ssl.loader import Loader
 from ffcv_ssl.training.meters import Averages, Counters, FiniteWatch, Interval, flops_per_image
 from ffcv_ssl.training.models import Model
 from ffcv_ssl.training.optimizers import make_optimizer, parameter_groups

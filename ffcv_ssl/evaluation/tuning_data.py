@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from ffcv_ssl import Loader
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.evaluation.datasets import (
     EvalDatasets,
@@ -23,6 +22,7 @@ from ffcv_ssl.evaluation.image_loaders import augmented_loader, clean_loader
 from ffcv_ssl.evaluation.protocol_settings import EvalData, EvalLabels
 from ffcv_ssl.evaluation.tuning import ClassTargets, MultiTargets
 from ffcv_ssl.fields import NDArrayField
+from ffcv_ssl.loader import Loader
 from ffcv_ssl.reader import Reader
 from ffcv_ssl.training.label_choice import class_counts
 from ffcv_ssl.training.run_data import RunData, open_dataset, rank_share

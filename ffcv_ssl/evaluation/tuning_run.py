@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 from jsonargparse.typing import PositiveFloat
 
-from ffcv_ssl import Loader
 from ffcv_ssl.config import settings
 from ffcv_ssl.config.plain import config_dict
 from ffcv_ssl.errors import UserError
@@ -28,6 +27,7 @@ from ffcv_ssl.evaluation.results import checkpoint_folder, make_record, report, 
 from ffcv_ssl.evaluation.tuning import Classifier, Tuner, evaluate
 from ffcv_ssl.evaluation.tuning_data import TuningData, open_tuning_data
 from ffcv_ssl.jobs.slurm import SlurmConfig
+from ffcv_ssl.loader import Loader
 from ffcv_ssl.training import checkpoint, runtime
 from ffcv_ssl.training.command import StopSignal
 from ffcv_ssl.training.run_folder import BACKBONE, RunFolder

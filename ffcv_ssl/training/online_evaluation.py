@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ffcv_ssl import OrderOption
+from ffcv_ssl.loader import OrderOption
 from ffcv_ssl.training.probes import hits, knn_scores
 from ffcv_ssl.training.run_data import check_classes, make_loader
 

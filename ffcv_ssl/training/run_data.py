@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ffcv_ssl import Loader, OrderOption
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.fields import IntField, RGBImageField
 from ffcv_ssl.fields.basics import IntDecoder
+from ffcv_ssl.loader import Loader, OrderOption
 from ffcv_ssl.reader import Reader
 from ffcv_ssl.transforms import NormalizeImage, Squeeze, ToDevice, ToTensor, ToTorchImage
 

@@ -22,7 +22,6 @@ from typing import Any, Literal
 import torch
 from jsonargparse.typing import PositiveInt
 
-from ffcv_ssl import Loader
 from ffcv_ssl.config import settings
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.evaluation.commands import Command
@@ -30,6 +29,7 @@ from ffcv_ssl.evaluation.encoder import Encoder
 from ffcv_ssl.evaluation.tuning import Classifier, Tuner
 from ffcv_ssl.evaluation.tuning_data import TuningData
 from ffcv_ssl.evaluation.tuning_run import TuningConfig, TuningRun, open_tuning_datasets, tune
+from ffcv_ssl.loader import Loader
 from ffcv_ssl.training.command import StopSignal
 from ffcv_ssl.training.optimizers import lr_at, make_optimizer
 from ffcv_ssl.training.run_folder import RunFolder
