@@ -15,12 +15,12 @@ from pipelines.view import View
 # Crop and flip, which every recipe of two views starts from: crops of 8 to 100 % of the area.
 CROP_FLIP = View(flip_prob=0.5)
 # Jitter of BYOL and its successors (BYOL, appendix B): of strength 0.5, saturation weaker still.
-BYOL_COLOUR = replace(
+BYOL_COLOR = replace(
     CROP_FLIP, jitter_prob=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, gray_prob=0.2
 )
 
 
-def _simclr_colour(strength):
+def _simclr_color(strength: float) -> View:
     """SimCLR's colour distortion (appendix A): jitter of `strength` with p 0.8, grey with p 0.2."""
     factor = 0.8 * strength
     return replace(
@@ -34,33 +34,33 @@ def _simclr_colour(strength):
     )
 
 
-def _blur(view, prob, small_images):
+def _blur(view: View, prob: float, small_images: bool) -> View:
     return view if small_images else replace(view, blur_prob=prob)
 
 
-def ffcv_ssl(small_images=False):
+def ffcv_ssl(small_images: bool = False) -> dict[str, View]:
     """FFCV-SSL's default pair: the blur always and on view 0 only, solarization on view 1 only."""
     return {
-        "view_0": _blur(BYOL_COLOUR, 1.0, small_images),
-        "view_1": replace(BYOL_COLOUR, solarize_prob=0.2),
+        "view_0": _blur(BYOL_COLOR, 1.0, small_images),
+        "view_1": replace(BYOL_COLOR, solarize_prob=0.2),
     }
 
 
-def simclr(small_images=False):
+def simclr(small_images: bool = False) -> dict[str, View]:
     """SimCLR's symmetric pair (Chen et al. 2020, appendix A; B.9 for small images)."""
-    view = _blur(_simclr_colour(0.5 if small_images else 1.0), 0.5, small_images)
+    view = _blur(_simclr_color(0.5 if small_images else 1.0), 0.5, small_images)
     return {"view_0": view, "view_1": view}
 
 
-def byol(small_images=False):
+def byol(small_images: bool = False) -> dict[str, View]:
     """BYOL's asymmetric pair (Grill et al. 2020, table 6); VICReg and Barlow Twins use it too."""
     return {
-        "view_0": _blur(BYOL_COLOUR, 1.0, small_images),
-        "view_1": replace(_blur(BYOL_COLOUR, 0.1, small_images), solarize_prob=0.2),
+        "view_0": _blur(BYOL_COLOR, 1.0, small_images),
+        "view_1": replace(_blur(BYOL_COLOR, 0.1, small_images), solarize_prob=0.2),
     }
 
 
-def crop_gray(small_images=False):
+def crop_gray(small_images: bool = False) -> dict[str, View]:
     """Crop, flip and grey on both views (FFCV-SSL paper, 3.2), at any size of images.
 
     The paper's text says grey on one branch: that is `view_1.gray_prob: 0`.
@@ -69,15 +69,15 @@ def crop_gray(small_images=False):
     return {"view_0": view, "view_1": view}
 
 
-def suncet_cifar(small_images=True):
+def suncet_cifar(small_images: bool = True) -> dict[str, View]:
     """SuNCEt's CIFAR-10 pair (Assran et al. 2020): always SimCLR's for small images."""
     return simclr(small_images=True)
 
 
-def paws_cifar(small_images=True):
+def paws_cifar(small_images: bool = True) -> dict[str, View]:
     """PAWS' CIFAR-10 pair: gentler crops, solarization and equalization for grey and blur."""
     view = replace(
-        _simclr_colour(0.5),
+        _simclr_color(0.5),
         crop_scale=(0.5, 1.0),
         gray_prob=0.0,
         solarize_prob=0.2,
@@ -86,35 +86,40 @@ def paws_cifar(small_images=True):
     return {"view_0": view, "view_1": view}
 
 
-def _multi_crop(small_images, num_local, global_scale, local_scale):
-    first = replace(_blur(BYOL_COLOUR, 1.0, small_images), crop_scale=global_scale)
+def _multi_crop(
+    small_images: bool,
+    num_local: int,
+    global_scale: tuple[float, float],
+    local_scale: tuple[float, float],
+) -> dict[str, View]:
+    first = replace(_blur(BYOL_COLOR, 1.0, small_images), crop_scale=global_scale)
     second = replace(
-        _blur(BYOL_COLOUR, 0.1, small_images), crop_scale=global_scale, solarize_prob=0.2
+        _blur(BYOL_COLOR, 0.1, small_images), crop_scale=global_scale, solarize_prob=0.2
     )
     local = replace(
-        _blur(BYOL_COLOUR, 0.5, small_images), crop_scale=local_scale, size_scale=96 / 224
+        _blur(BYOL_COLOR, 0.5, small_images), crop_scale=local_scale, size_scale=96 / 224
     )
     views = [first, second] + [local] * num_local
     return {f"view_{index}": view for index, view in enumerate(views)}
 
 
-def dino(small_images=False):
+def dino(small_images: bool = False) -> dict[str, View]:
     """DINO's multi-crop for CNNs (Caron et al. 2021): 2 global and 6 local views."""
     return _multi_crop(small_images, 6, global_scale=(0.14, 1.0), local_scale=(0.05, 0.14))
 
 
-def dino_vit(small_images=False):
+def dino_vit(small_images: bool = False) -> dict[str, View]:
     """DINO's multi-crop for vision transformers: two global views and ten local ones."""
     return _multi_crop(small_images, 10, global_scale=(0.25, 1.0), local_scale=(0.05, 0.25))
 
 
-def instance(small_images=False):
+def instance(small_images: bool = False) -> dict[str, View]:
     """Instance SimCLR (FFCV-SSL paper, 3.4), at any size of images: a crop, the same crop with
     noise as its positive, and a small patch of the image as its only negative.
 
     The paper names neither the noise nor the patch: `view_1.noise_std` and `view_2.crop_scale` are
-    settings. Here the noise is seen at a glance, and the patch's side a fifth to two fifths of the
-    image's.
+    settings. Here the noise is seen at a glance, and the patch's side is a fifth to two fifths of
+    the image's side.
     """
     return {
         "view_0": CROP_FLIP,
@@ -123,12 +128,12 @@ def instance(small_images=False):
     }
 
 
-def supervised(small_images=False):
+def supervised(small_images: bool = False) -> dict[str, View]:
     """One view for supervised training and fine-tuning: crop and flip, at any size of images."""
     return {"view_0": CROP_FLIP}
 
 
-def evaluation(small_images=False):
+def evaluation(small_images: bool = False) -> dict[str, View]:
     """One view without chance: the middle 224/256 of the short side; all of it if small."""
     return {"view_0": View(crop="center", center_ratio=1.0 if small_images else 224 / 256)}
 

@@ -5,17 +5,21 @@ Pipelines start with the whole image, so that their kernels hold little and comp
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numba
 import numpy as np
 import pytest
 from support.harness import draw_params, photo_like, run_ops
 
+import ffcv_ssl
 from ffcv_ssl import Loader
 from ffcv_ssl.errors import UserError
-from ffcv_ssl.kernels.compile import device
+from ffcv_ssl.kernels.compile import cache_folder, device
 from ffcv_ssl.pipeline.code_digest import digest_of
 from ffcv_ssl.pipeline.dispatch import BUILT_IN, dispatch_for
 from ffcv_ssl.pipeline.plan import ViewPlan, resolve_links
@@ -73,6 +77,7 @@ def darken(value, strength):
 RUN = """
 import json, sys
 import numpy as np
+import ffcv_ssl
 from ffcv_ssl import Loader
 from ffcv_ssl.kernels.compile import cache_folder
 from ffcv_ssl.transforms import RandomHorizontalFlip, SimpleRGBImageDecoder
@@ -117,10 +122,16 @@ print(json.dumps(found))
 
 
 class OwnFolder:
-    """A user's folder with an op and a helper in another file, and a kernel cache of its own."""
+    """A user's folder with an op and a helper in another file, and a kernel cache that holds the
+    built-in kernels alone."""
 
     def __init__(self, folder, beton):
         self.folder, self.beton = folder, beton
+        kernels = folder / "cache" / os.path.basename(cache_folder())
+        kernels.mkdir(parents=True)
+        for file in os.scandir(cache_folder()):
+            if not re.search(r"_view_[0-9a-f]{16}\.", file.name):
+                shutil.copy(file.path, kernels)
         self.write(SOURCE, scale=1.0)
         (folder / "run.py").write_text(RUN)
 
@@ -130,7 +141,8 @@ class OwnFolder:
 
     def run(self, *arguments):
         environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-        environment["PYTHONPATH"] = os.getcwd()
+        environment["PYTHONPATH"] = str(Path(ffcv_ssl.__file__).parent.parent)
+        environment["FFCV_SSL_CACHE"] = str(self.folder / "cache")
         command = [sys.executable, "run.py", str(self.beton), *arguments]
         done = subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=300
@@ -141,6 +153,9 @@ class OwnFolder:
 
 @pytest.fixture
 def own_folder(tmp_path, raw_beton):
+    pipelines = {"plain": ("image", [SimpleRGBImageDecoder(), RandomHorizontalFlip()])}
+    with Loader(raw_beton, 20, num_workers=1, seed=3, pipelines=pipelines) as loader:
+        next(iter(loader))  # the built-in kernels are on the disk now
     return OwnFolder(tmp_path, raw_beton)
 
 
@@ -160,11 +175,7 @@ def test_an_own_op_is_compiled_once_and_again_when_its_code_changes(own_folder):
     assert edited["ratio"] == pytest.approx(0.25, abs=0.02)
 
 
-def test_a_pipeline_without_own_ops_uses_the_kernels_that_are_there(own_folder, raw_beton):
-    built_in = [SimpleRGBImageDecoder(), RandomHorizontalFlip()]
-    pipelines = {"plain": ("image", built_in)}
-    with Loader(raw_beton, 20, num_workers=1, seed=3, pipelines=pipelines) as loader:
-        next(iter(loader))  # the kernels are on the disk now
+def test_a_pipeline_without_own_ops_uses_the_kernels_that_are_there(own_folder):
     found = own_folder.run("only_built_in")
     assert found["compiled"] == 0 and found["kernels"] == ["draw_view", "render_view"]
 
