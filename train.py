@@ -234,7 +234,7 @@ def vicreg(
     of squared off-diagonal covariances / D, summed over both. Unbiased variances and covariances.
     """
     z, z2 = full_precision(z), full_precision(z2)
-    terms = {"invariance": F.mse_loss(z, z2), "variance": 0.0, "covariance": 0.0}
+    terms: dict[str, Any] = {"invariance": F.mse_loss(z, z2), "variance": 0.0, "covariance": 0.0}
     itself = torch.eye(z.shape[1], dtype=torch.bool, device=z.device)
     for view in (center(z), center(z2)):
         products = view.T @ view / max(1, len(z) - 1)  # (D, D)

@@ -40,7 +40,7 @@ def make_mlp(widths: str, in_features: int, norm: str = "hidden") -> nn.ModuleLi
     *hidden, last = (int(width) for width in widths.split("-"))
     blocks = nn.ModuleList()
     for width in hidden:
-        layers = [nn.Linear(in_features, width, bias=norm == "none")]
+        layers: list[nn.Module] = [nn.Linear(in_features, width, bias=norm == "none")]
         layers += [nn.BatchNorm1d(width)] if norm != "none" else []
         blocks.append(nn.Sequential(*layers, nn.ReLU()))
         in_features = width

@@ -69,7 +69,7 @@ class LARS(torch.optim.Optimizer):
         self.lr_inside, self.joint_norm = lr_inside, joint_norm
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of all parameters that have a gradient."""
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
