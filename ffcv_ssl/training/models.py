@@ -63,7 +63,7 @@ class Model(nn.Module):
         if config.projector:
             self.projector = make_mlp(config.projector, width, config.projector_norm)
         for depth, block in enumerate(self.projector, start=1):
-            self.widths[f"projector_{depth}"] = block[0].out_features
+            self.widths[f"projector_{depth}"] = block[0].out_features  # type: ignore[index,union-attr]
 
     @property
     def last(self) -> str:

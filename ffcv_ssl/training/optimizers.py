@@ -24,7 +24,8 @@ def parameter_groups(
     without: modules inside the model whose parameters are left out.
     """
     left_out = {id(parameter) for module in without for parameter in module.parameters()}
-    weights, rest = [], []
+    weights: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             if not parameter.requires_grad or id(parameter) in left_out:
@@ -43,7 +44,7 @@ def move_average_(average: nn.Module, module: nn.Module, momentum: float) -> Non
 
     Buffers are left alone: a network in training mode has its own batch statistics.
     """
-    parameters = list(module.parameters())
+    parameters: list[torch.Tensor] = list(module.parameters())
     torch._foreach_lerp_(list(average.parameters()), parameters, 1.0 - momentum)
 
 
