@@ -234,7 +234,7 @@ def vicreg(
     of squared off-diagonal covariances / D, summed over both. Unbiased variances and covariances.
     """
     z, z2 = full_precision(z), full_precision(z2)
-    terms = {"invariance": F.mse_loss(z, z2), "variance": 0.0, "covariance": 0.0}
+    terms: dict[str, Any] = {"invariance": F.mse_loss(z, z2), "variance": 0.0, "covariance": 0.0}
     itself = torch.eye(z.shape[1], dtype=torch.bool, device=z.device)
     for view in (center(z), center(z2)):
         products = view.T @ view / max(1, len(z) - 1)  # (D, D)
@@ -269,7 +269,8 @@ def byol(predictions: Tensor, targets: Tensor) -> Tensor:
     p, t = unit_rows(predictions), unit_rows(targets.detach())
     num_views = len(p)
     pairs = [(v, w) for v in range(num_views) for w in range(num_views) if v != w]
-    return 2 * sum((p[v] - t[w]).square().sum(-1).mean() for v, w in pairs) / len(pairs)
+    losses = [(p[v] - t[w]).square().sum(-1).mean() for v, w in pairs]
+    return 2 * sum(losses[1:], losses[0]) / len(pairs)
 
 
 # ---- Methods: what a step does with the features; others are in ffcv_ssl/methods/ --------------
@@ -396,7 +397,7 @@ class Trainer:
         others = find.groups_of_others(method_class(config.method), METHODS)
         free_groups = (*FREE_GROUPS, *(f"{group}." for group in others))
         self.folder, saved = runtime.open_folder(
-            config.out, config_dict(config), sets, world, FREE_KEYS, free_groups
+            str(config.out), config_dict(config), sets, world, FREE_KEYS, free_groups
         )
         self.views = config.views.resolve()
         self._build_loaders()
@@ -776,7 +777,7 @@ def run(argv: Sequence[str]) -> tuple[int, dict[str, Any]]:
     if slurm.wants_submission(config):
         return 0, slurm.submit(config, __file__)
     world = World.join(config.system.device, config.system.torch_threads, slurm.task_environment())
-    with command.StopSignal() as stop, runtime.hold(config.out, world):
+    with command.StopSignal() as stop, runtime.hold(str(config.out), world):
         trainer = Trainer(config, world, stop)
         trainer.folder.write_config()
         try:

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from ffcv_ssl.errors import UserError
+from ffcv_ssl.training.models import Model
 from ffcv_ssl.training.world import World
 
 Features = dict[str, torch.Tensor]
@@ -51,7 +52,7 @@ class Method(nn.Module, ABC):
     target_views: tuple[int, ...] | None = None
     """Numbers of the views that `targets` is called with; None: all of them."""
 
-    def __init__(self, config: Any, model: nn.Module, num_classes: int, world: World) -> None:
+    def __init__(self, config: Any, model: Model, num_classes: int, world: World) -> None:
         super().__init__()
         self.config, self.world = config, world
 

@@ -52,7 +52,7 @@ class EMATeacher(nn.Module):
         """Floating-point operations an image with views of these sides."""
         return flops_per_image(self.model, sides_px, backward=False)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The model's, under the model's own keys."""
         return self.model.state_dict(*args, **kwargs)
 

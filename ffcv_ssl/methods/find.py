@@ -157,7 +157,8 @@ def _check(name: str, method: type) -> None:
         return
     if not method.group.isidentifier():
         raise UserError(f"{name}: group: got {method.group!r}, expected a name such as 'mine'")
-    if not dataclasses.is_dataclass(settings) or not settings.__dataclass_params__.frozen:
+    parameters = getattr(settings, "__dataclass_params__", None)
+    if parameters is None or not parameters.frozen:
         raise UserError(f"{name}: Settings: got {settings!r}, expected a frozen dataclass")
     try:
         settings()

@@ -23,6 +23,7 @@ from ffcv_ssl.methods.base import Features, Method
 from ffcv_ssl.methods.ema_teacher import EMATeacher
 from ffcv_ssl.methods.feature_queue import FeatureQueue
 from ffcv_ssl.methods.numeric import unit_rows
+from ffcv_ssl.training.models import Model
 from ffcv_ssl.training.world import World
 
 
@@ -60,7 +61,7 @@ class MoCo(Method):
     max_views = 12
     target_views = (0,)
 
-    def __init__(self, config: Any, model: nn.Module, num_classes: int, world: World) -> None:
+    def __init__(self, config: Any, model: Model, num_classes: int, world: World) -> None:
         super().__init__(config, model, num_classes, world)
         self.teacher = EMATeacher(model, self.settings.momentum)
         self.queue = FeatureQueue(self.settings.queue_size, model.widths[model.last])

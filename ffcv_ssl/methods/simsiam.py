@@ -14,7 +14,7 @@ from torch import nn
 
 from ffcv_ssl.methods.base import Features, Method, apply_head
 from ffcv_ssl.methods.numeric import unit_rows
-from ffcv_ssl.training.models import make_mlp
+from ffcv_ssl.training.models import Model, make_mlp
 from ffcv_ssl.training.world import World
 
 
@@ -46,7 +46,7 @@ class SimSiam(Method):
     group, Settings = "simsiam", SimSiamConfig
     max_views = 12
 
-    def __init__(self, config: Any, model: nn.Module, num_classes: int, world: World) -> None:
+    def __init__(self, config: Any, model: Model, num_classes: int, world: World) -> None:
         super().__init__(config, model, num_classes, world)
         width = model.widths[model.last]
         self.predictor = nn.Sequential(*make_mlp(f"{self.settings.predictor}-{width}", width))

@@ -14,6 +14,7 @@ from torch import nn
 
 from ffcv_ssl.methods.base import Features, Method
 from ffcv_ssl.methods.numeric import cross_entropy
+from ffcv_ssl.training.models import Model
 from ffcv_ssl.training.world import World
 
 
@@ -32,7 +33,7 @@ class Supervised(Method):
     min_views, max_views = 1, 12
     needs_labels = True
 
-    def __init__(self, config: Any, model: nn.Module, num_classes: int, world: World) -> None:
+    def __init__(self, config: Any, model: Model, num_classes: int, world: World) -> None:
         super().__init__(config, model, num_classes, world)
         self.classifier = nn.Linear(model.widths[model.last], num_classes)
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ffcv_ssl.errors import NonFiniteLoss
+from ffcv_ssl.training.world import World
+
+T = TypeVar("T")
 
 
 class Averages:
@@ -18,32 +24,34 @@ class Averages:
     `sums` maps a name to a float64 tensor (sum, weight), fit for a checkpoint.
     """
 
-    def __init__(self):
-        self.sums = {}
+    def __init__(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
 
-    def add(self, name, value, weight):
+    def add(self, name: str, value: torch.Tensor, weight: torch.Tensor) -> None:
         """Add a sum and its weight, scalar tensors, to the mean called `name`."""
         pair = torch.stack([value.detach().double(), weight.double()])
         self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
-    def add_losses(self, loss, terms, weight):
+    def add_losses(
+        self, loss: torch.Tensor, terms: dict[str, torch.Tensor], weight: torch.Tensor
+    ) -> None:
         """Add a loss and its named terms; weight: a scalar tensor, 0 where another rank counts."""
         counts = weight > 0
         for name, value in {"": loss, **{f"/{name}": term for name, term in terms.items()}}.items():
             self.add(f"train/loss{name}", torch.where(counts, value.detach(), 0.0), weight)
 
-    def over_ranks(self, world):
+    def over_ranks(self, world: World) -> dict[str, torch.Tensor]:
         """The sums over all ranks, by name; every rank must have the same names or none."""
         names = sorted(self.sums)
         if world.size == 1 or not names:
             return dict(self.sums)
         return dict(zip(names, world.sum_(torch.stack([self.sums[name] for name in names]))))
 
-    def load(self, sums, world):
+    def load(self, sums: dict[str, torch.Tensor], world: World) -> None:
         """Go on from the sums that `over_ranks` returned: the first rank takes them all."""
         self.sums = {k: pair.to(world.device) * world.is_first for k, pair in sums.items()}
 
-    def take(self, world):
+    def take(self, world: World) -> dict[str, float]:
         """The means over all ranks as floats by name; starts anew. A mean of nothing is left
         out."""
         pairs = {name: pair.tolist() for name, pair in self.over_ranks(world).items()}
@@ -54,25 +62,25 @@ class Averages:
 class Interval:
     """Images per second, and the share of time spent waiting for data, since the last log line."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.start()
 
-    def start(self):
+    def start(self) -> None:
         """Begin to measure."""
         self.images, self.wait_s, self.since = 0, 0.0, time.perf_counter()
 
-    def timed(self, batches):
+    def timed(self, batches: Iterable[T]) -> Iterator[T]:
         """Yield the batches, measuring how long each is waited for."""
-        batches = iter(batches)
+        remaining = iter(batches)
         while True:
             before = time.perf_counter()
-            batch = next(batches, None)
+            batch = next(remaining, None)
             self.wait_s += time.perf_counter() - before
             if batch is None:
                 return
             yield batch
 
-    def take(self):
+    def take(self) -> tuple[float, float]:
         """(images per second, share of time waiting), both rounded; starts anew."""
         seconds = max(time.perf_counter() - self.since, 1e-9)
         rate, wait = round(self.images / seconds, 1), round(min(1.0, self.wait_s / seconds), 4)
@@ -86,23 +94,23 @@ class Counters:
 
     NAMES = ("step", "updates", "images", "views", "flops")
 
-    def __init__(self, steps_per_epoch):
+    def __init__(self, steps_per_epoch: int) -> None:
         self.steps_per_epoch = steps_per_epoch
         self.step = self.updates = self.images = self.views = self.flops = 0
         self.seconds_before, self.started = 0.0, time.perf_counter()
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """All of them by name, as plain numbers."""
         seconds = round(self.seconds_before + time.perf_counter() - self.started, 3)
         return {**{name: getattr(self, name) for name in self.NAMES}, "seconds": seconds}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on counting from `state`, which may hold other things too."""
         for name in self.NAMES:
             setattr(self, name, state[name])
         self.seconds_before, self.started = state["seconds"], time.perf_counter()
 
-    def record(self):
+    def record(self) -> dict[str, Any]:
         """What a line of metrics says of them."""
         return {"epoch": round(self.step / self.steps_per_epoch, 6), **self.state_dict()}
 
@@ -110,15 +118,22 @@ class Counters:
 class FiniteWatch:
     """Notices the first loss that is NaN or infinite without waiting for the device."""
 
-    def __init__(self, device):
+    def __init__(self, device: torch.device) -> None:
         self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
 
-    def see(self, loss, step):
+    def see(self, loss: torch.Tensor, step: int) -> None:
         """Look at the loss of a step."""
         is_bad = ~torch.isfinite(loss.detach()) & (self.first_bad_step < 0)
         self.first_bad_step = torch.where(is_bad, step, self.first_bad_step)
 
-    def check(self, parameters, step, path, settings, kept):
+    def check(
+        self,
+        parameters: Iterable[torch.Tensor],
+        step: int,
+        path: str | Path,
+        settings: str,
+        kept: str,
+    ) -> None:
         """Raise NonFiniteLoss if a loss so far or a weight, after `step`, is not finite; waits for
         the device. path, settings, kept: texts of the error."""
         first = int(self.first_bad_step)
@@ -130,9 +145,11 @@ class FiniteWatch:
         raise NonFiniteLoss(f"{path}: {what} is not finite ({settings}); {kept}; {remedy}")
 
 
-def flops_per_image(model, sides_px, *arguments, backward=True):
-    """Floating-point operations of a training step, forward and, unless `backward` is False,
-    backward, an image with all its views.
+def flops_per_image(
+    model: nn.Module, sides_px: list[int], *arguments: Any, backward: bool = True
+) -> int:
+    """Floating-point operations per image, with all its views, of a forward pass and, unless
+    `backward` is False, a backward pass.
 
     `model` takes a list of views (B, 3, px, px), then `arguments`, and returns a list of dicts of
     features. Counted on a twin without data (meta device): it computes nothing and draws no random

@@ -40,7 +40,7 @@ def make_mlp(widths: str, in_features: int, norm: str = "hidden") -> nn.ModuleLi
     *hidden, last = (int(width) for width in widths.split("-"))
     blocks = nn.ModuleList()
     for width in hidden:
-        layers = [nn.Linear(in_features, width, bias=norm == "none")]
+        layers: list[nn.Module] = [nn.Linear(in_features, width, bias=norm == "none")]
         layers += [nn.BatchNorm1d(width)] if norm != "none" else []
         blocks.append(nn.Sequential(*layers, nn.ReLU()))
         in_features = width
@@ -63,7 +63,7 @@ class Model(nn.Module):
         if config.projector:
             self.projector = make_mlp(config.projector, width, config.projector_norm)
         for depth, block in enumerate(self.projector, start=1):
-            self.widths[f"projector_{depth}"] = block[0].out_features
+            self.widths[f"projector_{depth}"] = block[0].out_features  # type: ignore[index,union-attr]
 
     @property
     def last(self) -> str:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ffcv_ssl.loader import OrderOption
-from ffcv_ssl.training.probes import hits, knn_scores
+from ffcv_ssl.training.probes import knn_scores, topk_correct
 from ffcv_ssl.training.run_data import check_classes, make_loader
 
 
@@ -82,7 +82,7 @@ class OnlineEvaluation:
             for name, values in scores.items():
                 for k in (1, 5):
                     key = f"val/{name}/top{k}"
-                    counts[key] = counts.get(key, 0) + hits(values, labels, k)
+                    counts[key] = counts.get(key, 0) + topk_correct(values, labels, k)
             num_labelled = num_labelled + (labels >= 0).sum()
         totals = self.world.sum_(torch.stack([num_labelled, *counts.values()])).tolist()
         return {key: count / max(1, totals[0]) for key, count in zip(counts, totals[1:])}

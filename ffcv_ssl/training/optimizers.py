@@ -24,7 +24,8 @@ def parameter_groups(
     without: modules inside the model whose parameters are left out.
     """
     left_out = {id(parameter) for module in without for parameter in module.parameters()}
-    weights, rest = [], []
+    weights: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             if not parameter.requires_grad or id(parameter) in left_out:
@@ -43,7 +44,7 @@ def move_average_(average: nn.Module, module: nn.Module, momentum: float) -> Non
 
     Buffers are left alone: a network in training mode has its own batch statistics.
     """
-    parameters = list(module.parameters())
+    parameters: list[torch.Tensor] = list(module.parameters())
     torch._foreach_lerp_(list(average.parameters()), parameters, 1.0 - momentum)
 
 
@@ -69,7 +70,7 @@ class LARS(torch.optim.Optimizer):
         self.lr_inside, self.joint_norm = lr_inside, joint_norm
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of all parameters that have a gradient."""
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]

@@ -5,29 +5,37 @@ Shapes: B images a batch, D features, N images of the bank, K classes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from ffcv_ssl.config.settings import ProbeConfig
+from ffcv_ssl.training.meters import Averages
+from ffcv_ssl.training.world import World
 
 
 class Probes(nn.Module):
     """A linear classifier at every depth; they see detached features and never touch the model."""
 
-    def __init__(self, widths, num_classes):
+    def __init__(self, widths: dict[str, int], num_classes: int) -> None:
         super().__init__()
         layers = {name: nn.Linear(width, num_classes) for name, width in widths.items()}
         self.layers = nn.ModuleDict(layers)
 
-    def forward(self, features):
+    def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Features by depth, (B, D) of any float type -> float32 logits by depth, (B, K)."""
         return {name: layer(features[name].detach().float()) for name, layer in self.layers.items()}
 
 
-def probe_loss(logits, labels, num_labelled=None):
-    """Cross-entropy summed over depths, mean over labelled images, of labels (B,), -1: none.
+def probe_loss(
+    logits: dict[str, torch.Tensor], labels: torch.Tensor, num_labelled: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Cross-entropy summed over depths, mean over labelled images; labels (B,), -1: none.
 
-    It is 0 where no image is labelled, so a batch without labels trains nothing. `num_labelled`
-    divides the sum instead of this batch's own number, where the batch is a part of a larger one.
+    It is 0 where no image is labelled, so a batch without labels trains nothing. Where the batch is
+    a part of a larger one, `num_labelled` is the number of labelled images of that one.
     """
     num_labelled = (labels >= 0).sum() if num_labelled is None else num_labelled
     losses = [F.cross_entropy(x, labels, ignore_index=-1, reduction="sum") for x in logits.values()]
@@ -35,18 +43,20 @@ def probe_loss(logits, labels, num_labelled=None):
 
 
 class ProbeTrainer:
-    """Probes with an optimiser of their own (AdamW), trained on labels of all ranks' images.
+    """Trains probes with AdamW on the labels of all ranks' images. Its state dict holds the probes
+    and the optimizer."""
 
-    config: a ProbeConfig. Its state is that of both.
-    """
-
-    def __init__(self, probes, config, world):
+    def __init__(self, probes: Probes, config: ProbeConfig, world: World) -> None:
         self.probes, self.world = probes, world
-        options = {"lr": config.lr, "weight_decay": config.weight_decay}
-        self.optimizer = torch.optim.AdamW(probes.parameters(), **options)
+        self.optimizer = torch.optim.AdamW(
+            probes.parameters(), lr=config.lr, weight_decay=config.weight_decay
+        )
 
-    def train_step(self, features, labels, averages):
-        """A step on features by depth, (B, D), and labels (B,) of this rank; notes the hits."""
+    def train_step(
+        self, features: dict[str, torch.Tensor], labels: torch.Tensor, averages: Averages
+    ) -> None:
+        """One step on this rank's features by depth, (B, D), and labels (B,); adds each probe's
+        top-1 accuracy to the averages."""
         logits = self.probes(features)
         num_labelled = (labels >= 0).sum()
         total = self.world.sum_(num_labelled.clone())
@@ -55,25 +65,36 @@ class ProbeTrainer:
         self.world.sum_gradients_(self.probes.parameters())
         self.optimizer.step()
         for name, scores in logits.items():
-            averages.add(f"train/{name}/top1", hits(scores.detach(), labels, 1), num_labelled)
+            correct = topk_correct(scores.detach(), labels, 1)
+            averages.add(f"train/{name}/top1", correct, num_labelled)
 
-    def state_dict(self):
-        """The probes' and the optimiser's state."""
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the probes and of the optimizer."""
         return {"probes": self.probes.state_dict(), "optimizer": self.optimizer.state_dict()}
 
-    def load_state_dict(self, state):
-        """Undo to `state_dict`."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
         self.probes.load_state_dict(state["probes"])
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def hits(scores, labels, k):
+def topk_correct(scores: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
     """Number of images whose label (B,) is among the k best scores (B, K); -1 never is."""
     best = scores.topk(min(k, scores.shape[1]), dim=1).indices
     return (best == labels[:, None]).sum()
 
 
-def knn_scores(queries, bank, bank_labels, num_classes, k, temperature):
+hits = topk_correct  # its name in other modules
+
+
+def knn_scores(
+    queries: torch.Tensor,
+    bank: torch.Tensor,
+    bank_labels: torch.Tensor,
+    num_classes: int,
+    k: int,
+    temperature: float,
+) -> torch.Tensor:
     """Weighted k-nearest-neighbour votes: the k most similar images vote exp(sim/t) each.
 
     queries (B, D) and bank (N, D): float32 with unit rows; bank_labels (N,) in [0, K). Returns

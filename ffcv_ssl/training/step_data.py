@@ -74,14 +74,16 @@ class Streams:
     ) -> None:
         self.loader, self.labelled, self.label_field = loader, labelled, label_field
         self.views, self.labelled_views = views, list(views)[:num_labelled_views]
-        self.steps_per_epoch = len(loader if loader is not None else labelled)
+        assert loader is not None or labelled is not None
+        self.steps_per_epoch = len(loader if loader is not None else labelled)  # type: ignore[arg-type]
         self.total_steps = epochs * self.steps_per_epoch
         self.labelled_until: float = 0
         if labelled is not None:
             self.labelled_until = labelled.end_step(self.steps_per_epoch)
 
     def describe_labelled(self) -> str:
-        """The labelled stream in words."""
+        """The labelled stream in words; there must be one."""
+        assert self.labelled is not None
         until = min(self.labelled_until, self.total_steps)
         return f"labelled stream: {self.labelled.description}; until step {until}"
 
@@ -90,7 +92,7 @@ class Streams:
         resolution of `px`. The labelled stream is closed when it has ended."""
         epoch, done = divmod(step, self.steps_per_epoch)
         sides = {n: v.size_px(px) for n, v in self.views.items() if v.crop == "random"}
-        if step < self.labelled_until:
+        if self.labelled is not None and step < self.labelled_until:
             self.labelled.start({n: side for n, side in sides.items() if n in self.labelled_views})
         if self.loader is None:
             for _ in range(done, self.steps_per_epoch):
@@ -109,4 +111,5 @@ class Streams:
             yield StepData(kind, unlabelled, labelled)
 
     def _next_labelled(self) -> Images:
+        assert self.labelled is not None
         return images_of(self.labelled.next(), self.labelled_views, self.label_field)

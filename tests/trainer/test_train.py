@@ -12,7 +12,7 @@ import train
 from ffcv_ssl.config import settings
 from ffcv_ssl.training.meters import Averages, flops_per_image
 from ffcv_ssl.training.models import make_backbone
-from ffcv_ssl.training.probes import Probes, hits, knn_scores, probe_loss
+from ffcv_ssl.training.probes import Probes, knn_scores, probe_loss, topk_correct
 from ffcv_ssl.training.world import World
 
 
@@ -83,7 +83,7 @@ def test_unlabelled_images_do_not_count_in_the_probes_loss():
 def test_hits_counts_labels_among_the_k_best_and_never_an_unlabelled_one():
     scores = torch.tensor([[0.1, 0.9, 0.0], [0.5, 0.3, 0.2], [0.2, 0.3, 0.5], [1.0, 0.0, 0.0]])
     labels = torch.tensor([1, 2, 1, -1])
-    assert [int(hits(scores, labels, k)) for k in (1, 2, 3, 5)] == [1, 2, 3, 3]
+    assert [int(topk_correct(scores, labels, k)) for k in (1, 2, 3, 5)] == [1, 2, 3, 3]
 
 
 def test_knn_votes_are_those_of_a_brute_force_search():

@@ -57,7 +57,7 @@ def part_of(tensor, world):
 
 
 def one_step(world, method_name, stream):
-    """(loss, gradients by name, probe gradients, hits) of one step on this rank's part."""
+    """(loss, gradients of learner and probes by name, means) of one step on this rank's part."""
     torch.manual_seed(3)
     config = train.config_class_of(method_name)(
         method=method_name, model=settings.ModelConfig(projector="8", projector_norm="none"),
@@ -83,6 +83,7 @@ def one_step(world, method_name, stream):
         loss = loss + train.labelled_loss(outputs[num_views:], labels, config, world)
     loss.backward()
     gradients = {n: p.grad for n, p in learner.named_parameters() if p.grad is not None}
+    torch.manual_seed(4)  # MoCo on several ranks has drawn an order
     probes = ProbeTrainer(Probes(model.widths, CLASSES), settings.ProbeConfig(), world)
     averages = Averages()
     probes.train_step(outputs[0], first_labels, averages)

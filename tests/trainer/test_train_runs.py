@@ -10,18 +10,18 @@ import time
 
 import pytest
 import torch
-import torchvision
 from safetensors.torch import load_file
 from support.small_files import REPOSITORY, SmallImages, write_small
 
 import train
-from ffcv_ssl.training import runtime
+from ffcv_ssl.files import hold_folder
 from ffcv_ssl.training.metrics_log import read_metrics
+from ffcv_ssl.training.models import make_backbone
 
 pytestmark = pytest.mark.whole
 
 SETTINGS = {
-    "epochs": 2, "model.backbone": "resnet18", "model.projector": "16-8", "optim.name": "sgd",
+    "epochs": 2, "model.backbone": "tiny", "model.projector": "16-8", "optim.name": "sgd",
     "optim.lr": 0.1, "optim.warmup_epochs": 0.5, "resolution.min": 32, "resolution.max": 32,
     "data.batch_size": 40, "data.num_workers": 1, "log.every_steps": 2, "log.tensorboard": "false",
     "system.device": "cpu", "system.torch_threads": 1,
@@ -98,21 +98,23 @@ def test_a_run_records_every_key_of_its_metrics(finished):
         assert set(line) == counters | (training if "train/loss" in line else measured)
     last = lines[-1]
     assert (last["epoch"], last["updates"], last["images"], last["views"]) == (2.0, 10, 400, 800)
-    assert last["flops"] > 400 * 2 * 3 * 2 * 1.8e9 * (32 / 224) ** 2 * 0.8
+    # convolutions to 15x15x8 and 7x7x16, then 16 to 16 to 8: forward, gradients of weights, and of
+    # inputs but for the first layer
+    per_view = [15 * 15 * 8 * 27, 7 * 7 * 16 * 8 * 9, 16 * 16, 16 * 8]
+    assert last["flops"] == 800 * 2 * (2 * per_view[0] + 3 * sum(per_view[1:]))
 
 
 def test_a_run_leaves_config_checkpoint_copies_picture_and_backbone(finished):
     out, printed = finished
     summary = json.loads(printed.splitlines()[-1])
     assert (summary["status"], summary["step"], summary["out"]) == ("finished", 10, str(out))
-    backbone = torchvision.models.resnet18()
-    backbone.fc = torch.nn.Identity()
+    backbone, _ = make_backbone("tiny", "imagenet")
     backbone.load_state_dict(load_file(out / "backbone.safetensors"))
     saved = torch.load(out / "checkpoint.pt", weights_only=True)
-    conv = saved["model"]["backbone.conv1.weight"]
-    assert torch.equal(conv, backbone.conv1.weight)
+    conv = saved["model"]["backbone.0.weight"]
+    assert torch.equal(conv, backbone[0].weight)
     start = torch.load(out / "checkpoint_epoch_0000.pt", weights_only=True)
-    assert start["step"] == 0 and not torch.equal(start["model"]["backbone.conv1.weight"], conv)
+    assert start["step"] == 0 and not torch.equal(start["model"]["backbone.0.weight"], conv)
     assert (out / "checkpoint_epoch_0002.pt").exists() and (out / "report.png").exists()
     assert train.read_config([f"--config={out}/config.yaml"]).optim.lr == 0.1
 
@@ -162,8 +164,8 @@ def interrupt_at(monkeypatch, step):
     """Let SIGTERM arrive during the given step."""
     train_step = train.Trainer._train_step
 
-    def interrupted(self, own, labelled, px):
-        train_step(self, own, labelled, px)
+    def interrupted(self, data, px):
+        train_step(self, data, px)
         if self.step == step:
             signal.raise_signal(signal.SIGTERM)
 
@@ -210,7 +212,7 @@ def test_a_checkpoint_of_another_dataset_is_refused_with_both_sides(
 
 
 def test_two_processes_cannot_train_in_one_folder(tmp_path, raw_beton, capsys):
-    with runtime.hold(tmp_path / "run"):
+    with hold_folder(tmp_path / "run"):
         assert train.main(arguments(tmp_path / "run", data__train=raw_beton)) == 2
     assert "another process trains here" in capsys.readouterr().err
 
@@ -337,12 +339,16 @@ BAD_COMMANDS = {
         "expected one of them",
     ),
     "more labelled views than views": (["--labelled.num_views=3"], "labelled.num_views: got 3"),
-    "one view": (["--views.recipe=supervised"], "expected 2 to 12"),
+    "one view": (["--views.recipe=supervised"], "expected 2 to 12 for SimCLR"),
     "warm-up as long as the run": (["--epochs=5"], "optim.warmup_epochs: got 10.0"),
     "ramp the wrong way": (["--resolution.min=300"], "resolution: got 300, 224"),
     "nesterov without momentum": (
         ["--optim.name=sgd", "--optim.nesterov=true", "--optim.momentum=0"],
-        "Nesterov momentum requires",
+        "optim.nesterov: got true with momentum 0",
+    ),
+    "betas that never forget": (
+        ["--optim.name=adamw", "--optim.betas=[0.9,1.0]"],
+        "optim.betas: got [0.9, 1.0]",
     ),
     "no data": ([], "no file ''"),
     "missing configuration": (["--config=configs/nope.yaml"], "configs/nope.yaml: no such"),
