@@ -20,6 +20,7 @@ FILE = "README.md"
 _METHODS = {
     "simclr": "SimCLR", "vicreg": "VICReg", "barlow": "Barlow Twins", "byol": "BYOL",
     "supervised": "supervised learning", "instance_simclr": "instance-wise SimCLR",
+    "moco": "MoCo v2", "simsiam": "SimSiam",
 }  # fmt: skip
 _COUNTERS = {"epoch": "epochs", "updates": "updates", "images": "images", "views": "views"}
 
@@ -85,12 +86,17 @@ def _title(backbone: str, config: dict[str, Any] | None) -> str:
 def _method(config: dict[str, Any]) -> str:
     """What trained the network, in words: `SimCLR + suncet on labels`."""
     labelled = config.get("labelled") or {}
-    method = _METHODS.get(config["method"], config["method"])
+    method = _METHODS.get(config["method"], _plain_name(config["method"]))
     if labelled.get("loss", "none") == "none":
         return method
     if labelled.get("unsupervised_batch_size") == 0:
         return f"{labelled['loss']} on labels alone"
     return f"{method} + {labelled['loss']} on labels"
+
+
+def _plain_name(method: str) -> str:
+    """A method's name, or the class of a user's own (`path/to/mine.py:Mine`)."""
+    return method.rpartition(":")[2]
 
 
 def _header(backbone: str, config: dict[str, Any] | None, metrics: Sequence[dict[str, Any]]) -> str:
@@ -101,7 +107,7 @@ def _header(backbone: str, config: dict[str, Any] | None, metrics: Sequence[dict
         "tags": ["self-supervised", "backbone", backbone],
     }
     if config is not None:
-        header["tags"].append(config["method"])
+        header["tags"].append(_plain_name(config["method"]))
         header["datasets"] = [Path(config["data"]["train"]).stem]
     if metrics:
         header["metrics"] = ["accuracy"]
