@@ -1,4 +1,4 @@
-"""ffcv-ssl: a `.beton` file, one decode an image, several augmented views an image.
+"""ffcv-ssl: a `.beton` file, one decode per image, several augmented views of each.
 
 The names are FFCV's; they are loaded when first used, so that importing the package costs little.
 """
@@ -17,6 +17,12 @@ _HOMES = {
     "OrderOption": "ffcv_ssl.loader",
     "Reader": "ffcv_ssl.reader",
 }
+
+TYPE_CHECKING = False  # importing it from `typing` would double the time that this module takes
+if TYPE_CHECKING:
+    from ffcv_ssl.loader import Loader, OrderOption
+    from ffcv_ssl.reader import Reader
+    from ffcv_ssl.writer import DatasetWriter
 
 moved.install()
 

@@ -76,7 +76,7 @@ def test_a_class_missing_from_a_split_shifts_no_label(tmp_path):
 
 def test_a_class_that_training_lacks_is_refused(tmp_path):
     make_folder(tmp_path, ["train/a/1.png", "val/dog/1.png"])
-    with pytest.raises(SourceError, match="class 'dog' is none of the 1 classes"):
+    with pytest.raises(SourceError, match="got class 'dog', expected one of the 1 classes"):
         open_source("imagefolder", tmp_path, "val")
 
 
@@ -92,7 +92,7 @@ def test_train_is_the_split_where_none_is_asked_for(tmp_path):
     [
         (["train/a/1.png"], "tset", "--split: .*tset: no such folder, .* has train"),
         (["a/1.png"], "train", "--split: .*no such folder, .* has a"),
-        (["val/a/1.png"], None, "--split: missing, .* has val but no train"),
+        (["val/a/1.png"], None, "--split: missing, expected one of val; .* has no train"),
         ([], None, "no image files"),
     ],
 )
@@ -107,7 +107,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path, names, split, message):
         (
             "hf:imagenet",
             {},
-            "unknown source 'hf:imagenet', expected imagefolder, shapes, clevr or .*cifar10",
+            "unknown source 'hf:imagenet', expected shapes, imagefolder, clevr or .*cifar10",
         ),
         ("webdataset", {}, "unknown source"),
         ("visiondataset", {}, "unknown source"),
@@ -118,8 +118,16 @@ def test_a_folder_that_is_not_there_is_named(tmp_path, names, split, message):
         ("shapes", {"size_px": 2}, "size_px: got 2"),
         ("cifar10", {}, "--root: missing"),
         ("cifar10", {"root": "/no/such"}, "cifar10: Dataset not found.*--download"),
-        ("cifar10", {"root": "/no/such", "split": "dev"}, "--split: got 'dev', cifar10 has train"),
-        ("fakedata", {"split": "val"}, "--split: got 'val', fakedata has no splits"),
+        (
+            "cifar10",
+            {"root": "/no/such", "split": "dev"},
+            "--split: got 'dev', expected train or test .* for cifar10",
+        ),
+        (
+            "fakedata",
+            {"split": "val"},
+            "--split: got 'val', expected none or train; fakedata has no splits",
+        ),
         ("fakedata", {"download": True}, "--download: torchvision offers no download"),
         ("cocodetection", {"root": "/"}, "cocodetection: "),
     ],
@@ -182,7 +190,9 @@ def test_a_dataset_that_is_not_of_pairs_is_refused(monkeypatch):
             return io.BytesIO(), {"boxes": []}
 
     monkeypatch.setattr(datasets, "Boxes", Boxes, raising=False)
-    with pytest.raises(SourceError, match="not a dataset of \\(image, class label\\)"):
+    with pytest.raises(
+        SourceError, match="expected a dataset of \\(image, class label\\), got another"
+    ):
         open_source("boxes", "/any")
 
 
@@ -221,10 +231,10 @@ def test_clevr_has_the_labels_of_vtab(tmp_path):
 @pytest.mark.parametrize(
     ("depths", "split", "message"),
     [
-        ([[1.0] * 3], "test", "--split: got 'test', clevr has labels for train and val"),
+        ([[1.0] * 3], "test", "--split: got 'test', expected train or val, which have labels"),
         ([[1.0] * 3], "train", "CLEVR_train_scenes.json: No such file"),
         ([[1.0] * 2], "val", "got 2 objects in CLEVR_val_000000.png, expected 3 to 10"),
-        (["abc"], "val", "not the scenes of CLEVR"),
+        (["abc"], "val", "got no scenes of CLEVR"),
     ],
 )
 def test_scenes_that_are_not_clevrs_are_said_on_one_line(tmp_path, depths, split, message):
@@ -250,9 +260,9 @@ def test_a_subset_is_chosen_by_index_file_name_or_path(folder):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["4"], "some.txt: index 4, expected 0 to 3"),
+        (["4"], "some.txt: got index 4, expected 0 to 3"),
         (["x.png", "1.png"], "some.txt: 1 of 2 names are not in the source, the first is 'x.png'"),
-        (["2.png"], "'2.png' may be a/2.png or b/2.png"),
+        (["2.png"], "got '2.png', expected one path: it may be a/2.png or b/2.png"),
         ([" ", "# none"], "some.txt: no entries"),
     ],
 )

@@ -220,10 +220,10 @@ def test_later_changes_of_the_callers_labels_change_nothing():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((make_labels([3] * 4), 5, 1), "classes_per_batch is 5, but only 4 classes have"),
-        (([-1, -1], 1, 1), "classes_per_batch is 1, but only 0 classes have"),
-        (([0, 1], 0, 1), "classes_per_batch is 0, must be at least 1"),
-        (([0, 1], 1, 1.5), "images_per_class is 1.5, must be at least 1"),
+        ((make_labels([3] * 4), 5, 1), "classes_per_batch: got 5, expected at most 4"),
+        (([-1, -1], 1, 1), "classes_per_batch: got 1, expected at most 0"),
+        (([0, 1], 0, 1), "classes_per_batch: got 0, expected at least 1"),
+        (([0, 1], 1, 1.5), "images_per_class: got 1.5, expected at least 1"),
     ],
 )
 def test_impossible_settings_are_refused_in_one_line(arguments, message):
@@ -234,9 +234,11 @@ def test_impossible_settings_are_refused_in_one_line(arguments, message):
 
 def test_indices_that_hold_too_few_classes_or_have_no_label_are_refused():
     order = ClassStratified([0, 0, 1, 1, 2, 2], 3, 1)
-    with pytest.raises(ValueError, match="classes_per_batch is 3, but only 2 classes"):
+    with pytest.raises(ValueError, match="classes_per_batch: got 3, expected at most 2"):
         batches(order, indices=[0, 1, 2, 3])
-    with pytest.raises(ValueError, match="sample 6 has no label, got 6 labels"):
+    with pytest.raises(
+        ValueError, match=r"got 6 labels, expected one for every .*; sample 6 has none"
+    ):
         batches(order, indices=[0, 2, 6])
 
 

@@ -162,6 +162,6 @@ def test_an_order_of_ones_own_needs_only_a_sequence():
 
 @pytest.mark.parametrize("window", [0, -1])
 def test_a_window_without_blocks_is_refused_in_one_line(window):
-    with pytest.raises(ValueError, match="window_blocks is") as error:
+    with pytest.raises(ValueError, match="window_blocks: got") as error:
         QuasiRandom(window)
     assert "\n" not in str(error.value)

@@ -192,7 +192,7 @@ def test_an_unreadable_file_is_named(tmp_path, photographs, capsys):
     [
         ([], "required: --source, --out"),
         (["--source=shapes"], "required: --out"),
-        (["--source=hf:x", "--out=a.beton"], "unknown source 'hf:x', expected imagefolder, shapes"),
+        (["--source=hf:x", "--out=a.beton"], "unknown source 'hf:x', expected shapes, imagefolder"),
         (["--source=imagefolder", "--out=a.beton"], "--root: missing"),
         (["--source=shapes", "--out=a.beton", "--root=."], "--root: source 'shapes' has no such"),
         (["--source=shapes", "--out=a.beton", "--bogus=1"], "unrecognized arguments: --bogus=1"),
@@ -200,7 +200,10 @@ def test_an_unreadable_file_is_named(tmp_path, photographs, capsys):
         (["--source=shapes", "--out=a.beton", "--limit=0"], "limit: got 0"),
         (["--source=shapes", "--out=a.beton", "--limit=few"], "--limit: got 'few'"),
         (["--source=shapes", "--out=a.beton", "--workers=-1"], "--workers: got '-1'"),
-        (["--source=shapes", "--out=a.beton", "--quality=101"], "quality 101, expected 1 to 100"),
+        (
+            ["--source=shapes", "--out=a.beton", "--quality=101"],
+            "quality: got 101, expected 1 to 100",
+        ),
         (["--source=shapes", "--out=a.beton", "--subset=none.txt"], "--subset: none.txt: No such"),
         (["--source=shapes", "--out=/dev/null/a.beton"], "--out: /dev/null: "),
     ],
