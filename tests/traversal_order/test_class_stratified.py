@@ -236,9 +236,7 @@ def test_indices_that_hold_too_few_classes_or_have_no_label_are_refused():
     order = ClassStratified([0, 0, 1, 1, 2, 2], 3, 1)
     with pytest.raises(ValueError, match="classes_per_batch: got 3, expected at most 2"):
         batches(order, indices=[0, 1, 2, 3])
-    with pytest.raises(
-        ValueError, match=r"got 6 labels, expected one for every .*; sample 6 has none"
-    ):
+    with pytest.raises(ValueError, match=r"got 6 labels, expected one .*; sample 6 has none"):
         batches(order, indices=[0, 2, 6])
 
 
