@@ -42,7 +42,7 @@ from ffcv_ssl.training.command import EXIT_USER_ERROR
 from ffcv_ssl.training.machine import has_bf16, idle_cores
 from ffcv_ssl.training.models import Model
 from ffcv_ssl.training.optimizers import make_optimizer
-from ffcv_ssl.training.probes import hits, knn_scores
+from ffcv_ssl.training.probes import knn_scores, topk_correct
 from ffcv_ssl.training.report import REPORT_FILE
 from ffcv_ssl.training.run_data import RunData, make_loader, open_dataset
 from ffcv_ssl.training.world import World
@@ -302,7 +302,7 @@ def knn(
 
 def accuracy(scores: torch.Tensor, labels: torch.Tensor) -> float:
     """Top-1 accuracy in %."""
-    return 100 * int(hits(scores, labels, 1)) / len(labels)
+    return 100 * int(topk_correct(scores, labels, 1)) / len(labels)
 
 
 def measure(

@@ -39,7 +39,7 @@ from ffcv_ssl.evaluation.protocol_settings import FrozenConfig
 from ffcv_ssl.evaluation.results import results_folder
 from ffcv_ssl.seeding import derive_seed
 from ffcv_ssl.training.command import StopSignal
-from ffcv_ssl.training.probes import hits
+from ffcv_ssl.training.probes import topk_correct
 from ffcv_ssl.training.world import World
 
 ENOUGH_HELD_OUT = 500
@@ -242,7 +242,7 @@ def measure(probe: GridProbe, data: ProbeData, depth: str) -> dict[str, Any] | N
     for features, labels in data.batches("val", ROWS_AT_ONCE):
         logits = probe(features[depth])
         totals.add(logits, labels)
-        num_correct5 += int(hits(logits[0], labels, 5))
+        num_correct5 += int(topk_correct(logits[0], labels, 5))
         predictions = logits[0].argmax(dim=1).cpu().numpy()
         matrix += confusion_matrix(labels.cpu().numpy(), predictions, data.num_classes)
     weights = probe.state_dict().values()

@@ -84,9 +84,6 @@ def topk_correct(scores: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Te
     return (best == labels[:, None]).sum()
 
 
-hits = topk_correct  # its name in other modules
-
-
 def knn_scores(
     queries: torch.Tensor,
     bank: torch.Tensor,
