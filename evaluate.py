@@ -58,6 +58,7 @@ def read_configs(argv: Sequence[str]) -> tuple[str, list[Any]]:
             groups[index] = (f"{key}={values[0]}", [])
     arguments = with_lists(config_class, groups)
     summary = COMMANDS[name].summary
+    config: Any
     config, _ = parse_config(config_class, arguments, f"evaluate.py {name}", summary)
     return name, [replace(config, checkpoint=path) for path in paths if path] or [config]
 

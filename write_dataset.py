@@ -23,8 +23,6 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-import numpy as np
-
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.errors import BetonError, SourceError, UserError
 from ffcv_ssl.fields import RGBImageField
@@ -176,7 +174,7 @@ def _summary(
     args: argparse.Namespace,
     source: Source,
     writer: DatasetWriter,
-    indices: np.ndarray,
+    indices: Sequence[int],
     seconds: float,
 ) -> dict:
     return {

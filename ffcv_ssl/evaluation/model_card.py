@@ -65,6 +65,7 @@ def write_card(
     (epoch, updates, images, views, flops, seconds). metrics: [{protocol, data, metric, value}],
     value in [0, 1].
     """
+    network: Any
     network, width = make_backbone(backbone, stem)
     lines = ["# " + _title(backbone, config), ""]
     lines += _made(backbone, stem, config, about or {})

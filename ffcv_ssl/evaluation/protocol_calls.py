@@ -46,6 +46,7 @@ def protocol_config(
         if name in settings:
             raise UserError(f"{where}.{name}: set it outside, as --{name}")
     try:
+        config: Any
         config_class = PROTOCOLS[protocol].config_class
         config, _ = parse_config(config_class, words_of(settings, config_class), protocol, "")
     except UserError as error:

@@ -244,7 +244,11 @@ class Tuner:
 
     def state_dict(self) -> dict[str, Any]:
         """All that training goes on from."""
-        parts = {"network": self.network, "optimizer": self.optimizer, "loader": self.loader}
+        parts: dict[str, Any] = {
+            "network": self.network,
+            "optimizer": self.optimizer,
+            "loader": self.loader,
+        }
         return {
             **{name: part.state_dict() for name, part in parts.items()},
             "done": self.done.state_dict(), "averages": self.averages.over_ranks(self.world),

@@ -110,7 +110,7 @@ def _is_array(path: str, field_name: str | None) -> bool:
     if not Path(path).is_file():
         return False
     with Reader(path) as reader:
-        return isinstance(reader.fields.get(field_name), NDArrayField)
+        return isinstance(reader.fields.get(field_name or ""), NDArrayField)
 
 
 def _open_several_labels(
@@ -124,6 +124,7 @@ def _open_several_labels(
     train_set, val_set = (
         open_dataset(path, data.image_field, data.label_field) for path in (data.train, data.val)
     )
+    assert data.label_field is not None, "with_field_names has given it"
     train, val = (_read_labels(dataset, data.label_field) for dataset in (train_set, val_set))
     if train.shape[1] != val.shape[1]:
         raise UserError(
@@ -142,7 +143,7 @@ def _open_several_labels(
     return TuningData(datasets, *targets, words)
 
 
-def _read_labels(dataset: RunData, field_name: str | None) -> np.ndarray:
+def _read_labels(dataset: RunData, field_name: str) -> np.ndarray:
     """(N, K) int8. Raises UserError for other values than 1, 0 and -1."""
     where = f"{dataset.path}: field '{field_name}'"
     with Reader(dataset.path) as reader:

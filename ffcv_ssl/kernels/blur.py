@@ -110,7 +110,7 @@ def _round_up(count):
     return (count + _LINE - 1) // _LINE * _LINE
 
 
-def scratch_floats(height, width, kernel_size):
+def scratch_floats(height: int, width: int, kernel_size: int) -> int:
     """Numbers of float32 scratch that `blur_` needs."""
     width = width + kernel_size + _LINE
     padded = (height + kernel_size) * width + _LINE + LANES  # the last lanes may lie behind it

@@ -4,6 +4,8 @@ package `xxhash`.
 Specification: the XXH3 algorithm description of the xxHash project. All arithmetic is modulo 2**64.
 """
 
+from typing import Any
+
 import numpy as np
 
 from ffcv_ssl.kernels.compile import device, inlined, kernel
@@ -194,7 +196,7 @@ def _xxh3_of(data):
     return xxh3(data, 0, data.size)
 
 
-def xxh3_64(data):
+def xxh3_64(data: Any) -> int:
     """XXH3-64 of bytes-like `data` or of a contiguous array's bytes, as a Python int."""
     if isinstance(data, np.ndarray):
         data = np.ascontiguousarray(data).reshape(-1).view(np.uint8)

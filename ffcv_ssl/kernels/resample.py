@@ -83,7 +83,7 @@ def axis_taps(begin, extent, low, high, cubic, gain, first, count, weights):
     return most
 
 
-def max_taps(max_input, output, cubic):
+def max_taps(max_input: int, output: int, cubic: bool) -> int:
     """Room for an output pixel's taps when up to `max_input` pixels shrink to `output`: a multiple
     of four."""
     return 4 * (int(2 * np.ceil(max(max_input / output, 1.0) * (2 if cubic else 1)) + 5) // 4)
@@ -235,7 +235,9 @@ def _row_step(size):
     return ((size + TILE + _LINE - 1) // _LINE | 1) * _LINE
 
 
-def scratch_floats(max_height, max_width, out_height, out_width, cubic):
+def scratch_floats(
+    max_height: int, max_width: int, out_height: int, out_width: int, cubic: bool
+) -> int:
     """Numbers of float32 scratch that `resample` needs for images up to this size."""
     taps_x = max_taps(max_width, out_width, cubic)
     weights = out_height * max_taps(max_height, out_height, cubic) + out_width * taps_x

@@ -33,22 +33,25 @@ class PayloadReader:
 
     def __init__(self, reader: Reader, field_name: str) -> None:
         self.reader, self.field_name = reader, field_name
-        self.extents = reader.extents(field_name)
-        self.verify = self.extents.checksum is not None
+        extents = reader.extents(field_name)
+        assert extents is not None, f"field '{field_name}' has no payloads"
+        self.pointers, self.sizes = extents.pointer, extents.size
+        self.checksums = extents.checksum
 
     def read(
         self, samples: np.ndarray, scratch: Scratch
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[int, BetonError]]:
         """(buffer, offsets (N,), sizes (N,), {position: BetonError})."""
-        sizes, pointers = self.extents.size[samples], self.extents.pointer[samples]
-        checksums = self.extents.checksum[samples] if self.verify else _NO_CHECKSUMS
+        sizes, pointers = self.sizes[samples], self.pointers[samples]
+        verify = self.checksums is not None
+        checksums = _NO_CHECKSUMS if self.checksums is None else self.checksums[samples]
         room = (sizes.astype(np.int64) + (_ALIGN - 1)) & -_ALIGN
         stops = np.cumsum(room)
         offsets = stops - room
         buffer = scratch.take("encoded", stops[-1], np.uint8)
         status = np.empty(len(samples), np.int64)
         fd = self.reader.fd
-        read_samples(fd, pointers, sizes, checksums, self.verify, offsets, buffer, status)
+        read_samples(fd, pointers, sizes, checksums, verify, offsets, buffer, status)
         if not status.any():
             return buffer, offsets, sizes, {}
         bad = {int(i): self._error(samples[i], status[i]) for i in np.flatnonzero(status != OK)}
@@ -63,7 +66,7 @@ class PayloadReader:
 
     def _system_error(self, sample: int) -> str:
         try:
-            os.pread(self.reader.fd, 1, int(self.extents.pointer[sample]))
+            os.pread(self.reader.fd, 1, int(self.pointers[sample]))
             return "reading failed"
         except OSError as error:
             return f"reading failed ({error.strerror})"
