@@ -8,17 +8,17 @@ and a setting exists in one place only.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 from pipelines.recipes import RECIPES
 from pipelines.view import SETTINGS, View
 
 MAX_VIEWS = 12
 
-if TYPE_CHECKING:  # a type checker cannot follow fields that the ops declare
-    ViewSettings = dict[str, Any]
-else:  # all of View's settings, any left out: jsonargparse checks names and types
-    ViewSettings = TypedDict("ViewSettings", {k: s.type for k, s in SETTINGS.items()}, total=False)
+# All of View's settings, any of them left out: jsonargparse checks names and types against it. The
+# fields are those that the ops declare, which a type checker cannot follow.
+_make: Any = TypedDict
+ViewSettings: Any = _make("ViewSettings", {k: s.type for k, s in SETTINGS.items()}, total=False)
 
 
 @dataclass(frozen=True)
