@@ -48,7 +48,7 @@ def make_mlp(widths: str, in_features: int, norm: str = "hidden") -> nn.ModuleLi
     if norm == "all":
         scale_only = nn.BatchNorm1d(last)
         scale_only.bias.requires_grad_(False)  # stays 0
-        blocks[-1].append(scale_only)
+        blocks[-1].append(scale_only)  # type: ignore[operator]
     return blocks
 
 
