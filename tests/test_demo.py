@@ -24,18 +24,11 @@ def machine(**rates):
     return speed
 
 
-@pytest.mark.parametrize(
-    "idle, counts", [(0.0, [1]), (1.2, [1]), (1.9, [1, 2]), (3.6, [2, 4]), (62.0, [4, 8])]
-)
-def test_half_of_the_idle_cores_are_tried_before_all_of_them(idle, counts):
-    assert demo.thread_counts(idle) == counts
-
-
 def test_a_machine_with_bf16_trains_all_with_one_of_its_two_cores():
     speed = machine(bf16_1=130, fp32_1=75)
     choice = demo.choose(speed, idle=1.9, bf16=True, left_s=200)
     assert (choice.plan, choice.precision, choice.threads) == (FULL, "bf16", 1)
-    assert speed.asked == [(48, 1, "bf16"), (48, 1, "fp32"), (48, 1, "bf16")]
+    assert set(speed.asked) == {(48, 1, "bf16"), (48, 1, "fp32")}  # no more is timed
 
 
 def test_a_second_thread_is_taken_where_one_is_too_slow():
@@ -49,11 +42,12 @@ def test_emulated_bf16_is_not_even_tried_and_slow_bf16_is_not_taken():
     assert demo.choose(machine(bf16_1=150, fp32_1=200), 1, True, 200).precision == "fp32"
 
 
-@pytest.mark.parametrize("two", [44, 60, 80])
+@pytest.mark.parametrize("two", [60, 70, 80])
 def test_two_cores_without_bf16_get_less_to_train_and_are_done_in_time(two):
     choice = demo.choose(machine(fp32_1=44, fp32_2=two), idle=1.9, bf16=False, left_s=160)
     assert choice.plan != FULL and choice.seconds <= 160
-    assert choice.seconds == pytest.approx(choice.plan.images() / choice.images_per_s)
+    clean_rate = {1: 44, 2: two}[choice.threads]
+    assert choice.seconds == pytest.approx(choice.plan.seconds(choice.images_per_s, clean_rate))
 
 
 def test_a_machine_too_slow_for_any_plan_gets_the_smallest_at_its_best_speed():
@@ -62,13 +56,13 @@ def test_a_machine_too_slow_for_any_plan_gets_the_smallest_at_its_best_speed():
 
 
 def test_plans_get_smaller():
-    sizes = [plan.images() * plan.px**2 for plan in demo.PLANS]
-    assert sizes == sorted(sizes, reverse=True)
+    seconds = [plan.seconds(50 * (48 / plan.px) ** 2, 50) for plan in demo.PLANS]
+    assert seconds == sorted(seconds, reverse=True)
 
 
-def test_an_image_that_is_only_encoded_counts_a_sixth_of_one_that_is_trained_on():
+def test_a_view_that_is_only_encoded_counts_a_sixth_of_an_image():
     encoded = 5 * (2000 + demo.NUM_VAL) + 2 * (demo.NUM_PROBE + demo.NUM_VAL)
-    assert FULL.images() == 4 * demo.NUM_TRAIN + encoded / 6
+    assert FULL.seconds(100, 50) == 4 * demo.NUM_TRAIN / 100 + encoded / 6 / 50
 
 
 def test_the_full_plan_is_what_the_configuration_says():
@@ -83,6 +77,20 @@ def test_every_plan_evaluates_as_often_as_it_says_and_keeps_both_ends(plan):
     due = [epoch for epoch in range(last + 1) if epoch % every == 0 or epoch == last]
     assert len(due) == plan.evaluations and config.checkpoint.keep_every == last
     assert config.resolution.min == config.resolution.max == plan.px
+    assert (config.evaluation.resolution or config.resolution.max) == demo.CLEAN_PX
+
+
+def test_the_choice_reaches_the_run():
+    choice = demo.Choice(FULL, "bf16", 2, 150.0, 160.0)
+    config = train.read_config(["--config=configs/demo.yaml", *choice.arguments()])
+    assert (config.precision, config.system.torch_threads, config.channels_last) == (
+        "bf16",
+        2,
+        True,
+    )
+    choice = demo.Choice(SMALLEST, "fp32", 1, 100.0, 180.0)
+    config = train.read_config(["--config=configs/demo.yaml", *choice.arguments()])
+    assert (config.precision, config.channels_last, config.epochs) == ("fp32", False, 3)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

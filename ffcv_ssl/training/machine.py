@@ -6,6 +6,8 @@ import os
 import time
 from pathlib import Path
 
+MOST_THREADS = 8  # more do not make a batch of small images faster
+
 
 def has_bf16() -> bool:
     """Whether the processor computes in bf16. Elsewhere torch emulates it, slower than fp32."""
@@ -45,3 +47,11 @@ def cgroup_cores(file: str = "/sys/fs/cgroup/cpu.max") -> float:
         return int(quota) / int(period)
     except (OSError, ValueError):  # no such file, or "max"
         return float("inf")
+
+
+def thread_counts(idle: float) -> list[int]:
+    """Numbers of torch threads to try: half of the free cores, which leaves room for the loader and
+    for other programs, then all of them. A thread that has to wait for its core holds up the others
+    at every layer: two of them beside another busy program fall to a tenth of the speed of one."""
+    free = max(1, min(round(idle), MOST_THREADS))
+    return sorted({max(1, free // 2), free})

@@ -21,3 +21,10 @@ def test_a_containers_limit_is_read(tmp_path, text, cores):
     (tmp_path / "cpu.max").write_text(text)
     assert machine.cgroup_cores(str(tmp_path / "cpu.max")) == cores
     assert machine.cgroup_cores(str(tmp_path / "none")) == math.inf
+
+
+@pytest.mark.parametrize(
+    "idle, counts", [(0.0, [1]), (1.2, [1]), (1.9, [1, 2]), (3.6, [2, 4]), (62.0, [4, 8])]
+)
+def test_half_of_the_idle_cores_are_tried_before_all_of_them(idle, counts):
+    assert machine.thread_counts(idle) == counts
