@@ -1,14 +1,16 @@
 """Two augmented views of photographs at 224 px: images/s of this library, of the bare decode, and
 of peers.
 
-    python -m benchmarks.loader --root FOLDER_OF_PHOTOGRAPHS     # writes them at max side 500,
-    quality 90, 4:2:0 python -m benchmarks.loader --beton FILE.beton               # or takes a file
-    as it is python -m benchmarks.loader --root FOLDER --results benchmarks/results/loader.json
+    python -m benchmarks.loader --root FOLDER_OF_PHOTOGRAPHS   # written at max side 500, quality 90
+    python -m benchmarks.loader --beton FILE.beton             # a file as it is
+    python -m benchmarks.loader --root FOLDER --results benchmarks/results/loader.json
 
-Runs of all peers are interleaved, the first of each is discarded, and only ratios within one run of
-this program mean anything. Peers that are not installed are left out and named. The last line is
+Runs of all peers are interleaved and the first run of each is discarded. Only ratios within one run
+of this program mean anything. Peers that are not installed are left out and named. The last line is
 JSON.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
@@ -28,19 +30,20 @@ from benchmarks.recipe import BATCH_SIZE, COLUMNS, SIZE_PX
 from benchmarks.record import write_record
 from benchmarks.server import PeerProcess
 
-# How far a peer's views may be from ours in mean and in standard deviation, in levels of
-# 255, beside three standard errors: their resizing, rounding and hue differ a little (DALI's linear
-# hue: 5).
+# Largest difference between a peer's views and ours in mean and in standard deviation, in levels of
+# 255, beside three standard errors: resizing, rounding and hue differ a little (DALI's linear hue:
+# 5).
 _TOLERANCE_LEVELS = 6.0
 
 
-def measure(files, threads, num_runs):
+def measure(files: Files, threads: int, num_runs: int) -> tuple[dict, dict]:
     """({(peer, column): [images/s]}, {peer: {column: `levels_of` its views}}).
 
     Column by column, the peers' runs interleaved, each peer stopped while another one runs. Exits
-    where a peer's views are not what ours are.
+    if a peer's views differ from ours.
     """
-    rates, levels = {}, {}
+    rates: dict[tuple[str, str], list[float]] = {}
+    levels: dict[str, dict[str, list[float]]] = {}
     for column in COLUMNS:
         names = [peer.name for peer in PEERS if column in peer.columns]
         place = (column, files.path, files.folder, threads)
@@ -61,8 +64,8 @@ def measure(files, threads, num_runs):
     return rates, levels
 
 
-def warm_up(running):
-    """One run of each peer that does not count; `levels_of` the views of those that have views."""
+def warm_up(running: dict[str, PeerProcess]) -> dict[str, list[float]]:
+    """Run each peer once, uncounted; returns `levels_of` the views of each peer that has views."""
     found = {}
     for name, peer in running.items():
         peer.run()
@@ -70,9 +73,11 @@ def warm_up(running):
     return {name: levels for name, levels in found.items() if levels is not None}
 
 
-def check_levels(levels):
-    """SystemExit (1) unless all peers' views have our mean and deviation, so that all do the same
-    work. levels: {peer: (mean, std, error of the mean)} at one column."""
+def check_levels(levels: dict[str, list[float]]) -> None:
+    """Raise SystemExit unless all peers' views have our mean and deviation: all do the same work.
+
+    levels: {peer: (mean, std, error of the mean)} of one column.
+    """
     ours = levels[Ours.name]
     for peer, found in levels.items():
         allowed = _TOLERANCE_LEVELS + 3 * math.hypot(found[2], ours[2])
@@ -83,9 +88,9 @@ def check_levels(levels):
             )
 
 
-def summarize(rates):
-    """median and spread (half of the range over the median) of every case."""
-    out = {}
+def summarize(rates: dict[tuple[str, str], list[float]]) -> dict[str, dict[str, dict]]:
+    """Median and spread (half of the range over the median) of every case."""
+    out: dict[str, dict[str, dict]] = {}
     for (peer, column), values in rates.items():
         median = statistics.median(values)
         spread = (max(values) - min(values)) / 2 / median
@@ -94,8 +99,8 @@ def summarize(rates):
     return out
 
 
-def ratios(results):
-    """The numbers that bind: ours against the others, at each column."""
+def ratios(results: dict[str, dict[str, dict]]) -> dict[str, dict[str, float]]:
+    """Our rate over that of each peer, per column."""
     found = {}
     for column, row in results[Ours.name].items():
         bare = results["bare decode"][column]["images_per_s"]
@@ -107,8 +112,8 @@ def ratios(results):
     return found
 
 
-def cpu_name():
-    """The processor's name where the system tells it."""
+def cpu_name() -> str:
+    """The processor's name, as far as the system says it."""
     try:
         with open("/proc/cpuinfo") as file:
             names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
@@ -117,8 +122,9 @@ def cpu_name():
         return platform.processor() or platform.machine()
 
 
-def machine(threads):
-    versions = {}
+def machine(threads: int) -> dict:
+    """The machine and the versions that a record names."""
+    versions: dict[str, str | None] = {}
     for package in ("numba", "numpy", "simplejpeg", "torch", "torchvision", "nvidia-dali-cuda130"):
         try:
             versions[package] = metadata.version(package)
@@ -133,7 +139,8 @@ def machine(threads):
     }
 
 
-def parse():
+def parse() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--root", help="folder of photographs")
@@ -145,7 +152,8 @@ def parse():
     return parser.parse_args()
 
 
-def run(options, folder):
+def run(options: argparse.Namespace, folder: str) -> dict:
+    """Measure everything; returns the record."""
     path = options.beton
     if path is None:
         path = os.path.join(folder, "photographs.beton")
@@ -173,7 +181,8 @@ def run(options, folder):
     }
 
 
-def main():
+def main() -> None:
+    """Run the command."""
     options = parse()
     with tempfile.TemporaryDirectory() as folder:
         record = run(options, folder)

@@ -1,11 +1,12 @@
 """Many epochs over a small file: does the loader grow or slow down?
 
-    python -m benchmarks.long_run FILE.beton [--epochs 200] [--results
-    benchmarks/results/long_run.json]
+    python -m benchmarks.long_run FILE.beton --epochs 200 --results benchmarks/results/long_run.json
 
 Compares the first and the last tenth of the epochs: images/s, resident memory, threads, open files.
 The last line is JSON.
 """
+
+from __future__ import annotations
 
 import argparse
 import gc
@@ -20,13 +21,14 @@ from benchmarks.record import write_record
 from ffcv_ssl import Loader, OrderOption
 
 
-def resident_mib():
+def resident_mib() -> float:
+    """Resident memory of this process."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def run(path, num_epochs, threads):
-    """One row an epoch: (images/s, MiB, threads, open files)."""
+def run(path: str, num_epochs: int, threads: int) -> list[tuple[float, float, int, int]]:
+    """One row per epoch: (images/s, MiB, threads, open files)."""
     views = {f"view_{i}": ("image", our_ops("+ jitter")) for i in range(2)}
     settings = {"num_workers": threads, "order": OrderOption.RANDOM, "seed": 0, "drop_last": False}
     rows = []
@@ -44,9 +46,9 @@ def run(path, num_epochs, threads):
     return rows
 
 
-def summarize(rows):
-    """Medians of the first tenth (the very first epoch, which loads kernels, aside) and of the
-    last."""
+def summarize(rows: list[tuple[float, float, int, int]]) -> dict:
+    """Medians of the first and of the last tenth; the very first epoch loads kernels and is left
+    out."""
     tenth = max(1, len(rows) // 10)
     names = ("images_per_s", "resident_mib", "threads", "open_files")
     parts = {"first": rows[1 : tenth + 1], "last": rows[-tenth:]}
@@ -58,7 +60,8 @@ def summarize(rows):
     return {**found, "rate_last_over_first": round(ratio, 3)}
 
 
-def main():
+def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("beton")
     parser.add_argument("--epochs", type=int, default=200)

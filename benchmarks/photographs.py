@@ -1,6 +1,8 @@
 """The images to measure on: a folder of photographs written as a `.beton` file, or a file as it
 is."""
 
+from __future__ import annotations
+
 import os
 
 import numpy as np
@@ -15,23 +17,23 @@ _ENDINGS = (".jpg", ".jpeg", ".png")
 class Photographs:
     """All image files below a folder, in sorted order, as RGB."""
 
-    def __init__(self, root, limit):
+    def __init__(self, root: str, limit: int) -> None:
         found = [os.path.join(d, f) for d, _, files in os.walk(root) for f in files]
         self.paths = sorted(p for p in found if p.lower().endswith(_ENDINGS))[:limit]
         if not self.paths:
             raise SystemExit(f"{root}: no {', '.join(_ENDINGS)} below it; give photographs")
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> tuple:
         from PIL import Image
 
         return (Image.open(self.paths[i]).convert("RGB"),)
 
 
-def write_photographs(root, path, limit):
-    """Max side 500, quality 90, 4:2:0: the FFCV-SSL paper's ImageNet file."""
+def write_photographs(root: str, path: str, limit: int) -> None:
+    """Write them at max side 500, quality 90, 4:2:0, as the FFCV-SSL paper's ImageNet file."""
     field = RGBImageField(write_mode="jpg", max_resolution=MAX_SIDE_PX, jpeg_quality=QUALITY)
     DatasetWriter(path, {"image": field}).from_indexed_dataset(Photographs(root, limit))
 
@@ -39,17 +41,18 @@ def write_photographs(root, path, limit):
 class SmallRaw:
     """Generated 32 px images, kept raw: what CIFAR-size data costs."""
 
-    def __init__(self, count):
+    def __init__(self, count: int) -> None:
         self.count = count
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> tuple:
         return (np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8),)
 
 
-def write_small_raw(path, count):
+def write_small_raw(path: str, count: int) -> None:
+    """Write `count` generated 32 px images."""
     field = RGBImageField(write_mode="raw")
     DatasetWriter(path, {"image": field}).from_indexed_dataset(SmallRaw(count))
 
@@ -58,7 +61,7 @@ class Files:
     """The JPEGs to measure on: their `.beton` file and, for peers that take single files, their
     bytes."""
 
-    def __init__(self, path, folder):
+    def __init__(self, path: str, folder: str) -> None:
         self.path, self.folder = path, folder
         with Reader(path) as reader:
             metadata = reader.field_metadata("image")
@@ -73,8 +76,8 @@ class Files:
             "mean_width_px": round(float(metadata["width"].mean())),
         }
 
-    def as_jpegs(self):
-        """The same bytes as single files; their paths."""
+    def as_jpegs(self) -> list[str]:
+        """Write the same bytes as single files; returns their paths."""
         folder = os.path.join(self.folder, "jpegs")
         os.makedirs(folder, exist_ok=True)
         paths = [os.path.join(folder, f"{i:07d}.jpg") for i in range(len(self.payloads))]

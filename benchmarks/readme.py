@@ -4,6 +4,8 @@ python -m benchmarks.readme            # rewrite the table
 python -m benchmarks.readme --check    # exit 1 if README.md does not have it
 """
 
+from __future__ import annotations
+
 import json
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "loader.json"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 
-def make_table(record):
+def make_table(record: dict) -> str:
     """The Markdown table of one result file."""
     results, found = record["results"], record["ratios"]
     columns = list(results["ffcv-ssl"])
@@ -42,7 +44,8 @@ def make_table(record):
     return "\n".join(lines)
 
 
-def main():
+def main() -> None:
+    """Run the command."""
     readme = ROOT / "README.md"
     text = readme.read_text()
     head, rest = text.split(BEGIN)

@@ -12,6 +12,6 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.8, 0.8, 0.8, 0.2
 TAPS, SIGMA, THRESHOLD = 23, (0.1, 2.0), 128
 
 
-def has(column, op):
-    """Does the cumulative column include this op?"""
+def has(column: str, op: str) -> bool:
+    """Whether the cumulative column includes this op."""
     return COLUMNS.index(column) >= COLUMNS.index(op)

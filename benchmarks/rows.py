@@ -1,8 +1,10 @@
-"""Further rows about this library alone: other shapes of work, start-up, memory, stages, threads,
+"""Further numbers of this library alone: other shapes of work, start-up, memory, stages, threads,
 Python's share.
 
-All take the path of the photographs' `.beton` file and return plain numbers.
+All functions take the path of the photographs' `.beton` file and return plain numbers.
 """
+
+from __future__ import annotations
 
 import os
 import statistics
@@ -40,7 +42,7 @@ def _rate(path, views, threads, batch_size=r.BATCH_SIZE, passes=1):
     return round(statistics.median(rates[1:]), 1)
 
 
-def shapes_of_work(path, threads, folder):
+def shapes_of_work(path: str, threads: int, folder: str) -> dict[str, float]:
     """images/s of one view, multi-crop, smaller outputs, and small raw images."""
     local = our_ops(_FULL, 96, (0.05, 0.25))
     multi_crop = [our_ops(_FULL, 224, (0.25, 1.0)) for _ in range(2)] + [local for _ in range(6)]
@@ -67,9 +69,9 @@ def shapes_of_work(path, threads, folder):
     }
 
 
-def jitter_on_crops(path, threads):
-    """What colour jitter costs on top of crops and flips: ratios of neighbouring passes, in wall
-    time and in CPU time, which other work on the machine disturbs less; median and range."""
+def jitter_on_crops(path: str, threads: int) -> dict[str, dict[str, float]]:
+    """Cost of crops, flips and colour jitter over that of crops and flips: median and range of the
+    ratios of neighbouring passes, in wall time and in CPU time, which other work disturbs less."""
     crops = our_ops("crops")
     jitter = t.RandomColorJitter(r.JITTER, r.BRIGHTNESS, r.CONTRAST, r.SATURATION, r.HUE)
     settings = {"num_workers": threads, "order": OrderOption.RANDOM, "seed": 0, "drop_last": False}
@@ -126,9 +128,9 @@ def _fresh_process(path, threads, **environment):
     return tuple(float(number) for number in done.stdout.split())
 
 
-def start_up(path, threads):
-    """Seconds from `Loader(...)` to the first batch of 64, without and with kernels on the disk,
-    and the memory that the loader adds at its peak."""
+def start_up(path: str, threads: int) -> dict[str, float]:
+    """Seconds from `Loader(...)` to the first batch of 64, without and with kernels in the cache,
+    and the largest amount of memory that the loader adds."""
     with tempfile.TemporaryDirectory() as empty:
         cold, _ = _fresh_process(path, threads, FFCV_SSL_CACHE=empty)
     _fresh_process(path, threads)
@@ -141,7 +143,7 @@ def start_up(path, threads):
 
 
 def _cpu_us(action, count):
-    """Best CPU microseconds an image of this thread; the best, because other work only adds."""
+    """CPU microseconds per image of this thread; the best run, because other work only adds."""
     best = float("inf")
     for _ in range(_RUNS):
         started = time.thread_time()
@@ -150,9 +152,9 @@ def _cpu_us(action, count):
     return best / count * 1e6
 
 
-def stages(path, limit=256):
-    """CPU microseconds an image of one thread, by stage; two views, each stage as often as the
-    recipe asks for it."""
+def stages(path: str, limit: int = 256) -> dict[str, float]:
+    """CPU microseconds per image of one thread, by stage; two views, each stage as often as the
+    recipe has it."""
     with Reader(path) as reader:
         count = min(limit, reader.num_samples)
         metadata, extents = reader.field_metadata("image")[:count], reader.extents("image")
@@ -181,8 +183,7 @@ def stages(path, limit=256):
 
 
 def _render_stages(pixels, heights, widths):
-    """resize (with its packing to bytes), colour, blur: differences between recipes that grow by
-    one op."""
+    """Resize (with packing to bytes), colour, blur: differences when a recipe gets one op more."""
     crop = [t.RandomResizedCrop(r.SIZE_PX), t.RandomHorizontalFlip(r.FLIP)]
     strengths = (r.BRIGHTNESS, r.CONTRAST, r.SATURATION, r.HUE)
     colour = [t.RandomColorJitter(r.JITTER, *strengths), t.RandomGrayscale(r.GREY)]
@@ -200,7 +201,7 @@ def _render_stages(pixels, heights, widths):
 
 
 def _views_as_images(count):
-    """Images of the view's own size: rendering them is unpacking and packing, about half each."""
+    """Images of the view's size: rendering them is unpacking and packing, about half each."""
     image = np.random.default_rng(0).integers(0, 256, r.SIZE_PX**2 * 3, dtype=np.uint8)
     side = np.full(count, r.SIZE_PX)
     return [image] * count, side, side
@@ -224,10 +225,10 @@ def _render_us(ops, pixels, heights, widths):
     return _cpu_us(render, count)
 
 
-def python_share(path, found_stages):
-    """CPU microseconds an image of the whole loader with one worker, and what of it no stage
-    explains: Python, which holds the interpreter's lock. With 32 threads that part alone would
-    allow 1e6 / python_us images/s."""
+def python_share(path: str, found_stages: dict[str, float]) -> dict[str, float]:
+    """CPU microseconds per image of the whole loader with one worker, and the part that the stages
+    do not explain: Python, which holds the interpreter's lock. With many threads this part limits
+    the rate to 1e6 / python_us images/s."""
     views = {f"view_{i}": ("image", our_ops(_FULL)) for i in range(r.NUM_VIEWS)}
     settings = {"num_workers": 1, "order": OrderOption.RANDOM, "seed": 0, "drop_last": False}
     best = float("inf")

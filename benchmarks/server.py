@@ -1,12 +1,15 @@
 """One peer in a process group of its own, which is stopped while others are measured.
 
-Peers leave threads and worker processes behind their runs that go on working or spinning; side by
-side in one process they halve each other's rates. So each lives apart, and gets SIGSTOP until its
+After a run, a peer's threads and worker processes go on working or spinning; in one process the
+peers would halve each other's rates. So each has its own processes, stopped by SIGSTOP until its
 turn.
 
-    python -m benchmarks.server PEER COLUMN FILE.beton FOLDER THREADS     # answers "run" and
-    "sample" with JSON lines
+    python -m benchmarks.server PEER COLUMN FILE.beton FOLDER THREADS
+
+reads "run" or "sample" from stdin, line by line, and answers with JSON lines.
 """
+
+from __future__ import annotations
 
 import json
 import os
@@ -14,13 +17,17 @@ import signal
 import subprocess
 import sys
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class PeerProcess:
     """The parent's handle: `run()` -> images/s, `sample()` -> `levels_of` some views,
     `close()`."""
 
-    def __init__(self, name, column, path, folder, threads):
+    def __init__(self, name: str, column: str, path: str, folder: str, threads: int) -> None:
         command = [sys.executable, "-m", "benchmarks.server", name, column, path, folder]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen([*command, str(threads)], start_new_session=True, **pipes)
@@ -30,8 +37,8 @@ class PeerProcess:
     def _signal(self, number):
         os.killpg(self.process.pid, number)
 
-    def ask(self, request):
-        """Wake the group, ask, and stop it again."""
+    def ask(self, request: str) -> dict:
+        """Continue the group, ask, and stop it again."""
         if self._stopped:
             self._signal(signal.SIGCONT)
         self.process.stdin.write(request + "\n")
@@ -43,26 +50,30 @@ class PeerProcess:
                 return json.loads(line)
         raise SystemExit(f"{self.name}: its process ended with {self.process.wait()}")
 
-    def run(self):
+    def run(self) -> float:
+        """images/s of one pass."""
         return self.ask("run")["images_per_s"]
 
-    def sample(self):
+    def sample(self) -> list[float] | None:
+        """`levels_of` some views; None for a peer without views."""
         return self.ask("sample")["levels"]
 
-    def close(self):
+    def close(self) -> None:
+        """Kill the group."""
         self._signal(signal.SIGKILL)
         self.process.wait()
         self.process.stdin.close()
         self.process.stdout.close()
 
 
-def levels_of(views):
+def levels_of(views: np.ndarray) -> tuple[float, float, float]:
     """Mean and standard deviation of all numbers, and the standard error of the mean over views."""
     means = views.mean((1, 2, 3))
     return float(views.mean()), float(views.std()), float(means.std() / len(means) ** 0.5)
 
 
-def serve(name, column, path, folder, threads):
+def serve(name: str, column: str, path: str, folder: str, threads: str) -> None:
+    """Answer requests until stdin ends."""
     from benchmarks.peers import PEERS
     from benchmarks.photographs import Files
 
@@ -73,7 +84,7 @@ def serve(name, column, path, folder, threads):
         if request.strip() == "run":
             started = time.perf_counter()
             images = peer.run()
-            answer = {"images_per_s": images / (time.perf_counter() - started)}
+            answer: dict = {"images_per_s": images / (time.perf_counter() - started)}
         else:
             views = peer.sample()
             answer = {"levels": None if views is None else levels_of(views)}

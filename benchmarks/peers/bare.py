@@ -1,10 +1,13 @@
 """The floor: every payload of the file decoded once, into a reused buffer, and nothing else."""
 
+from __future__ import annotations
+
 import threading
 
 import numpy as np
 import simplejpeg
 
+from benchmarks.photographs import Files
 from benchmarks.recipe import COLUMNS
 
 
@@ -13,7 +16,7 @@ class BareDecode:
 
     name, columns = "bare decode", COLUMNS
 
-    def setup(self, files, column, threads):
+    def setup(self, files: Files, column: str, threads: int) -> None:
         self.payloads, self.threads = files.payloads, threads
         self.max_bytes = files.max_pixels * 3
 
@@ -22,7 +25,7 @@ class BareDecode:
         for payload in payloads:
             simplejpeg.decode_jpeg(payload, "RGB", buffer=buffer)
 
-    def run(self):
+    def run(self) -> int:
         parts = [self.payloads[i :: self.threads] for i in range(self.threads)]
         workers = [threading.Thread(target=self._decode, args=(part,)) for part in parts]
         for worker in workers:
@@ -31,8 +34,8 @@ class BareDecode:
             worker.join()
         return len(self.payloads)
 
-    def sample(self):
+    def sample(self) -> np.ndarray | None:
         return None
 
-    def close(self):
+    def close(self) -> None:
         self.payloads = None

@@ -5,6 +5,8 @@ It runs in an interpreter of its own (FFCV_SSL_INTEROP_PYTHON, or what `.ci/inst
 that this program drives line by line; left out where there is none.
 """
 
+from __future__ import annotations
+
 import os
 import subprocess
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import recipe as r
+from benchmarks.photographs import Files
 
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
 PYTHON = Path(os.environ.get("FFCV_SSL_INTEROP_PYTHON", _CACHE / "ffcv-ssl/ffcv-1.0.2/bin/python"))
@@ -49,7 +52,7 @@ class Ffcv:
     name = "FFCV 1.0.2, two loaders"
     columns = r.COLUMNS[:1] if PYTHON.exists() else ()
 
-    def setup(self, files, column, threads):
+    def setup(self, files: Files, column: str, threads: int) -> None:
         workers = max(1, threads // r.NUM_VIEWS)  # a loader's; both run at once
         settings = (files.path, r.BATCH_SIZE, workers, r.SIZE_PX, r.FLIP, r.SCALE, r.RATIO)
         command = [str(PYTHON), "-c", SERVER, *map(repr, settings)]
@@ -65,14 +68,14 @@ class Ffcv:
             raise RuntimeError(f"{self.name}: its process ended with {self.process.wait()}")
         return answer
 
-    def run(self):
+    def run(self) -> int:
         return int(self._ask("run"))
 
-    def sample(self):
+    def sample(self) -> np.ndarray | None:
         path = os.path.join(self.folder, "ffcv_views.npy")
         self._ask(f"sample {path}")
         return np.load(path)
 
-    def close(self):
+    def close(self) -> None:
         self.process.kill()  # left alone, its loaders' threads keep the process from ending
         self.process.wait()

@@ -1,10 +1,13 @@
 """This library: integrity checks on, on_error='raise'."""
 
+from __future__ import annotations
+
 import itertools
 
 import numpy as np
 
 from benchmarks import recipe as r
+from benchmarks.photographs import Files
 from ffcv_ssl import Loader, OrderOption
 from ffcv_ssl import transforms as t
 
@@ -27,7 +30,7 @@ def our_ops(column, size_px=r.SIZE_PX, scale=r.SCALE):
 class Ours:
     name, columns = "ffcv-ssl", r.COLUMNS
 
-    def setup(self, files, column, threads):
+    def setup(self, files: Files, column: str, threads: int) -> None:
         views = {f"view_{i}": ("image", our_ops(column)) for i in range(r.NUM_VIEWS)}
         self.loader = Loader(
             files.path,
@@ -39,12 +42,12 @@ class Ours:
             drop_last=False,
         )
 
-    def run(self):
+    def run(self) -> int:
         return sum(len(batch.indices) for batch in self.loader)
 
-    def sample(self):
+    def sample(self) -> np.ndarray | None:
         batches = itertools.islice(self.loader, 4)
         return np.concatenate([b.view_0.permute(0, 2, 3, 1).numpy() for b in batches])
 
-    def close(self):
+    def close(self) -> None:
         self.loader.close()

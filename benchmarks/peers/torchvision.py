@@ -1,6 +1,8 @@
 """torchvision with torch's DataLoader: the classic transforms on Pillow images, and v2 on
 tensors."""
 
+from __future__ import annotations
+
 import io
 import itertools
 
@@ -9,6 +11,7 @@ import torch
 from PIL import Image
 
 from benchmarks import recipe as r
+from benchmarks.photographs import Files
 
 _STRENGTHS = (r.BRIGHTNESS, r.CONTRAST, r.SATURATION, r.HUE)
 
@@ -30,7 +33,7 @@ class _Dataset:
 class _DataLoaderPeer:
     columns = r.COLUMNS
 
-    def setup(self, files, column, threads):
+    def setup(self, files: Files, column: str, threads: int) -> None:
         self.loader = torch.utils.data.DataLoader(
             _Dataset(files.payloads, self.decode, self.make_ops(column)),
             r.BATCH_SIZE,
@@ -40,14 +43,14 @@ class _DataLoaderPeer:
             prefetch_factor=3,
         )
 
-    def run(self):
+    def run(self) -> int:
         return sum(len(views[0]) for views in self.loader)
 
-    def sample(self):
+    def sample(self) -> np.ndarray | None:
         batches = itertools.islice(self.loader, 4)
         return np.concatenate([views[0].permute(0, 2, 3, 1).numpy() for views in batches])
 
-    def close(self):
+    def close(self) -> None:
         del self.loader
 
 
