@@ -380,7 +380,7 @@ def run(out: Path) -> tuple[int, dict]:
     show_table(start, trained, chance)
     print(f"picture of the run: {out / REPORT_FILE}")
     probe = "linear probe, backbone"
-    summary = {
+    summary: dict[str, Any] = {
         "seconds": round(time.perf_counter() - started, 1),
         "gain_points": round(trained[probe] - start[probe], 2),
         "step_0": start,

@@ -37,7 +37,7 @@ from ffcv_ssl.config.plain import config_dict
 from ffcv_ssl.errors import Interrupted, UserError
 from ffcv_ssl.jobs import slurm
 from ffcv_ssl.loader import OrderOption
-from ffcv_ssl.methods import EMATeacher, Features, Method, apply_head, find, make_mlp
+from ffcv_ssl.methods import EMATeacher, Features, Loss, Method, apply_head, find, make_mlp
 from ffcv_ssl.methods.numeric import center, cross_entropy, full_precision, mean_over, unit_rows
 from ffcv_ssl.training import checkpoint, command, gradient_cache, runtime
 from ffcv_ssl.training.labelled_stream import LabelledStream
@@ -209,7 +209,7 @@ def supcon(embeddings: Tensor, labels: Tensor, temperature: float) -> Tensor:
     return mean_over(log_all_minus_mean, terms.is_anchor)
 
 
-def nt_xent(embeddings: Tensor, temperature: float) -> tuple[Tensor, dict[str, Tensor]]:
+def nt_xent(embeddings: Tensor, temperature: float) -> Loss:
     """SimCLR's normalised temperature-scaled cross-entropy (Chen et al. 2020, eq. 1).
 
     l(i, j) = -sim(i, j)/t + log sum_{k != i} exp(sim(i, k)/t), the mean over all VB anchors i and
@@ -227,7 +227,7 @@ def nt_xent(embeddings: Tensor, temperature: float) -> tuple[Tensor, dict[str, T
 
 def vicreg(
     z: Tensor, z2: Tensor, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> Loss:
     """Variance-invariance-covariance regularisation (Bardes et al. 2022, eq. 1 to 6). z, z2 (B, D).
 
     25 mean (z - z2)^2 + 25 mean_d relu(1 - sqrt(var + 1e-4)), averaged over both views, + the sum
@@ -246,9 +246,7 @@ def vicreg(
     return sum(weights[name] * term for name, term in terms.items()), terms
 
 
-def barlow_twins(
-    z: Tensor, z2: Tensor, off_diagonal: float = 0.0025
-) -> tuple[Tensor, dict[str, Tensor]]:
+def barlow_twins(z: Tensor, z2: Tensor, off_diagonal: float = 0.0025) -> Loss:
     """Barlow Twins (Zbontar et al. 2021, eq. 1): the cross-correlation becomes the identity.
 
     c = bn(z)^T bn(z2) / B, loss = sum (c_ii - 1)^2 + lambda sum_{i != j} c_ij^2. z, z2 (B, D);
@@ -282,7 +280,7 @@ class SimCLR(Method):
     group, Settings = "simclr", settings.SimCLRConfig
     max_views = 12
 
-    def loss(self, outputs, labels):
+    def loss(self, outputs: list[Features], labels: Tensor | None) -> Loss:
         return nt_xent(self.all_gather(outputs), self.settings.temperature)
 
 
@@ -291,7 +289,7 @@ class VICReg(Method):
 
     group, Settings = "vicreg", settings.VICRegConfig
 
-    def loss(self, outputs, labels):
+    def loss(self, outputs: list[Features], labels: Tensor | None) -> Loss:
         weights = self.settings
         z, z2 = self.all_gather(outputs)
         return vicreg(z, z2, weights.invariance, weights.variance, weights.covariance)
@@ -302,7 +300,7 @@ class BarlowTwins(Method):
 
     group, Settings = "barlow", settings.BarlowConfig
 
-    def loss(self, outputs, labels):
+    def loss(self, outputs: list[Features], labels: Tensor | None) -> Loss:
         z, z2 = self.all_gather(outputs)
         return barlow_twins(z, z2, self.settings.off_diagonal)
 
@@ -316,7 +314,7 @@ class BYOL(Method):
     group, Settings = "byol", settings.BYOLConfig
     max_views = 12
 
-    def __init__(self, config, model, num_classes, world):
+    def __init__(self, config: Config, model: Model, num_classes: int, world: World) -> None:
         super().__init__(config, model, num_classes, world)
         self.teacher = EMATeacher(model, self.settings.momentum, schedule="cosine")
         width = model.widths[model.last]
@@ -325,24 +323,24 @@ class BYOL(Method):
         norm = "none" if config.model.projector_norm == "none" else "hidden"
         self.predictor = nn.Sequential(*make_mlp(widths, width, norm))
 
-    def add_heads(self, outputs):
+    def add_heads(self, outputs: list[Features]) -> None:
         apply_head(self.predictor, outputs, "prediction")
 
-    def targets(self, views):
+    def targets(self, views: list[Tensor]) -> list[Features]:
         return [{"target": embedding} for embedding in self.teacher(views)]
 
-    def loss(self, outputs, labels):
+    def loss(self, outputs: list[Features], labels: Tensor | None) -> Loss:
         predictions, targets = (self.all_gather(outputs, n) for n in ("prediction", "target"))
         return byol(predictions, targets), {}
 
-    def constant_lr(self):
+    def constant_lr(self) -> dict[nn.Module, float]:
         multiple = self.settings.predictor_lr
         return {} if multiple is None else {self.predictor: multiple}
 
-    def after_update(self, model, progress):
+    def after_update(self, model: nn.Module, progress: float) -> None:
         self.teacher.move(model, progress)
 
-    def extra_flops(self, sides_px):
+    def extra_flops(self, sides_px: list[int]) -> int:
         return self.teacher.flops(sides_px)
 
 

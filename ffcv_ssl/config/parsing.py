@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -27,7 +27,7 @@ def parse_config(
     prog: str,
     description: str,
     sort_out: Callable[[Config], object] | None = None,
-    ignored: Sequence[str] = (),
+    ignored: Collection[str] = (),
 ) -> tuple[Config, list[str]]:
     """Fill a frozen dataclass from `--config FILE.yaml` and dotted overrides.
 

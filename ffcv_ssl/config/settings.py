@@ -38,7 +38,7 @@ class DataConfig:
     chunk_size: NonNegativeInt = 0
     """Images a forward pass and rank, for batches that do not fit on the device at once: embeddings
     first, then gradients (two passes, the same gradients but for batch-norm); 0: all at once."""
-    num_workers: Workers = -1
+    num_workers: Workers = -1  # type: ignore[valid-type]
     """Loader threads a rank; -1: all cores with a GPU, half of them where torch needs them too."""
     batches_ahead: PositiveInt = 3
     """Batches prepared in advance."""

@@ -77,8 +77,9 @@ def open_datasets(data: EvalData, labels: EvalLabels, encoder: Encoder) -> EvalD
     """
     data = with_field_names(data, encoder)
     loading, resolution_px, center_ratio = resolve_loading(data, encoder)
+    image_field, label_field = str(data.image_field), str(data.label_field)
     train, val = (
-        open_dataset(_file(path, name, encoder), data.image_field, data.label_field)
+        open_dataset(_file(path, name, encoder), image_field, label_field)
         for path, name in ((data.train, "train"), (data.val, "val"))
     )
     for dataset in (train, val):
@@ -92,7 +93,7 @@ def open_datasets(data: EvalData, labels: EvalLabels, encoder: Encoder) -> EvalD
             f"warning: {val.path} has the same content as {train.path}: "
             "accuracies are those of training images"
         )
-    names = check_classes(train, val, data.label_field)
+    names = check_classes(train, val, label_field)
     return EvalDatasets(
         train, val, usable_labels(train, labels), train.num_classes, names, loading,
         resolution_px, center_ratio,

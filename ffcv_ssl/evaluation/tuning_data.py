@@ -121,11 +121,11 @@ def _open_several_labels(
         raise UserError("labels: got a choice, but the images have several labels each; use all")
     if not data.val:
         raise UserError("data.val: got none, expected --data.val FILE.beton")
+    image_field, label_field = str(data.image_field), str(data.label_field)
     train_set, val_set = (
-        open_dataset(path, data.image_field, data.label_field) for path in (data.train, data.val)
+        open_dataset(str(path), image_field, label_field) for path in (data.train, data.val)
     )
-    assert data.label_field is not None, "with_field_names has given it"
-    train, val = (_read_labels(dataset, data.label_field) for dataset in (train_set, val_set))
+    train, val = (_read_labels(dataset, label_field) for dataset in (train_set, val_set))
     if train.shape[1] != val.shape[1]:
         raise UserError(
             f"{data.val}: field '{data.label_field}': got {val.shape[1]} labels per image, "

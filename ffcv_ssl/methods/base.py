@@ -31,6 +31,9 @@ Features = dict[str, torch.Tensor]
 """Of one view, by name: `backbone`, `projector_1`... `embedding` (the last depth), (B, D) each, and
 what heads and targets add."""
 
+Loss = tuple[torch.Tensor, dict[str, torch.Tensor]]
+"""A scalar loss, and its named terms for the log."""
+
 
 class Method(nn.Module, ABC):
     """A loss with the heads and teachers it needs. Subclasses override what differs.
@@ -79,9 +82,7 @@ class Method(nn.Module, ABC):
         return [{} for _ in views]
 
     @abstractmethod
-    def loss(
-        self, outputs: list[Features], labels: torch.Tensor | None
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(self, outputs: list[Features], labels: torch.Tensor | None) -> Loss:
         """The loss of the global batch, and its named terms for the log, all scalars.
 
         outputs: features of V views of this rank's images; labels: (B of this rank,), -1: none.

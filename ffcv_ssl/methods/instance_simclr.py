@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ffcv_ssl.config.settings import SimCLRConfig
-from ffcv_ssl.methods.base import Features, Method
+from ffcv_ssl.methods.base import Features, Loss, Method
 from ffcv_ssl.methods.numeric import unit_rows
 
 
@@ -31,8 +31,6 @@ class InstanceSimCLR(Method):
     group, Settings = "simclr", SimCLRConfig
     min_views = max_views = 3
 
-    def loss(
-        self, outputs: list[Features], labels: torch.Tensor | None
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(self, outputs: list[Features], labels: torch.Tensor | None) -> Loss:
         anchor, positive, negative = self.all_gather(outputs)
         return instance_nt_xent(anchor, positive, negative, self.settings.temperature), {}

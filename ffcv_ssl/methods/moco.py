@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 from torch import nn
 
-from ffcv_ssl.methods.base import Features, Method
+from ffcv_ssl.methods.base import Features, Loss, Method
 from ffcv_ssl.methods.ema_teacher import EMATeacher
 from ffcv_ssl.methods.feature_queue import FeatureQueue
 from ffcv_ssl.methods.numeric import unit_rows
@@ -84,9 +84,7 @@ class MoCo(Method):
         start = self.world.rank * len(images)
         return [{"key": shuffled[order.argsort()[start : start + len(images)]]}]
 
-    def loss(
-        self, outputs: list[Features], labels: torch.Tensor | None
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(self, outputs: list[Features], labels: torch.Tensor | None) -> Loss:
         self.keys = unit_rows(self.all_gather(outputs[:1], "key")[0].detach())  # (B, D)
         queries = self.all_gather(outputs[1:])
         return info_nce(queries, self.keys, self.queue.rows, self.settings.temperature), {}

@@ -12,7 +12,7 @@ import torch
 from jsonargparse.typing import PositiveInt
 from torch import nn
 
-from ffcv_ssl.methods.base import Features, Method, apply_head
+from ffcv_ssl.methods.base import Features, Loss, Method, apply_head
 from ffcv_ssl.methods.numeric import unit_rows
 from ffcv_ssl.training.models import Model, make_mlp
 from ffcv_ssl.training.world import World
@@ -57,7 +57,5 @@ class SimSiam(Method):
     def constant_lr(self) -> dict[nn.Module, float]:
         return {self.predictor: 1.0} if self.settings.constant_predictor_lr else {}
 
-    def loss(
-        self, outputs: list[Features], labels: torch.Tensor | None
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(self, outputs: list[Features], labels: torch.Tensor | None) -> Loss:
         return simsiam(self.all_gather(outputs, "prediction"), self.all_gather(outputs)), {}

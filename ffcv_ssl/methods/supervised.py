@@ -12,7 +12,7 @@ import torch
 from jsonargparse.typing import ClosedUnitInterval
 from torch import nn
 
-from ffcv_ssl.methods.base import Features, Method
+from ffcv_ssl.methods.base import Features, Loss, Method
 from ffcv_ssl.methods.numeric import cross_entropy
 from ffcv_ssl.training.models import Model
 from ffcv_ssl.training.world import World
@@ -41,9 +41,8 @@ class Supervised(Method):
         for features in outputs:
             features["class"] = self.classifier(features["embedding"])
 
-    def loss(
-        self, outputs: list[Features], labels: torch.Tensor | None
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(self, outputs: list[Features], labels: torch.Tensor | None) -> Loss:
+        assert labels is not None, "needs_labels"
         logits = self.all_gather(outputs, "class")  # (V, B, K)
         labels = self.world.gather(labels).repeat(len(logits))
         return cross_entropy(logits.flatten(0, 1), labels, self.settings.label_smoothing), {}

@@ -12,15 +12,16 @@ import os
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from ffcv_ssl.errors import CheckpointError
-from ffcv_ssl.files import explained, replacing, sync_folder
+from ffcv_ssl.files import StrPath, explained, replacing, sync_folder
 
 
-def save(path, state):
+def save(path: StrPath, state: dict[str, Any]) -> None:
     """Write `state` (dict of tensors and plain types) to `path`; the old file stays until the new
     is safe on disk.
 
@@ -34,7 +35,9 @@ def save(path, state):
     sync_folder(path.parent)
 
 
-def load(path, remedy="restore a kept copy, or delete it to start again"):
+def load(
+    path: StrPath, remedy: str = "restore a kept copy, or delete it to start again"
+) -> dict[str, Any]:
     """Read a checkpoint onto the CPU, without executing anything in it. Raises CheckpointError,
     with `remedy` for a file that is none."""
     try:
@@ -64,7 +67,7 @@ def _reason(path, error):
     return "it holds other objects than tensors" if is_foreign else "it is damaged or cut off"
 
 
-def keep_copy(path, kept):
+def keep_copy(path: StrPath, kept: StrPath) -> None:
     """Make `kept` the same file as the checkpoint at `path`, if it is not there yet: a hard link
     where the file system has them (free, and safe because `save` replaces and never overwrites),
     else a copy."""
@@ -88,7 +91,7 @@ def keep_copy(path, kept):
     os.replace(temporary, kept)
 
 
-def to_plain(value, where="state"):
+def to_plain(value: Any, where: str = "state") -> Any:
     """The same value in types that `weights_only` loading accepts: NumPy scalars become numbers,
     subclasses of str (as `torch.__version__`) and paths become str, mappings dict. Raises TypeError
     naming the key for anything else."""
@@ -113,7 +116,7 @@ def to_plain(value, where="state"):
     )
 
 
-def versions():
+def versions() -> dict[str, str]:
     """Versions of what computes a run's losses."""
     import torchvision
 
@@ -123,16 +126,16 @@ def versions():
     return {module.__name__: str(module.__version__) for module in modules}
 
 
-def rng_state():
+def rng_state() -> dict[str, Any]:
     """State of the generators that training may draw from: torch's, of CPU and of each CUDA device,
     as tensors."""
-    state = {"cpu": torch.get_rng_state()}
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 
 
-def restore_rng_state(state):
+def restore_rng_state(state: dict[str, Any]) -> None:
     """Undo to `rng_state()`; CUDA states are restored for the devices that both sides have."""
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available():
@@ -140,7 +143,7 @@ def restore_rng_state(state):
             torch.cuda.set_rng_state(cuda_state, device)
 
 
-def save_weights(path, module, about):
+def save_weights(path: StrPath, module: torch.nn.Module, about: dict[str, str]) -> None:
     """Write a module's weights and buffers under its own names as safetensors, atomically, with
     `about` (dict of str) as metadata. Raises CheckpointError where it cannot be written."""
     from safetensors.torch import save

@@ -9,6 +9,8 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.errors import BetonError, CheckpointError, NonFiniteLoss, UserError
@@ -29,15 +31,15 @@ class StopSignal:
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
-    def __init__(self):
-        self.received = []
-        self.former = {}
+    def __init__(self) -> None:
+        self.received: list[signal.Signals] = []
+        self.former: dict[int, Any] = {}
 
     @property
-    def asked(self):
+    def asked(self) -> bool:
         return bool(self.received)
 
-    def __enter__(self):
+    def __enter__(self) -> StopSignal:
         outer = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
         if isinstance(outer, StopSignal):
             self.received = outer.received
@@ -53,12 +55,12 @@ class StopSignal:
         if number == signal.SIGINT:
             signal.signal(number, self.former[number])
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         for number, handler in self.former.items():
             signal.signal(number, handler)
 
 
-def run_ranks(run, argv):
+def run_ranks(run: Callable[[Sequence[str]], tuple[int, Any]], argv: Sequence[str]) -> int:
     """Call run(argv) -> (exit code, summary) in each rank of a command, and return the exit code;
     the first rank prints the summary as JSON.
 

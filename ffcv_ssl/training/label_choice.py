@@ -9,6 +9,7 @@ machine; with one seed, a larger fraction or count contains the smaller one.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,15 @@ _MAX_LISTED = 10
 
 
 def choose_labels(
-    labels, num_classes, scheme, fraction=None, count=None, file=None, seed=0, names=None
-):
+    labels: np.ndarray | None,
+    num_classes: int,
+    scheme: str,
+    fraction: float | None = None,
+    count: int | None = None,
+    file: str | None = None,
+    seed: int = 0,
+    names: Sequence[str] | Callable[[], Sequence[str] | None] | None = None,
+) -> np.ndarray:
     """The labels that training may see: a copy of `labels` with -1 where a label is not chosen.
 
     labels: (N,) int64, 0 to num_classes - 1, or -1: unlabelled; None: no sample has any. Schemes:
@@ -63,7 +71,7 @@ def choose_labels(
     return kept
 
 
-def class_counts(labels, num_classes):
+def class_counts(labels: np.ndarray, num_classes: int) -> str:
     """One line about chosen labels: `4000 labels of 10 classes, 379 to 421 each`, and classes
     without any by their numbers. labels: (N,) int64, -1: none."""
     counts = np.bincount(labels[labels >= 0], minlength=num_classes)

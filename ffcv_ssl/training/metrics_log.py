@@ -12,15 +12,16 @@ import math
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
-from ffcv_ssl.files import write_text
+from ffcv_ssl.files import StrPath, write_text
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FOLDER = "tensorboard"
 X_AXES = ("epoch", "step", "updates", "images", "views", "flops", "seconds")
 
 
-def read_metrics(folder):
+def read_metrics(folder: StrPath) -> list[dict[str, Any]]:
     """All complete lines of a run's metrics, in order, as dicts; an empty list where there is no
     file.
 
@@ -49,7 +50,9 @@ class MetricsLog:
     returns; `sync` puts it on disk.
     """
 
-    def __init__(self, folder, last_step=None, tensorboard=True):
+    def __init__(
+        self, folder: StrPath, last_step: int | None = None, tensorboard: bool = True
+    ) -> None:
         self.folder = Path(folder)
         kept = (
             [] if last_step is None else [r for r in read_metrics(folder) if r["step"] <= last_step]
@@ -67,7 +70,7 @@ class MetricsLog:
         shutil.rmtree(self.folder / EVENTS_FOLDER, ignore_errors=True)
         return SummaryWriter(str(self.folder / EVENTS_FOLDER))
 
-    def write(self, record):
+    def write(self, record: dict[str, Any]) -> None:
         """Append one record: a dict with `step` and numbers; non-finite numbers are written as
         null."""
         line = _line(record)
@@ -83,25 +86,25 @@ class MetricsLog:
             if key not in X_AXES and isinstance(value, int | float):
                 self._events.add_scalar(key, value, record["step"])
 
-    def has_evaluation(self, step):
+    def has_evaluation(self, step: int) -> bool:
         """Whether the evaluation after `step` steps is on record."""
         return any(r["step"] == step and is_evaluation(r) for r in self.records)
 
-    def latest(self, prefix):
+    def latest(self, prefix: str) -> dict[str, Any]:
         """The newest record with a key that starts with `prefix`, or an empty dict."""
         for record in reversed(self.records):
             if any(key.startswith(prefix) for key in record):
                 return record
         return {}
 
-    def sync(self):
+    def sync(self) -> None:
         """Put all lines on disk, so that a checkpoint written afterwards never knows more than the
         metrics."""
         os.fsync(self._file.fileno())
         if self._events is not None:
             self._events.flush()
 
-    def close(self):
+    def close(self) -> None:
         """Close the file and the events; a second call does nothing."""
         self._file.close()
         if self._events is not None:
@@ -109,7 +112,7 @@ class MetricsLog:
             self._events = None
 
 
-def is_evaluation(record):
+def is_evaluation(record: dict[str, Any]) -> bool:
     """Whether a record holds an evaluation rather than training figures."""
     return any(key.startswith("val/") for key in record)
 

@@ -6,16 +6,21 @@ left out, and the counts are summed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ffcv_ssl.loader import OrderOption
+from ffcv_ssl.config.settings import DataConfig, EvaluationConfig
+from ffcv_ssl.loader import Loader, OrderOption
 from ffcv_ssl.training.probes import knn_scores, topk_correct
-from ffcv_ssl.training.run_data import check_classes, make_loader
+from ffcv_ssl.training.run_data import RunData, check_classes, make_loader
+from ffcv_ssl.training.world import World
 
 
-def labels_of(batch, field):
+def labels_of(batch: Any, field: str) -> Any:
     """(B,) int64 labels of a batch; -1 where an image is unlabelled or only pads the batch. None
     where the loader has no such field."""
     if not hasattr(batch, field):
@@ -26,7 +31,16 @@ def labels_of(batch, field):
     return labels.masked_fill(torch.as_tensor(~valid, device=labels.device), -1)
 
 
-def open_evaluation(train, val, data, settings, ops, seed, world, channels_last):
+def open_evaluation(
+    train: RunData | None,
+    val: RunData | None,
+    data: DataConfig,
+    settings: EvaluationConfig,
+    ops: dict[str, list],
+    seed: int,
+    world: World,
+    channels_last: bool,
+) -> OnlineEvaluation | None:
     """The evaluation of a run that trains on `train` and validates on `val` (RunData, or None), or
     None where one of them has no labels, which is said.
 
@@ -38,8 +52,9 @@ def open_evaluation(train, val, data, settings, ops, seed, world, channels_last)
             world.say(f"{dataset.path}: no labels in field '{data.label_field}': no probes")
         if dataset is None or dataset.labels is None:
             return None
+    assert train is not None and val is not None
     check_classes(train, val, data.label_field)
-    options = {
+    options: dict[str, Any] = {
         "batch_size": max(1, settings.batch_size // world.size), "drop_last": False, "seed": seed,
         "order": OrderOption.SEQUENTIAL,
     }  # fmt: skip
@@ -57,20 +72,34 @@ class OnlineEvaluation:
     """The validation file's loader and, for k-NN, that of the bank; `settings` has knn_k and
     knn_temperature. `bank_loader` None: no k-NN."""
 
-    def __init__(self, val_loader, bank_loader, label_field, settings, num_classes, world):
+    def __init__(
+        self,
+        val_loader: Loader,
+        bank_loader: Loader | None,
+        label_field: str,
+        settings: Any,
+        num_classes: int,
+        world: World,
+    ) -> None:
         self.val_loader, self.bank_loader = val_loader, bank_loader
         self.label_field, self.settings = label_field, settings
         self.num_classes, self.world = num_classes, world
 
     @torch.no_grad()
-    def run(self, encode, probes, before_batch):
+    def run(
+        self,
+        encode: Callable[[torch.Tensor], dict[str, torch.Tensor]],
+        probes: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+        before_batch: Callable[[], object],
+    ) -> dict[str, float]:
         """{"val/<depth or knn>/top<1 or 5>": share in [0, 1]}.
 
         encode: views (B, 3, H, W) -> features by depth. probes: features -> logits by depth.
         before_batch() is called before each batch and may raise to end the evaluation.
         """
         bank = self._encode_bank(encode, before_batch) if self.bank_loader is not None else None
-        counts, num_labelled = {}, 0
+        counts: dict[str, Any] = {}
+        num_labelled: Any = 0
         for batch in self.val_loader:
             before_batch()
             labels, features = labels_of(batch, self.label_field), encode(batch.view_0)
@@ -78,7 +107,8 @@ class OnlineEvaluation:
             if bank is not None:
                 queries = F.normalize(features["backbone"].float(), dim=1)
                 k, temperature = self.settings.knn_k, self.settings.knn_temperature
-                scores["knn"] = knn_scores(queries, *bank, self.num_classes, k, temperature)
+                rows, classes = bank
+                scores["knn"] = knn_scores(queries, rows, classes, self.num_classes, k, temperature)
             for name, values in scores.items():
                 for k in (1, 5):
                     key = f"val/{name}/top{k}"
@@ -98,7 +128,7 @@ class OnlineEvaluation:
         labels = self.world.gather(torch.cat(labels))
         return features[labels >= 0], labels[labels >= 0]
 
-    def close(self):
+    def close(self) -> None:
         """End the loaders' threads."""
         for loader in (self.val_loader, self.bank_loader):
             if loader is not None:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ffcv_ssl.files import save_figure
+from ffcv_ssl.files import StrPath, save_figure
 from ffcv_ssl.training.metrics_log import read_metrics
 
 REPORT_FILE = "report.png"
 
 
-def draw_report(folder, views=None):
+def draw_report(folder: StrPath, views: list[np.ndarray] | None = None) -> Path:
     """Draw the run in `folder` from its metrics; returns the picture's path.
 
     views: for each view a uint8 (B, H, W, 3) array of the same B images, or None. What was not

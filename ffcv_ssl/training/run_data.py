@@ -7,14 +7,17 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.fields import IntField, RGBImageField
 from ffcv_ssl.fields.basics import IntDecoder
+from ffcv_ssl.files import StrPath
 from ffcv_ssl.loader import Loader, OrderOption
 from ffcv_ssl.reader import Reader
+from ffcv_ssl.training.world import World
 from ffcv_ssl.transforms import NormalizeImage, Squeeze, ToDevice, ToTensor, ToTorchImage
 
 MAX_CLASSES = 100_000  # what is measured has a cell for each pair of classes
@@ -34,26 +37,29 @@ class RunData:
     num_classes: int
     """From the file's class names, or the largest label + 1; 0 without labels."""
 
-    def describe(self):
+    def describe(self) -> str:
         """The dataset's content in a few words, equal for equal content wherever the file lies."""
         return f"{self.fingerprint} ({self.num_samples} samples)"
 
-    def names(self):
+    def names(self) -> tuple[str, ...] | None:
         """The samples' file names, (N,) texts, or None where the file has none; read anew."""
         with Reader(self.path) as reader:
             return reader.names
 
-    def draw_labelled(self, size, seed):
+    def draw_labelled(self, size: int, seed: int) -> np.ndarray:
         """Indices (<= size,) of labelled samples, sorted, the same ones for one seed."""
+        assert self.labels is not None, "open_evaluation has seen to that"
         labelled = np.flatnonzero(self.labels >= 0)
         generator = np.random.Generator(np.random.Philox(seed))
         return np.sort(generator.permutation(labelled)[:size])
 
-    def sample_views(self, ops, image_field, seed, num_images=8):
+    def sample_views(
+        self, ops: dict[str, list], image_field: str, seed: int, num_images: int = 8
+    ) -> list[np.ndarray]:
         """The first images' views in epoch 0, to look at: for each list of ops in the dict `ops`, a
         uint8 (B, H, W, 3) array."""
         size = min(num_images, self.num_samples)
-        pipelines = dict.fromkeys(self.field_names)
+        pipelines: dict[str, Any] = dict.fromkeys(self.field_names)
         del pipelines[image_field]
         pipelines |= {name: (image_field, [*list_, ToTensor()]) for name, list_ in ops.items()}
         with Loader(
@@ -71,15 +77,22 @@ class RunData:
             return [getattr(batch, name).numpy().copy() for name in ops]
 
 
-def make_loader(dataset, data, views, world, channels_last, **options):
+def make_loader(
+    dataset: RunData,
+    data: Any,
+    views: dict[str, list],
+    world: World,
+    channels_last: bool,
+    **options: Any,
+) -> Loader:
     """A loader of normalised float32 views (B, 3, H, W) on the rank's device, and of the labels.
 
     data: a DataConfig. views: dict of name -> list of ops from the decoded image on. options: those
     of `Loader`; order, seed, batch_size (a rank's) among them.
     """
-    finish = [ToTensor(), ToDevice(world.device), ToTorchImage(channels_last=channels_last)]
+    finish: list = [ToTensor(), ToDevice(world.device), ToTorchImage(channels_last=channels_last)]
     finish += [NormalizeImage(np.array(data.mean), np.array(data.std), np.float32)]
-    pipelines = dict.fromkeys(dataset.field_names)  # None: what nobody asks for is not read
+    pipelines: dict[str, Any] = dict.fromkeys(dataset.field_names)
     del pipelines[data.image_field]
     for name, ops in views.items():
         pipelines[name] = (data.image_field, ops + finish)
@@ -95,7 +108,7 @@ def make_loader(dataset, data, views, world, channels_last, **options):
     )  # fmt: skip
 
 
-def rank_share(what, size, world):
+def rank_share(what: str, size: int, world: World) -> int:
     """The part of a batch of `size` that each rank takes. Raises UserError if there is a rest."""
     share, rest = divmod(size, world.size)
     if rest:
@@ -103,13 +116,13 @@ def rank_share(what, size, world):
     return share
 
 
-def set_resolution(loader, sides_px):
+def set_resolution(loader: Loader, sides_px: dict[str, int]) -> None:
     """Sides in pixels of a loader's views by name, from its next `iter()` on."""
     for name, side in sides_px.items():
         loader.set_resolution(side, name)
 
 
-def open_dataset(path, image_field="image", label_field="label"):
+def open_dataset(path: StrPath, image_field: str = "image", label_field: str = "label") -> RunData:
     """Read a file's description. Raises UserError where the file cannot serve a training run, and
     BetonError where it is damaged."""
     if not Path(path).is_file():
@@ -123,8 +136,8 @@ def open_dataset(path, image_field="image", label_field="label"):
             labels = _labels(path, reader, label_field)
         num_classes = 0
         if labels is not None:
-            names = reader.class_names.get(label_field) or ()
-            num_classes = max(len(names), int(labels.max()) + 1)
+            class_names = reader.class_names.get(label_field) or ()
+            num_classes = max(len(class_names), int(labels.max()) + 1)
         return RunData(
             path=str(path),
             num_samples=reader.num_samples,
@@ -135,7 +148,7 @@ def open_dataset(path, image_field="image", label_field="label"):
         )
 
 
-def check_classes(train, val, label_field):
+def check_classes(train: RunData, val: RunData, label_field: str) -> tuple[str, ...] | None:
     """The training file's class names (a tuple, or None). Raises UserError where two RunData differ
     in a name or, both with names, in their number, or where `val` has more classes.
 
@@ -160,7 +173,7 @@ def check_classes(train, val, label_field):
 
 
 @functools.cache
-def tell_once(line):
+def tell_once(line: str) -> None:
     """Print a line on stderr: once a process, and by the first rank alone."""
     if os.environ.get("RANK", "0") == "0":
         print(line, file=sys.stderr, flush=True)

@@ -7,15 +7,17 @@ part of the run and is removed when it goes on.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-import yaml
 
 from ffcv_ssl.config.plain import config_differences
-from ffcv_ssl.config.renamed import rename
+from ffcv_ssl.config.renamed import Table, rename
+from ffcv_ssl.config.yaml_layers import yaml_text
 from ffcv_ssl.errors import UserError
-from ffcv_ssl.files import explained, write_text
+from ffcv_ssl.files import StrPath, explained, write_text
 from ffcv_ssl.training import checkpoint
 from ffcv_ssl.training.metrics_log import METRICS_FILE, MetricsLog
 
@@ -29,15 +31,24 @@ class RunFolder:
     as `config.renamed.rename` takes them.
     """
 
-    def __init__(self, path, config, datasets, free_keys, free_groups, writes=True, renamed=None):
+    def __init__(
+        self,
+        path: StrPath,
+        config: dict[str, Any],
+        datasets: Mapping[str, Any],
+        free_keys: tuple[str, ...],
+        free_groups: tuple[str, ...],
+        writes: bool = True,
+        renamed: Table | None = None,
+    ) -> None:
         self.path, self.writes = Path(path), writes
         self.renamed = renamed or {}
         self.config = config
         self.datasets = {name: data and data.describe() for name, data in datasets.items()}
         self.free_keys, self.free_groups = free_keys, free_groups
-        self.log = None
+        self.log: MetricsLog | None = None
 
-    def read_checkpoint(self):
+    def read_checkpoint(self) -> dict[str, Any] | None:
         """The checkpoint's state, or None. Raises UserError, both sides named, for another run's,
         and CheckpointError for an unreadable one."""
         path = self.path / CHECKPOINT
@@ -59,7 +70,7 @@ class RunFolder:
             raise UserError(f"{path}: another run's: {what}; restore that or use another --out")
         return saved
 
-    def open_log(self, last_step, tensorboard):
+    def open_log(self, last_step: int | None, tensorboard: bool) -> None:
         """Begin the metrics anew (`last_step` None), or go on behind that step."""
         if not self.writes:
             return
@@ -69,14 +80,14 @@ class RunFolder:
         with self._explained_log():
             self.log = MetricsLog(self.path, last_step, tensorboard)
 
-    def write_config(self):
+    def write_config(self) -> None:
         """Put the resolved configuration into `config.yaml`."""
         if self.writes:
-            text, path = yaml.safe_dump(self.config, sort_keys=False), self.path / "config.yaml"
+            text, path = yaml_text(self.config), self.path / "config.yaml"
             with explained(path):
                 write_text(path, text)
 
-    def write(self, record):
+    def write(self, record: dict[str, Any]) -> None:
         """Append one record to the metrics."""
         if self.log is not None:
             with self._explained_log():
@@ -85,33 +96,34 @@ class RunFolder:
     def _explained_log(self):
         return explained(self.path / METRICS_FILE)
 
-    def has_evaluation(self, step):
+    def has_evaluation(self, step: int) -> bool:
         """Whether the evaluation after `step` steps is on record; False if nothing is written."""
         return self.log is not None and self.log.has_evaluation(step)
 
-    def latest(self, *prefixes):
+    def latest(self, *prefixes: str) -> dict[str, Any]:
         """The newest values of the keys that start with one of the prefixes."""
         records = [self.log.latest(prefix) for prefix in prefixes] if self.log else []
         found = {key: value for record in records for key, value in record.items()}
         return {key: value for key, value in found.items() if key.startswith(prefixes)}
 
-    def save(self, state):
+    def save(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint, once the metrics are on disk."""
         if self.writes:
+            assert self.log is not None, "open_log comes first"
             with self._explained_log():
                 self.log.sync()
             about = {"format": FORMAT, "config": self.config, "datasets": self.datasets}
             threads = {"threads": torch.get_num_threads(), "versions": checkpoint.versions()}
             checkpoint.save(self.path / CHECKPOINT, {**about, **state, **threads})
 
-    def keep_copy(self, epoch):
+    def keep_copy(self, epoch: int) -> None:
         """Keep the checkpoint as that of `epoch`, for good."""
         if self.writes:
             kept = self.path / f"checkpoint_epoch_{epoch:04d}.pt"
             with explained(kept):
                 checkpoint.keep_copy(self.path / CHECKPOINT, kept)
 
-    def note_versions(self, saved):
+    def note_versions(self, saved: dict[str, Any]) -> str | None:
         """What makes the losses' last bits differ from those before a resume, or None."""
         now = {"threads": torch.get_num_threads(), **checkpoint.versions()}
         before = {"threads": saved["threads"], **saved["versions"]}
@@ -119,7 +131,7 @@ class RunFolder:
             return None
         return f"{self.path}: losses may differ in their last bits: {before} before, {now} now"
 
-    def close(self):
+    def close(self) -> None:
         """Close the metrics; a second call does nothing."""
         if self.log is not None:
             with self._explained_log():

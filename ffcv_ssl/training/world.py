@@ -11,7 +11,8 @@ import datetime
 import os
 import time
 import uuid
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
@@ -24,7 +25,7 @@ PATIENCE = datetime.timedelta(minutes=20)
 """How long a rank waits for another before it gives up with an error."""
 
 
-def choose_device(name):
+def choose_device(name: str) -> torch.device:
     """A torch device by name; `auto` is the CUDA device where there is one. Raises UserError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -37,12 +38,16 @@ def choose_device(name):
 class World:
     """This process' place in the run. rank: of size; local_rank: on its node; device: its own."""
 
-    def __init__(self, rank=0, size=1, local_rank=0, device="cpu"):
+    def __init__(
+        self, rank: int = 0, size: int = 1, local_rank: int = 0, device: str | torch.device = "cpu"
+    ) -> None:
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self.device = torch.device(device)
 
     @classmethod
-    def join(cls, device_name="auto", num_threads=0, launcher=None):
+    def join(
+        cls, device_name: str = "auto", num_threads: int = 0, launcher: dict[str, str] | None = None
+    ) -> World:
         """Meet the other ranks, if there are any, as torchrun's environment variables say, or as
         `launcher` (dict with the same names) does, which is put into the environment.
 
@@ -72,16 +77,16 @@ class World:
         return cls(rank, size, local_rank, device)
 
     @property
-    def is_first(self):
+    def is_first(self) -> bool:
         """Whether this is the rank that writes and speaks."""
         return self.rank == 0
 
-    def say(self, text, file=None):
+    def say(self, text: object, file: TextIO | None = None) -> None:
         """Print a line, on stdout if no file is given, once for all ranks."""
         if self.is_first:
             print(text, file=file, flush=True)
 
-    def gather(self, tensor, dim=0):
+    def gather(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
         """Every rank's tensor, of equal shape, one after the other along `dim`; gradients flow.
 
         What follows must be the same computation on every rank, as a loss over the global batch is,
@@ -89,14 +94,14 @@ class World:
         """
         return tensor if self.size == 1 else _Gather.apply(tensor, self, dim)
 
-    def sum_(self, tensor):
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over ranks, in place; returns the tensor."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     @torch.no_grad()
-    def sum_gradients_(self, parameters):
+    def sum_gradients_(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its sum over ranks, in one message."""
         if self.size == 1:
             return
@@ -106,7 +111,7 @@ class World:
         parts = flat.split([g.numel() for g in gradients])
         torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients)])
 
-    def any(self, *flags):
+    def any(self, *flags: bool) -> tuple[bool, ...]:
         """For each flag (bool) whether any rank raised it."""
         if self.size == 1:
             return flags
@@ -114,36 +119,37 @@ class World:
         dist.all_reduce(raised, dist.ReduceOp.MAX)
         return tuple(bool(flag) for flag in raised.tolist())
 
-    def from_first(self, flag):
+    def from_first(self, flag: object) -> bool:
         """The first rank's flag (bool), on every rank."""
         return self.any(bool(flag) and self.is_first)[0]
 
-    def broadcast_(self, tensors):
+    def broadcast_(self, tensors: Iterable[torch.Tensor]) -> None:
         """Overwrite tensors with the first rank's."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
-    def barrier(self):
+    def barrier(self) -> None:
         """Wait until every rank is here."""
         self.any(False)
 
-    def leave(self):
+    def leave(self) -> None:
         """Part from the other ranks; a second call does nothing."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
-            # gloo's threads may still hold tensors of the last calls, and free their Python halves:
-            # one that does so while the interpreter ends can abort the process, a crash to
-            # torchrun. So they are given time.
+            # gloo's threads may still hold tensors of the last calls. A thread that frees a
+            # tensor while the interpreter ends can abort the process, which torchrun takes for a
+            # crash. So the threads get time to finish.
             time.sleep(0.2)
 
 
-def meet(store, rank, size):
+def meet(store: Any, rank: int, size: int) -> dist.Store:
     """A part of `store` (torch.distributed.Store) that only the ranks of this start write to.
 
-    torchrun keeps one store over all its restarts: what killed ranks left there, gloo would take
-    for the addresses of the new ones, and fail, or wait for ever. So the first rank numbers each
-    start, and gives the number to every rank that answers: a dead one's token is never answered.
+    torchrun keeps one store over all its restarts. The store still holds the addresses of killed
+    ranks; gloo would connect to these addresses, and fail or wait for ever. So the first rank
+    numbers each start and gives the number to every rank that asks with a token of its own. A dead
+    rank's token is never answered.
     """
     if rank == 0:
         start = f"start/{store.add('start', 1)}"
@@ -160,7 +166,9 @@ def meet(store, rank, size):
     return dist.PrefixStore(start, store)
 
 
-def share_learning(learner, world, unreached=False, compiled=False):
+def share_learning(
+    learner: nn.Module, world: World, unreached: bool = False, compiled: bool = False
+) -> nn.Module:
     """The learner, wrapped so that ranks share gradients and, on CUDA, batch statistics.
 
     unreached: some parameters may get no gradient in some steps. compiled: with torch.compile.
