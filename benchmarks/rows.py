@@ -158,6 +158,7 @@ def stages(path: str, limit: int = 256) -> dict[str, float]:
     with Reader(path) as reader:
         count = min(limit, reader.num_samples)
         metadata, extents = reader.field_metadata("image")[:count], reader.extents("image")
+        assert extents is not None and extents.checksum is not None, "a file of this library"
         pointers, sizes = extents.pointer[:count], extents.size[:count]
         offsets = np.concatenate([[0], np.cumsum(-(-sizes.astype(np.int64) // 64) * 64)])
         buffer, status = np.empty(offsets[-1], np.uint8), np.empty(count, np.int64)

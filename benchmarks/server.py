@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +29,7 @@ class PeerProcess:
 
     def __init__(self, name: str, column: str, path: str, folder: str, threads: int) -> None:
         command = [sys.executable, "-m", "benchmarks.server", name, column, path, folder]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen([*command, str(threads)], start_new_session=True, **pipes)
         self.name = name
         self._stopped = False
