@@ -41,7 +41,10 @@ def _digest_class(op_class: type[ImageOp]) -> str:
 def _parts(value: Any, seen: set[int]) -> Iterator[bytes]:
     """Bytes that stand for a value that compiled code refers to, functions with all they reach."""
     if isinstance(value, Dispatcher):
-        yield repr(sorted(value.targetoptions.items(), key=str)).encode()
+        for name, option in sorted(value.targetoptions.items()):
+            # A set, as of fastmath's flags, has another order in every process.
+            flags = sorted(option) if isinstance(option, (set, frozenset)) else option
+            yield f"{name}={flags!r}".encode()
         value = value.py_func
     value = getattr(value, "_defn", value)  # what numba's `intrinsic` decorates
     if isinstance(value, types.FunctionType):
