@@ -52,7 +52,8 @@ def _draw_loss(panel, records):
 
 def _draw_accuracies(panel, records, title, wanted):
     points = [r for r in records if any(_is_accuracy(key) for key in r)]
-    names = dict.fromkeys(key[4:-5] for r in points for key in r if _is_accuracy(key))
+    accuracies = [key for r in points for key in r if _is_accuracy(key)]
+    names = dict.fromkeys(key.split("/")[1] for key in accuracies)  # val/backbone/top1
     shown = [name for name in names if wanted(name)]
     for name in shown:
         line = [(r["epoch"], r[f"val/{name}/top1"]) for r in points if f"val/{name}/top1" in r]
