@@ -37,13 +37,13 @@ class PayloadReader:
         assert extents is not None, f"field '{field_name}' has no payloads"
         self.pointers, self.sizes = extents.pointer, extents.size
         self.checksums = extents.checksum
+        self.verify = extents.checksum is not None
 
     def read(
         self, samples: np.ndarray, scratch: Scratch
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[int, BetonError]]:
         """(buffer, offsets (N,), sizes (N,), {position: BetonError})."""
         sizes, pointers = self.sizes[samples], self.pointers[samples]
-        verify = self.checksums is not None
         checksums = _NO_CHECKSUMS if self.checksums is None else self.checksums[samples]
         room = (sizes.astype(np.int64) + (_ALIGN - 1)) & -_ALIGN
         stops = np.cumsum(room)
@@ -51,7 +51,7 @@ class PayloadReader:
         buffer = scratch.take("encoded", stops[-1], np.uint8)
         status = np.empty(len(samples), np.int64)
         fd = self.reader.fd
-        read_samples(fd, pointers, sizes, checksums, verify, offsets, buffer, status)
+        read_samples(fd, pointers, sizes, checksums, self.verify, offsets, buffer, status)
         if not status.any():
             return buffer, offsets, sizes, {}
         bad = {int(i): self._error(samples[i], status[i]) for i in np.flatnonzero(status != OK)}

@@ -330,6 +330,6 @@ def test_a_mistyped_run_is_not_taken_for_the_folder_around_it(tmp_path, capsys):
 
 @pytest.mark.parametrize("protocol", ["suite", "curve", "seeds", "export"])
 def test_several_ranks_are_refused_where_one_process_writes(protocol):
-    config_class, run, _ = evaluate.COMMANDS[protocol]
+    config_class, run = evaluate.COMMANDS[protocol][:2]
     with pytest.raises(UserError, match=f"{protocol}: got 2 ranks, expected one"):
         run(config_class(), SimpleNamespace(size=2), None)
