@@ -60,6 +60,7 @@ DEFAULTS = {
         "steps": 1, "loop_steps": 2, "ramp": None, "runs": 2,
     },
 }  # fmt: skip
+METHODS = (*train.METHODS, "supervised", "instance_simclr")
 WARM_STEPS = 5
 """Steps of the loop that do not count: more than there are batches loaded in advance."""
 
@@ -77,7 +78,7 @@ def parse(argv):
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--root", help="folder of photographs; default: images generated here")
     source.add_argument("--beton", help="file to train on, as it is")
-    methods = [*train.METHODS, "all"]
+    methods = [*METHODS, "all"]
     parser.add_argument("--methods", nargs="+", choices=methods, default=["all"])
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=_count, default=0, help="of torch (default: the cores)")
@@ -94,7 +95,7 @@ def parse(argv):
     parser.add_argument("--results", help="JSON file to write, or to add methods to")
     options, rest = parser.parse_known_args(argv)
     if "all" in options.methods:
-        options.methods = list(train.METHODS)
+        options.methods = list(METHODS)
     return options, rest
 
 

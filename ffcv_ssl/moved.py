@@ -193,6 +193,12 @@ NAMES: dict[str, dict[str, str]] = {
     "pipelines.grid": {
         "COLOURS": "pipelines.picture:COLORS",
     },
+    "ffcv_ssl.probing": {
+        "hits": "ffcv_ssl.training.probes:topk_correct",
+    },
+    "pipelines.recipes": {
+        "BYOL_COLOUR": "pipelines.recipes:BYOL_COLOR",
+    },
     "pipelines.view": {
         "CROPS": "ffcv_ssl.transforms.crop:CROPS",
     },

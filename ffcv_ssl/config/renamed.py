@@ -24,7 +24,7 @@ class NewName(NamedTuple):
 
     name: str
     convert: Callable[[Any], Any]
-    """Takes a value from YAML, or its text on a command line."""
+    """Takes a value from YAML, or its text on a command line. A group of settings is left alone."""
 
 
 Table = Mapping[str, "NewName | str"]
@@ -80,6 +80,8 @@ def _rename_keys(settings, old, new, convert):
     settings, group = _copied(settings, groups)
     if group is None or last not in group:
         return settings, False
+    if isinstance(group[last], dict) and convert is not _same:
+        return settings, False  # another setting's group, for example of another command
     value = convert(group.pop(last))
     *groups, last = new.split(".")
     settings, target = _copied(settings, groups, missing={})

@@ -24,11 +24,15 @@ def layer_of_depth(depth: Any) -> Any:
     return int(number) if number.isdecimal() else depth
 
 
+def _unchanged(value: Any) -> Any:
+    return value
+
+
 RENAMED: Table = {
     "layer": NewName("depth", depth_of_layer),
     "k": "ks",
     "temperature": "temperatures",
-    "views": "num_views",
+    "views": NewName("num_views", _unchanged),  # in configurations of train.py it is a group
     "splits": "max_splits",
 }
 _OLD_NAMES: Table = {

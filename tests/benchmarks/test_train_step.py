@@ -88,7 +88,7 @@ SLOW = {
     step_case.MODEL: lambda trainer: (trainer.model.backbone, "forward"),
     step_case.LOSS: lambda trainer: (trainer.method, "loss"),
     step_case.TEACHER: lambda trainer: (trainer.method.teacher, "forward"),
-    step_case.AVERAGE: lambda trainer: (train, "move_average_"),
+    step_case.AVERAGE: lambda trainer: (trainer.method.teacher, "move"),
     step_case.OPTIMIZER: lambda trainer: (trainer.optimizer, "step"),
     step_case.PROBES: lambda trainer: (trainer.probes.optimizer, "step"),
     step_case.AVERAGES: lambda trainer: (trainer.averages, "add_losses"),
@@ -230,7 +230,7 @@ def test_methods_of_an_earlier_record_stay_only_if_machine_settings_and_images_a
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("method", train.METHODS)
+@pytest.mark.parametrize("method", train_step.METHODS)
 def test_every_method_has_a_configuration_for_each_kind_of_device(method, device):
     file = train_step.CONFIGS / train_step.config_file(method, device)
     assert train.read_config([f"--config={file}"]).method == method

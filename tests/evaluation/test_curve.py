@@ -20,6 +20,8 @@ from ffcv_ssl.training.metrics_log import MetricsLog
 from ffcv_ssl.training.models import Model
 from ffcv_ssl.training.world import World
 
+pytestmark = pytest.mark.whole  # whole commands on runs of their own
+
 MODEL = {"backbone": "resnet18", "stem": "cifar", "projector": "", "projector_norm": "hidden"}
 
 

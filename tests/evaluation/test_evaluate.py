@@ -28,6 +28,8 @@ from ffcv_ssl.training.run_data import open_dataset
 from ffcv_ssl.training.world import World
 from pipelines import RECIPES, build
 
+pytestmark = pytest.mark.whole  # whole commands on runs of their own
+
 
 class Colours:
     """Images of 16 x 16 whose class is their colour, with noise; one in ten is unlabelled."""

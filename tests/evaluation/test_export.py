@@ -19,6 +19,8 @@ from ffcv_ssl.training.metrics_log import MetricsLog
 from ffcv_ssl.training.models import Model
 from ffcv_ssl.training.world import World
 
+pytestmark = pytest.mark.whole  # whole commands on runs of their own
+
 RUN = {
     "method": "simclr", "seed": 3, "epochs": 20,
     "data": {"train": "/data/tiny_train.beton", "val": "tiny_val.beton", "batch_size": 64,

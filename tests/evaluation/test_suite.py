@@ -22,6 +22,8 @@ from ffcv_ssl.sources.shapes import WithDistanceBin
 from ffcv_ssl.training.models import Model
 from ffcv_ssl.training.world import World
 
+pytestmark = pytest.mark.whole  # whole commands on runs of their own
+
 MODEL = {"backbone": "resnet18", "stem": "cifar", "projector": "8-4", "projector_norm": "hidden"}
 
 

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 import torch
 from support.small_files import REPOSITORY, write_small
 
@@ -13,6 +14,7 @@ from ffcv_ssl.methods.find import find_method
 from ffcv_ssl.training.metrics_log import read_metrics
 
 
+@pytest.mark.whole
 def test_the_documented_method_has_its_equations_gradient_and_trains(tmp_path, monkeypatch):
     text = (REPOSITORY / "docs" / "adding_a_method.md").read_text()
     folder = tmp_path / "my_methods"

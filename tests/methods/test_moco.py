@@ -135,6 +135,7 @@ def rank_main(world):
     return losses, method.queue.state_dict(), target["key"]
 
 
+@pytest.mark.whole
 def test_two_ranks_have_the_losses_of_one_and_equal_queues(tmp_path):
     first, second = run_ranks(rank_main, tmp_path)
     losses, method = train_steps(World(), 4, 6)

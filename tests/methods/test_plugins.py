@@ -192,6 +192,7 @@ def test_every_hook_is_called_in_its_place(mine, beton, tmp_path, monkeypatch):
     assert weights == [True] * 3 + [False] * 7  # frozen at first; weight decay does not move it
 
 
+@pytest.mark.whole
 def test_two_ranks_train_a_users_method_as_one_does(mine, beton, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     # no batch-norm that would see other batches, but in the backbone: the first loss is compared

@@ -174,6 +174,7 @@ def assert_same(a, b, where="checkpoint"):
 # ---- resume --------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_interrupted_in_two_epochs_is_bit_for_bit_the_undisturbed_one(
     case, undisturbed, tmp_path, files

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import ffcv_ssl
 import pipelines
 
@@ -60,6 +62,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.whole
 def test_a_new_file_in_transforms_is_all_that_a_built_in_op_needs(tmp_path):
     for package in (ffcv_ssl, pipelines):
         folder = Path(package.__file__).parent

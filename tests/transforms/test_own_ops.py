@@ -175,6 +175,7 @@ def test_an_own_op_is_compiled_once_and_again_when_its_code_changes(own_folder):
     assert edited["ratio"] == pytest.approx(0.25, abs=0.02)
 
 
+@pytest.mark.whole
 def test_a_pipeline_without_own_ops_uses_the_kernels_that_are_there(own_folder):
     found = own_folder.run("only_built_in")
     assert found["compiled"] == 0 and found["kernels"] == ["draw_view", "render_view"]
