@@ -48,7 +48,7 @@ class GridConfig:
     size: int = 0
     """Side of a global view in pixels; 0: the first image's short side, at most 224."""
     seed: int = 0
-    """Seed of all draws. The same seed gives the draws of training, epoch after epoch."""
+    """Seed of all draws; as in training, each epoch draws anew."""
 
     def __post_init__(self) -> None:
         for key, low in (("images", 1), ("samples", 1), ("size", 0)):
@@ -110,7 +110,7 @@ def _image_field(reader: Reader) -> str:
 def _draws(
     config: GridConfig, pipelines: dict[str, list[ImageOp]], field: str, indices: list[int]
 ) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Columns of the grid, (view name, images, parameters): all draws of view_0, then view_1...
+    """The grid's columns (view name, images, parameters): all draws of view_0, then view_1...
 
     Each draw is one epoch, because the loader draws once per image and epoch.
     """
