@@ -169,7 +169,7 @@ class Loader:
         )
 
     def _slots_for(self, program: EpochProgram) -> SlotPool:
-        """The slot pool, made anew only when shapes changed."""
+        """The slot pool; a new pool only when shapes changed."""
         if self._slots is None or self._slots.specs != program.specs:
             pinned = needs_cuda(program.tails)
             base = self._shared.batches_ahead + 2

@@ -1,6 +1,6 @@
 """The quality of features: linear probes and k-nearest neighbours, as pure functions of features.
 
-Shapes: B images a batch, D features, N images of the bank, K classes.
+Shapes: B images per batch, D features, N images of the bank, K classes.
 """
 
 from __future__ import annotations
