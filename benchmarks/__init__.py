@@ -1,2 +1,2 @@
-"""Side-by-side measurements; results as JSON under results/, from which the README's table is
-made."""
+"""Side-by-side measurements. The results are JSON files in results/; they make the README's
+table."""

@@ -4,11 +4,11 @@
     python -m benchmarks.fingerprint --tree ../before > before.json    # another checkout
     python -m benchmarks.fingerprint --against before.json     # names what differs, exit code 1
 
-A change that moves code must leave every entry as it was: a digest of a file's samples, of every
-view of every recipe with what was drawn, of each method's loss at each step, of the metrics of
-evaluations. Only commands and import paths that are promised to users are called, so one version of
-this program reads trees of before and after. Digests hold on one kind of CPU and torch version.
-Takes about two minutes on one core for each tree.
+A refactoring must not change any entry. The entries are digests of a file's samples, of every view
+of every recipe with its drawn parameters, of each method's loss at each step, and of the metrics of
+evaluations. This program uses only public commands and import paths, so one version of it works
+with old and new trees. Digests are comparable only on the same kind of CPU and torch version. A
+tree takes about two minutes on one core.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ EVALUATIONS = {
     "finetune": ["--epochs", "2", "--data.batch_size", "32", "--labels.fraction", "0.5"],
 }
 
-# Run with the tree as its folder: prints {name: digest} of the views of every recipe.
+# Runs in the tree's folder; prints {name: digest} of the views of every recipe.
 VIEWS = """
 import hashlib, json, sys
 import numpy as np
@@ -88,8 +88,8 @@ print(json.dumps(found))
 """
 
 
-# Run with the tree as its folder: train.py and evaluate.py in one process, since starting is most
-# of what a small run costs. Stops at the first command that fails.
+# Runs in the tree's folder: train.py and evaluate.py in one process, because small runs mostly cost
+# start-up time. Stops at the first command that fails.
 COMMANDS = """
 import json, sys
 sys.path.insert(0, "")
@@ -104,12 +104,12 @@ for program, words in json.loads(sys.argv[1]):
 
 
 def digest(value) -> str:
-    """Of plain JSON data."""
+    """Digest of plain JSON data."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=10).hexdigest()
 
 
 def call(tree: Path, *words: object) -> str:
-    """The output of a Python command in a tree. Raises SystemExit with what it said if it fails."""
+    """The output of a Python command in a tree. If it fails, raises SystemExit with its output."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *map(str, words)],
@@ -134,7 +134,7 @@ def options(settings: dict[str, str]) -> list[str]:
 
 
 def losses_of(run: Path) -> list[dict]:
-    """Every loss and online evaluation of a run, without times and speeds."""
+    """All losses and online evaluations of a run, without times and speeds."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     wanted = ("train/loss", "val/", "step", "flops", "lr")
     timed = ("train/images_per_s", "train/data_wait")
@@ -145,7 +145,7 @@ def losses_of(run: Path) -> list[dict]:
 
 
 def fingerprint(tree: Path, folder: Path) -> dict[str, str]:
-    """{what: digest} of a tree; files go to `folder`."""
+    """{name: digest} of a tree; files are written to `folder`."""
     found: dict[str, str] = {}
     files = {"train": 192, "val": 64}
     for seed, (name, count) in enumerate(files.items()):
@@ -175,7 +175,7 @@ def fingerprint(tree: Path, folder: Path) -> dict[str, str]:
 
 
 def measured(where: Path) -> dict[str, str]:
-    """The fingerprint of a checkout, or the one that a file holds on its last line."""
+    """The fingerprint of a checkout, or the fingerprint on the last line of a file."""
     if where.is_file():
         known = last_json(where.read_text(encoding="utf-8"))
         return {name: value for name, value in known.items() if name != "differs"}

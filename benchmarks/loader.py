@@ -6,8 +6,8 @@ of peers.
     python -m benchmarks.loader --root FOLDER --results benchmarks/results/loader.json
 
 Runs of all peers are interleaved and the first run of each is discarded. Only ratios within one run
-of this program mean anything. Peers that are not installed are left out and named. The last line is
-JSON.
+of this program are meaningful. Peers that are not installed are named and left out. The last line
+is JSON.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from benchmarks.record import write_record
 from benchmarks.server import PeerProcess
 
 # Largest difference between a peer's views and ours in mean and in standard deviation, in levels of
-# 255, beside three standard errors: resizing, rounding and hue differ a little (DALI's linear hue:
-# 5).
+# 255, in addition to three standard errors. Resizing, rounding and hue differ a little (DALI's
+# linear hue: 5).
 _TOLERANCE_LEVELS = 6.0
 
 
 def measure(files: Files, threads: int, num_runs: int) -> tuple[dict, dict]:
     """({(peer, column): [images/s]}, {peer: {column: `levels_of` its views}}).
 
-    Column by column, the peers' runs interleaved, each peer stopped while another one runs. Exits
-    if a peer's views differ from ours.
+    Measures column by column with the peers' runs interleaved; a peer is stopped while another
+    runs. Exits if a peer's views differ from ours.
     """
     rates: dict[tuple[str, str], list[float]] = {}
     levels: dict[str, dict[str, list[float]]] = {}
@@ -74,7 +74,7 @@ def warm_up(running: dict[str, PeerProcess]) -> dict[str, list[float]]:
 
 
 def check_levels(levels: dict[str, list[float]]) -> None:
-    """Raise SystemExit unless all peers' views have our mean and deviation: all do the same work.
+    """Raise SystemExit unless all peers' views have our mean and deviation, as for equal work.
 
     levels: {peer: (mean, std, error of the mean)} of one column.
     """
@@ -100,7 +100,7 @@ def summarize(rates: dict[tuple[str, str], list[float]]) -> dict[str, dict[str, 
 
 
 def ratios(results: dict[str, dict[str, dict]]) -> dict[str, dict[str, float]]:
-    """Our rate over that of each peer, per column."""
+    """Our rate divided by each peer's rate, per column."""
     found = {}
     for column, row in results[Ours.name].items():
         bare = results["bare decode"][column]["images_per_s"]
@@ -113,7 +113,7 @@ def ratios(results: dict[str, dict[str, dict]]) -> dict[str, dict[str, float]]:
 
 
 def cpu_name() -> str:
-    """The processor's name, as far as the system says it."""
+    """The processor's name, if the system tells it."""
     try:
         with open("/proc/cpuinfo") as file:
             names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
@@ -123,7 +123,7 @@ def cpu_name() -> str:
 
 
 def machine(threads: int) -> dict:
-    """The machine and the versions that a record names."""
+    """The machine and the software versions, for the record."""
     versions: dict[str, str | None] = {}
     for package in ("numba", "numpy", "simplejpeg", "torch", "torchvision", "nvidia-dali-cuda130"):
         try:

@@ -47,8 +47,8 @@ def run(path: str, num_epochs: int, threads: int) -> list[tuple[float, float, in
 
 
 def summarize(rows: list[tuple[float, float, int, int]]) -> dict:
-    """Medians of the first and of the last tenth; the very first epoch loads kernels and is left
-    out."""
+    """Medians of the first and of the last tenth of the epochs. Epoch 0 is left out, because it
+    loads kernels."""
     tenth = max(1, len(rows) // 10)
     names = ("images_per_s", "resident_mib", "threads", "open_files")
     parts = {"first": rows[1 : tenth + 1], "last": rows[-tenth:]}

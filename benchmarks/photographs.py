@@ -1,5 +1,5 @@
-"""The images to measure on: a folder of photographs written as a `.beton` file, or a file as it
-is."""
+"""The images for measurements: a folder of photographs, written as a `.beton` file, or an existing
+file."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Photographs:
 
 
 def write_photographs(root: str, path: str, limit: int) -> None:
-    """Write them at max side 500, quality 90, 4:2:0, as the FFCV-SSL paper's ImageNet file."""
+    """Write photographs at max side 500, quality 90, 4:2:0, as in the FFCV-SSL paper's file."""
     field = RGBImageField(write_mode="jpg", max_resolution=MAX_SIDE_PX, jpeg_quality=QUALITY)
     DatasetWriter(path, {"image": field}).from_indexed_dataset(Photographs(root, limit))
 
 
 class SmallRaw:
-    """Generated 32 px images, kept raw: what CIFAR-size data costs."""
+    """Generated 32 px images, stored raw, to measure data of CIFAR's size."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -58,8 +58,8 @@ def write_small_raw(path: str, count: int) -> None:
 
 
 class Files:
-    """The JPEGs to measure on: their `.beton` file and, for peers that take single files, their
-    bytes."""
+    """The JPEGs for measurements: their `.beton` file, and their bytes for peers that read single
+    files."""
 
     def __init__(self, path: str, folder: str) -> None:
         self.path, self.folder = path, folder

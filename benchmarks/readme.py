@@ -1,4 +1,4 @@
-"""Puts the table of benchmarks/results/loader.json into README.md, between its two markers.
+"""Writes the table of benchmarks/results/loader.json into README.md, between its two markers.
 
 python -m benchmarks.readme            # rewrite the table
 python -m benchmarks.readme --check    # exit 1 if README.md does not have it

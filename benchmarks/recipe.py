@@ -1,6 +1,6 @@
 """The recipe that all peers render, and its cumulative columns (the FFCV-SSL paper's Table 2).
 
-In the paper blur stands on view 0 and solarization on view 1; here both views have every op, which
+In the paper, view 0 has blur and view 1 has solarization. Here both views have every op, which
 costs more.
 """
 

@@ -1,5 +1,5 @@
-"""Further numbers of this library alone: other shapes of work, start-up, memory, stages, threads,
-Python's share.
+"""More numbers of this library alone: other workloads, start-up, memory, stages, threads, Python's
+share.
 
 All functions take the path of the photographs' `.beton` file and return plain numbers.
 """
@@ -70,8 +70,8 @@ def shapes_of_work(path: str, threads: int, folder: str) -> dict[str, float]:
 
 
 def jitter_on_crops(path: str, threads: int) -> dict[str, dict[str, float]]:
-    """Cost of crops, flips and colour jitter over that of crops and flips: median and range of the
-    ratios of neighbouring passes, in wall time and in CPU time, which other work disturbs less."""
+    """Cost of crops, flips and colour jitter divided by the cost of crops and flips: median and
+    range over neighbouring passes. In wall time, and in CPU time (less disturbed by other work)."""
     crops = our_ops("crops")
     jitter = t.RandomColorJitter(r.JITTER, r.BRIGHTNESS, r.CONTRAST, r.SATURATION, r.HUE)
     settings = {"num_workers": threads, "order": OrderOption.RANDOM, "seed": 0, "drop_last": False}
@@ -129,8 +129,8 @@ def _fresh_process(path, threads, **environment):
 
 
 def start_up(path: str, threads: int) -> dict[str, float]:
-    """Seconds from `Loader(...)` to the first batch of 64, without and with kernels in the cache,
-    and the largest amount of memory that the loader adds."""
+    """Seconds from `Loader(...)` to the first batch of 64, without and with cached kernels, and the
+    peak memory that the loader adds."""
     with tempfile.TemporaryDirectory() as empty:
         cold, _ = _fresh_process(path, threads, FFCV_SSL_CACHE=empty)
     _fresh_process(path, threads)
@@ -143,7 +143,8 @@ def start_up(path: str, threads: int) -> dict[str, float]:
 
 
 def _cpu_us(action, count):
-    """CPU microseconds per image of this thread; the best run, because other work only adds."""
+    """CPU microseconds per image of this thread; the best run, because other work only adds
+    time."""
     best = float("inf")
     for _ in range(_RUNS):
         started = time.thread_time()
@@ -153,8 +154,8 @@ def _cpu_us(action, count):
 
 
 def stages(path: str, limit: int = 256) -> dict[str, float]:
-    """CPU microseconds per image of one thread, by stage; two views, each stage as often as the
-    recipe has it."""
+    """CPU microseconds per image of one thread, by stage, for two views; each stage counts as often
+    as the recipe has it."""
     with Reader(path) as reader:
         count = min(limit, reader.num_samples)
         metadata, extents = reader.field_metadata("image")[:count], reader.extents("image")
@@ -184,7 +185,7 @@ def stages(path: str, limit: int = 256) -> dict[str, float]:
 
 
 def _render_stages(pixels, heights, widths):
-    """Resize (with packing to bytes), colour, blur: differences when a recipe gets one op more."""
+    """Cost of resize (with packing to bytes), colour and blur: the difference that each op adds."""
     crop = [t.RandomResizedCrop(r.SIZE_PX), t.RandomHorizontalFlip(r.FLIP)]
     strengths = (r.BRIGHTNESS, r.CONTRAST, r.SATURATION, r.HUE)
     colour = [t.RandomColorJitter(r.JITTER, *strengths), t.RandomGrayscale(r.GREY)]
@@ -202,7 +203,8 @@ def _render_stages(pixels, heights, widths):
 
 
 def _views_as_images(count):
-    """Images of the view's size: rendering them is unpacking and packing, about half each."""
+    """Images of the view's size. Rendering only unpacks and packs them, about half of the time
+    each."""
     image = np.random.default_rng(0).integers(0, 256, r.SIZE_PX**2 * 3, dtype=np.uint8)
     side = np.full(count, r.SIZE_PX)
     return [image] * count, side, side
@@ -227,9 +229,9 @@ def _render_us(ops, pixels, heights, widths):
 
 
 def python_share(path: str, found_stages: dict[str, float]) -> dict[str, float]:
-    """CPU microseconds per image of the whole loader with one worker, and the part that the stages
-    do not explain: Python, which holds the interpreter's lock. With many threads this part limits
-    the rate to 1e6 / python_us images/s."""
+    """CPU microseconds per image of the whole loader with one worker, and Python's part, which is
+    the rest beside the stages. Python holds the interpreter's lock, so with many threads the rate
+    is at most 1e6 / python_us images/s."""
     views = {f"view_{i}": ("image", our_ops(_FULL)) for i in range(r.NUM_VIEWS)}
     settings = {"num_workers": 1, "order": OrderOption.RANDOM, "seed": 0, "drop_last": False}
     best = float("inf")

@@ -1,8 +1,8 @@
-"""One peer in a process group of its own, which is stopped while others are measured.
+"""Runs one peer in its own process group, which is stopped while other peers are measured.
 
-After a run, a peer's threads and worker processes go on working or spinning; in one process the
-peers would halve each other's rates. So each has its own processes, stopped by SIGSTOP until its
-turn.
+After a run, a peer's threads and worker processes keep working or spinning. In one process the
+peers would halve each other's rates. So each peer has its own processes; SIGSTOP stops them until
+the peer's turn.
 
     python -m benchmarks.server PEER COLUMN FILE.beton FOLDER THREADS
 
@@ -38,7 +38,7 @@ class PeerProcess:
         os.killpg(self.process.pid, number)
 
     def ask(self, request: str) -> dict:
-        """Continue the group, ask, and stop it again."""
+        """Continue the process group, send the request, and stop the group again."""
         if self._stopped:
             self._signal(signal.SIGCONT)
         self.process.stdin.write(request + "\n")
@@ -59,7 +59,7 @@ class PeerProcess:
         return self.ask("sample")["levels"]
 
     def close(self) -> None:
-        """Kill the group."""
+        """Kill the process group."""
         self._signal(signal.SIGKILL)
         self.process.wait()
         self.process.stdin.close()
@@ -67,7 +67,7 @@ class PeerProcess:
 
 
 def levels_of(views: np.ndarray) -> tuple[float, float, float]:
-    """Mean and standard deviation of all numbers, and the standard error of the mean over views."""
+    """Mean and standard deviation of all values, and the standard error of the mean over views."""
     means = views.mean((1, 2, 3))
     return float(views.mean()), float(views.std()), float(means.std() / len(means) ** 0.5)
 

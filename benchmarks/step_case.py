@@ -1,11 +1,11 @@
-"""A trainer whose step is timed whole and in parts; what runs is the code of `train.Trainer`.
+"""Times the step of `train.Trainer`, as a whole and in parts.
 
-A part costs milliseconds, and two runs of the same step differ by more than that. So parts are not
-taken off one at a time: within the step the moments before and after each are noted on the device's
-own time line (CUDA events; the clock on a CPU) without waiting for the device. As a check, the step
-without all that is not learning is timed as a whole, too.
+A part costs milliseconds; two runs of the same step differ by more. So parts are not measured by
+leaving one out. Instead, each part's start and end are recorded within the step on the device's
+time line (CUDA events; the clock on a CPU), without waiting for the device. As a check, the step
+without probes, averages and other extras is timed as a whole too.
 """
-# Shapes: B images a batch, V views, D features.
+# Shapes: B images per batch, V views, D features.
 
 import gc
 import time
@@ -30,7 +30,7 @@ PROBES, CLIPPING = "probes", "clipping"
 AVERAGES, WATCH = "averages of losses", "watch for not finite losses"
 WHOLE = "whole"
 
-# Of bfloat16 through 50 layers; other work, or other weights, would be off by about 1.
+# The error of bfloat16 through 50 layers; with other work or weights it would be about 1.
 _SAME_WORK = 0.05
 
 
@@ -41,7 +41,7 @@ class Clock:
         self.device, self.is_cuda = device, device.type == "cuda"
 
     def now(self):
-        """This moment, as the device will see it; does not wait for the device."""
+        """The present moment on the device's time line; does not wait for the device."""
         if not self.is_cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -49,11 +49,11 @@ class Clock:
         return event
 
     def seconds(self, start, end):
-        """From one moment to another; `wait` comes first."""
+        """Seconds from one moment to another; call `wait` before."""
         return start.elapsed_time(end) / 1e3 if self.is_cuda else end - start
 
     def wait(self):
-        """Until the device has done all that it was asked to."""
+        """Wait until the device has finished all its work."""
         if self.is_cuda:
             torch.cuda.synchronize(self.device)
 
@@ -65,7 +65,7 @@ class Spans:
         self.clock, self.marks = clock, defaultdict(list)
 
     def timed(self, name, function):
-        """The function, and the time it takes counted under `name`."""
+        """Wrap the function so that its time is counted under `name`."""
 
         def run(*arguments, **options):
             start = self.clock.now()
@@ -76,8 +76,8 @@ class Spans:
         return run
 
     def timed_loss(self, name, function):
-        """A method's loss, counted with its backward pass: from the loss' own gradient to those of
-        the features that it reads."""
+        """Wrap a method's loss so that its forward and backward pass are counted. The backward pass
+        goes from the gradient of the loss to the gradients of the features that the loss reads."""
 
         def run(outputs, labels):
             start = self.clock.now()
@@ -92,12 +92,12 @@ class Spans:
         return run
 
     def seconds(self, name):
-        """The sum so far; `clock.wait()` comes first."""
+        """The sum so far; call `clock.wait()` before."""
         return sum(self.clock.seconds(moments[0], moments[-1]) for moments in self.marks[name])
 
 
 def read_by_loss(outputs):
-    """Of each view's features those that its method's loss reads."""
+    """The features of each view that the method's loss reads."""
     kinds = ("prediction", "class", "embedding")
     return [next(features[kind] for kind in kinds if kind in features) for features in outputs]
 
@@ -105,8 +105,8 @@ def read_by_loss(outputs):
 class StepCase:
     """A run's trainer and, after `prepare`, a batch of noise on its device.
 
-    config: a train.Config; its folder is made. world: a World of one rank. All times are seconds a
-    step, between two moments at which the device is idle.
+    config: a train.Config; its folder is made. world: a World of one rank. All times are seconds
+    per step, between two moments at which the device is idle.
     """
 
     def __init__(self, config, world):
@@ -147,8 +147,8 @@ class StepCase:
             raise RuntimeError(f"bare pass and step differ by {difference:.3f}, {expected}")
 
     def bare(self, num_steps):
-        """The floor: forward and backward of backbone and projector alone, on views that were
-        joined before, from a gradient of ones; no loss, no update."""
+        """The floor: forward and backward pass of backbone and projector alone, on views joined in
+        advance; the gradient of the embedding is ones. No loss, no update."""
         last = self.trainer.model.last
 
         def forward_backward():
@@ -165,7 +165,7 @@ class StepCase:
         return self._time(num_steps, self._train_step)
 
     def step_without_extras(self, num_steps):
-        """The same without probes, averages, watch and a teacher's average, and with SGD."""
+        """The step with SGD and without probes, averages, watch and the teacher's update."""
         trainer = self.trainer
         off = [(trainer.averages, "add_losses"), (trainer.watch, "see")]
         off.append((trainer.method, "after_update"))
@@ -177,9 +177,9 @@ class StepCase:
             return self.step(num_steps)
 
     def parts(self, num_steps, optimizer=None):
-        """The step in parts, by name: all of WHOLE, and what adds up to it.
+        """{name: seconds per step} of WHOLE, and of the parts that add up to WHOLE.
 
-        optimizer: `lars` or `sgd` in place of the configured one, with gradients clipped to 1.
+        optimizer: `lars` or `sgd` instead of the configured one, with gradients clipped to 1.
         """
         trainer, spans = self.trainer, Spans(self.clock)
         with ExitStack() as stack:
@@ -201,7 +201,7 @@ class StepCase:
         return found
 
     def _functions(self):
-        """What is timed within a step, by name: (object, its function)."""
+        """The parts of a step to time: {name: (object, its function)}."""
         trainer = self.trainer
         functions = {MODEL: (trainer, "_backward"), LOSS: (trainer.method, "loss")}
         if hasattr(trainer.method, "teacher"):
@@ -217,7 +217,7 @@ class StepCase:
         return functions
 
     def log_line(self):
-        """Seconds of a log line: reading the averages, the check of all weights, and writing."""
+        """Seconds per log line: reading the averages, checking all weights, and writing."""
         self._train_step()
         self.clock.wait()
         start = time.perf_counter()
@@ -225,8 +225,9 @@ class StepCase:
         return time.perf_counter() - start
 
     def loop(self, num_warm, num_steps):
-        """So many steps of the trainer's loop with its loader and its log lines, once the first
-        ones have used up what was loaded in advance: {"images_per_s", "data_wait" (share)}."""
+        """`num_steps` steps of the trainer's loop with loader and log lines, measured after
+        `num_warm` steps have used up the batches loaded in advance: {"images_per_s", "data_wait"
+        (share)}."""
         trainer, interval = self.trainer, Interval()
         with closing(trainer.streams.steps(0, self.px)) as steps:
             for number, data in enumerate(interval.timed(steps), 1):
@@ -243,16 +244,16 @@ class StepCase:
         return {"images_per_s": rate, "data_wait": waited / seconds}
 
     def peak_memory_mib(self, num_warm, num_steps):
-        """Of the loop once it runs: what torch allocates on the GPU, or the process has resident on
-        a CPU."""
-        self.loop(num_warm, num_steps)  # cuDNN tries algorithms, some of which take far more
+        """Peak memory of the running loop: torch's allocations on a GPU, or the process' resident
+        memory on a CPU."""
+        self.loop(num_warm, num_steps)  # cuDNN tries algorithms; some need far more memory
         gc.collect()
         if self.clock.is_cuda:
             torch.cuda.reset_peak_memory_stats(self.clock.device)
             self.loop(num_warm, num_steps)
             return torch.cuda.max_memory_allocated(self.clock.device) / 2**20
         with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # the peak starts anew
+            file.write("5")  # resets the peak
         self.loop(num_warm, num_steps)
         with open("/proc/self/status") as status:
             return next(int(s.split()[1]) for s in status if s.startswith("VmHWM")) / 1024
@@ -276,7 +277,7 @@ class StepCase:
 
 
 def noise_batch(trainer, px):
-    """A batch as the trainer's loader gives it, of normal noise, on the device."""
+    """A batch of normal noise on the device, in the form of the trainer's loader."""
     config, device = trainer.config, trainer.world.device
     size, classes = config.unlabelled_batch_size, trainer.train_set.num_classes
     layout = torch.channels_last if config.channels_last else torch.contiguous_format

@@ -1,4 +1,4 @@
-"""The numbers of benchmarks/train_step.py as its record has them, and its tables."""
+"""The record of benchmarks/train_step.py, and its tables."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def summarize(values):
 
 
 def describe(case, found, loops):
-    """What was measured, runs in the order in which they took turns; times are ms a step.
+    """The measured numbers, with runs in the order of measurement; times are ms per step.
 
     found: lists of results by name as `train_step.cases_of` has them; loops: StepCase by side.
     """
@@ -69,8 +69,8 @@ def _ms(seconds):
 
 
 def hours_of(loop, epochs):
-    """ImageNet by arithmetic: hours of so many epochs at each side in pixels (dict), at the rates
-    that the loop (dict by side, as texts) has there; None for no epochs."""
+    """Computed hours on ImageNet. epochs: {side in pixels: epochs}; loop: the measured rates by
+    side (as text). None without epochs."""
     if not epochs:
         return None
     rates = {px: loop[str(px)]["images_per_s"]["median"] for px in epochs}
@@ -84,7 +84,7 @@ def hours_of(loop, epochs):
 
 
 def machine(world):
-    """Where this was measured."""
+    """The machine of the measurement."""
     gpu = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None
     packages = ("numba", "numpy", "simplejpeg", "torch", "torchvision")
     return {
@@ -99,7 +99,7 @@ def machine(world):
 
 
 def read_earlier(path):
-    """The record that a file holds, {} for none. Raises UserError where it cannot be one."""
+    """The record in a file, {} without a file. Raises UserError where the file holds no record."""
     if path is None or not os.path.exists(path):
         if path is not None and not os.path.isdir(os.path.dirname(path) or "."):
             raise UserError(f"--results: {path}: no such folder")
@@ -113,15 +113,15 @@ def read_earlier(path):
 
 
 def with_earlier(record, earlier):
-    """The record with the methods that an earlier one has beside them, where machine, settings and
-    images are the same."""
+    """The record, with further methods of an earlier record if machine, settings and images are the
+    same."""
     if any(earlier.get(key) != record[key] for key in ("machine", "settings", "images")):
         return record
     return {**record, "methods": {**earlier["methods"], **record["methods"]}}
 
 
 def step_table(method, entry):
-    """A method's rows: milliseconds, spread, and how that compares to the bare pass."""
+    """A method's rows: milliseconds, spread, and the ratio to the bare pass."""
     table = Table(title=f"{method} ({entry['config']})", title_justify="left")
     table.add_column("a step")
     for name in ("ms", "spread", "of bare"):
@@ -142,7 +142,7 @@ def step_table(method, entry):
 
 
 def summary_table(record):
-    """A row a method."""
+    """A table with one row per method."""
     settings = record["settings"]
     paper = f"{PAPER['source']}: {PAPER['hours']} on {PAPER['device']}"
     table = Table(title=f"images/s at {settings['px']} px, batch {settings['batch']}")

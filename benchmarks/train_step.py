@@ -1,17 +1,17 @@
-"""What a training step costs beside the bare forward and backward pass of its model, by method.
+"""The cost of a training step compared to the model's bare forward and backward pass, by method.
 
     python -m benchmarks.train_step                          # this machine's GPU, or its CPU
     python -m benchmarks.train_step --root FOLDER_OF_PHOTOGRAPHS --methods simclr byol
     python -m benchmarks.train_step --beton imagenet_train.beton --batch 512 --system.compile true
     python -m benchmarks.train_step --results benchmarks/results/train_step.json
 
-Every step is the one of `train.py` under its own configuration: on a GPU configs/imagenet/, on a
-CPU configs/imagenette/cpu_*; further arguments are train.py's. The bare pass and the step work on
-noise that lies on the device; the loop takes its images from a `.beton` file through the loader.
-Runs of all kinds are interleaved, the first of each is discarded; numbers are medians, the spread
-is half of the range over the median. Results add up over several calls with the same settings on
-the same machine. Hours are arithmetic: the loop's measured rate at each resolution of a ramp, and
-ImageNet's number of images. The last line is JSON.
+Every step is the step of `train.py` with the method's configuration: configs/imagenet/ on a GPU,
+configs/imagenette/cpu_* on a CPU. Further arguments go to train.py. The bare pass and the step use
+noise on the device; the loop loads images from a `.beton` file. Runs of all kinds are interleaved;
+the first run of each is discarded. Numbers are medians; the spread is half of the range over the
+median. Calls with the same settings on the same machine add their methods to one record. Hours are
+computed from the loop's measured rate at each resolution of a ramp and ImageNet's number of images.
+The last line is JSON.
 """
 
 import argparse
@@ -62,11 +62,11 @@ DEFAULTS = {
 }  # fmt: skip
 METHODS = (*train.METHODS, "supervised", "instance_simclr")
 WARM_STEPS = 5
-"""Steps of the loop that do not count: more than there are batches loaded in advance."""
+"""Steps of the loop that do not count; more than the number of batches loaded in advance."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line without the usage text."""
+    """A parser whose errors are one line, without the usage text."""
 
     def error(self, message):
         raise UserError(message)
@@ -107,7 +107,7 @@ def _count(text):
 
 
 def fill_defaults(options, device):
-    """Set what was not given as this kind of device has it."""
+    """Fill missing options with the defaults of this kind of device."""
     for name, value in {"runs": 5, **DEFAULTS["quick" if options.quick else device.type]}.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
@@ -117,7 +117,7 @@ def fill_defaults(options, device):
 
 
 class Images:
-    """So many labelled images, some of them more than once if there are fewer."""
+    """`count` labelled images; images repeat if there are fewer."""
 
     def __init__(self, images, count, classes):
         self.images, self.count, self.classes = images, count, classes
@@ -130,7 +130,7 @@ class Images:
 
 
 def write_images(options, path):
-    """A `.beton` of JPEGs, as many as a run of the loop needs. Raises UserError."""
+    """Write a `.beton` file with as many JPEGs as a run of the loop needs. Raises UserError."""
     count = (WARM_STEPS + options.loop_steps) * options.batch
     images = Shapes(num_samples=count, size_px=options.image_px)
     if options.root is not None:
@@ -146,7 +146,7 @@ def write_images(options, path):
 
 
 def facts_of(path, options):
-    """What the images are, for the record. Raises UserError where they do not make a run."""
+    """Facts about the images, for the record. Raises UserError where they do not fit a run."""
     open_dataset(path)  # raises for a file that cannot be trained on
     with Reader(path) as reader:
         sizes, shape = reader.extents("image").size, reader.field_metadata("image")
@@ -182,7 +182,7 @@ def read_config(method, px, options, rest, folder):
         "data.batch_size": options.batch, "model.backbone": options.backbone,
         "resolution.min": px, "resolution.max": px,
         "resolution.start_ramp": 0, "resolution.end_ramp": 0,
-        # noise teaches nothing: small steps, so that the loss stays finite
+        # a small learning rate, so that the loss on noise stays finite
         "optim.lr": 1e-3, "optim.lr_scaling": "none", "optim.warmup_epochs": 0,
         "system.device": options.device, "system.torch_threads": options.threads,
         "out": Path(folder) / f"{method}_{px}",
@@ -192,7 +192,7 @@ def read_config(method, px, options, rest, folder):
 
 
 def read_ramp(path):
-    """{side in pixels: epochs there} of a configuration; empty for None."""
+    """{side in pixels: number of epochs} of a configuration; empty for None."""
     if path is None:
         return {}
     config = train.read_config([f"--config={path}"])
@@ -201,7 +201,7 @@ def read_ramp(path):
 
 
 def interleave(cases, runs, what):
-    """Run all cases in turn, `runs` times and once before that does not count: {name: [result]}."""
+    """Run all cases in turn, `runs` times after a run that does not count: {name: [result]}."""
     found = {name: [] for name in cases}
     for number in range(runs + 1):
         print(f"{what}: run {number} of {runs}", file=sys.stderr, flush=True)
@@ -211,7 +211,7 @@ def interleave(cases, runs, what):
 
 
 def measure(method, options, rest, world, folder):
-    """All numbers of a method, as its entry of the record has them."""
+    """Measure a method; returns its entry of the record."""
     ramp = read_ramp(options.ramp)
     config, file = read_config(method, options.px, options, rest, folder)
     with contextlib.ExitStack() as stack:
@@ -231,7 +231,7 @@ def measure(method, options, rest, world, folder):
 
 
 def cases_of(case, loops, options):
-    """What is measured, by name: functions without arguments."""
+    """The cases to measure: {name: function without arguments}."""
     steps = options.steps
     cases = {
         "bare": lambda: case.bare(steps),
@@ -253,7 +253,7 @@ def cases_of(case, loops, options):
 def run(argv):
     """Measure and show; returns the record. Raises UserError."""
     options, rest = parse(argv)
-    SystemConfig(options.device)  # raises for what is no device at all
+    SystemConfig(options.device)  # raises for an unknown device
     earlier = step_record.read_earlier(options.results)
     world = World.join(options.device, options.threads)
     options.device = str(world.device)
@@ -263,7 +263,7 @@ def run(argv):
     console = Console(highlight=False)
     with tempfile.TemporaryDirectory() as folder:
         options.path = options.beton or os.path.join(folder, "images.beton")
-        settings = settings_of(options, rest, folder)  # what is wrong there is said at once
+        settings = settings_of(options, rest, folder)  # reports wrong settings before measuring
         if options.beton is None:
             write_images(options, options.path)
         record = {
@@ -275,17 +275,17 @@ def run(argv):
             "methods": {},
         }
         for method in options.methods:
-            with contextlib.redirect_stdout(io.StringIO()):  # what the trainer says
+            with contextlib.redirect_stdout(io.StringIO()):  # hides the trainer's output
                 record["methods"][method] = measure(method, options, rest, world, folder)
             console.print(step_record.step_table(method, record["methods"][method]))
             record = step_record.with_earlier(record, earlier)
-            write_record(record, options.results)  # each time, as a run takes long
+            write_record(record, options.results)  # after each method, because a run takes long
     console.print(step_record.summary_table(record))
     return record
 
 
 def settings_of(options, rest, folder):
-    """What the numbers depend on, beside the machine and the images. Raises UserError."""
+    """The settings that the numbers depend on, for the record. Raises UserError."""
     names = ("backbone", "px", "batch", "classes", "steps", "loop_steps", "runs")
     configs = [read_config(m, options.px, options, rest, folder)[0] for m in options.methods]
     config = configs[0]

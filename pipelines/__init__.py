@@ -1,8 +1,8 @@
 """View recipes, by method: which transforms make which view.
 
-A `View` holds every probability and range of one view, a recipe names a set of them (`view_0`,
-`view_1`, ...), `Views` is the recipe with a user's overrides, and `build` turns a view into the
-list of ops that the loader takes.
+A `View` holds every probability and range of one view. A recipe names a set of views (`view_0`,
+`view_1`, ...). `Views` is a recipe with a user's overrides. `build` turns a view into the list of
+ops for the loader.
 """
 
 from pipelines.config import Views, ViewSettings

@@ -42,13 +42,13 @@ class GridConfig:
     out: str = "views.png"
     """The picture to write."""
     images: int = 4
-    """Number of images, a row each, spread evenly over the file."""
+    """Number of images, spread evenly over the file; one row per image."""
     samples: int = 2
-    """Draws of each view, a column each."""
+    """Number of draws of each view; one column per draw."""
     size: int = 0
-    """Side of a whole view in pixels; 0: the first image's short side, at most 224."""
+    """Side of a global view in pixels; 0: the first image's short side, at most 224."""
     seed: int = 0
-    """Seed of all draws: as in training, epoch after epoch."""
+    """Seed of all draws; as in training, each epoch draws anew."""
 
     def __post_init__(self) -> None:
         for key, low in (("images", 1), ("samples", 1), ("size", 0)):
@@ -60,7 +60,7 @@ def parse(argv: Sequence[str]) -> tuple[GridConfig, Views]:
     """Command line -> (GridConfig, Views). Raises UserError; exits for --help."""
     from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-    with contextlib.suppress(ImportError):  # texts of --help, where docstring-parser is installed
+    with contextlib.suppress(ImportError):  # docstring-parser (optional) adds the texts of --help
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog="python -m pipelines", description="Draw a recipe's views.", exit_on_error=False
@@ -110,9 +110,9 @@ def _image_field(reader: Reader) -> str:
 def _draws(
     config: GridConfig, pipelines: dict[str, list[ImageOp]], field: str, indices: list[int]
 ) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Columns of the grid, (view name, images, parameters): all draws of view_0, then view_1...
+    """The grid's columns (view name, images, parameters): all draws of view_0, then view_1...
 
-    One draw is one epoch: that is how the loader comes to draw anew for the same image.
+    Each draw is one epoch, because the loader draws once per image and epoch.
     """
     columns: dict[str, list] = {name: [] for name in pipelines}
     with Loader(
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"pipelines: {error.filename}: {error.strerror}", file=sys.stderr)
         return EXIT_USER_ERROR
-    except ValueError as error:  # BetonError too, and settings that do not go together
+    except ValueError as error:  # includes BetonError, and settings that contradict each other
         print(f"pipelines: {one_line(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
     print(f"{summary['out']}: {len(summary['images'])} images, {len(summary['views'])} views")

@@ -1,8 +1,8 @@
 """The views of a run as configuration: a recipe and, for each of its views, the settings to change.
 
-The overrides are typed by `View`'s own fields, so that YAML (`views: {recipe: simclr, view_0:
+`View`'s fields give the names and types of the overrides. So YAML (`views: {recipe: simclr, view_0:
 {blur_prob: 0.3}}`) and the command line (`--views.view_0.blur_prob 0.3`) are checked key by key,
-and a setting exists in one place only.
+and each setting is declared only once.
 """
 
 from __future__ import annotations
@@ -15,48 +15,48 @@ from pipelines.view import SETTINGS, View
 
 MAX_VIEWS = 12
 
-# All of View's settings, any of them left out: jsonargparse checks names and types against it. The
-# fields are those that the ops declare, which a type checker cannot follow.
+# All of View's settings, each optional; jsonargparse checks names and types against it. The ops
+# declare the fields, which a type checker cannot follow.
 _make: Any = TypedDict
 ViewSettings: Any = _make("ViewSettings", {k: s.type for k, s in SETTINGS.items()}, total=False)
 
 
 @dataclass(frozen=True)
 class Views:
-    """Which views an image is turned into: a recipe, with single settings of single views changed.
+    """The views of each image: a recipe, and changes to single settings of its views.
 
-    `resolve` gives the views; raises ValueError naming the key for an unknown recipe, view or
-    setting.
+    `resolve` returns the views. It raises ValueError, naming the key, for an unknown recipe, view
+    or setting.
     """
 
     recipe: str = "simclr"
     """Name of the recipe, a key of `pipelines.RECIPES`."""
     small_images: bool = False
-    """The recipe's variant for images of CIFAR's size: no blur, jitter of strength 0.5."""
+    """Use the recipe's variant for images of CIFAR's size: no blur, jitter of strength 0.5."""
     view_0: ViewSettings = field(default_factory=dict)
-    """Settings of view 0 that differ from the recipe's, e.g. `{blur_prob: 0.3}`."""
+    """Changes to the recipe's settings of view 0, e.g. `{blur_prob: 0.3}`."""
     view_1: ViewSettings = field(default_factory=dict)
-    """The same for view 1."""
+    """Changes to view 1."""
     view_2: ViewSettings = field(default_factory=dict)
-    """The same for view 2, if the recipe has one."""
+    """Changes to view 2, if the recipe has it."""
     view_3: ViewSettings = field(default_factory=dict)
-    """The same for view 3."""
+    """Changes to view 3."""
     view_4: ViewSettings = field(default_factory=dict)
-    """The same for view 4."""
+    """Changes to view 4."""
     view_5: ViewSettings = field(default_factory=dict)
-    """The same for view 5."""
+    """Changes to view 5."""
     view_6: ViewSettings = field(default_factory=dict)
-    """The same for view 6."""
+    """Changes to view 6."""
     view_7: ViewSettings = field(default_factory=dict)
-    """The same for view 7."""
+    """Changes to view 7."""
     view_8: ViewSettings = field(default_factory=dict)
-    """The same for view 8."""
+    """Changes to view 8."""
     view_9: ViewSettings = field(default_factory=dict)
-    """The same for view 9."""
+    """Changes to view 9."""
     view_10: ViewSettings = field(default_factory=dict)
-    """The same for view 10."""
+    """Changes to view 10."""
     view_11: ViewSettings = field(default_factory=dict)
-    """The same for view 11."""
+    """Changes to view 11."""
 
     def resolve(self) -> dict[str, View]:
         """The views by name, in order: dict of `View`, from `view_0` on."""
@@ -92,7 +92,7 @@ def _overridden(where: str, view: View, settings: ViewSettings) -> View:
 
 
 def _check_links(views: dict[str, View]) -> None:
-    """Links between the ops themselves are checked where a loader makes its plan."""
+    """Check the links between views. The loader checks links between ops when it makes its plan."""
     for name, view in views.items():
         others = [other for other in views if other != name]
         if view.link is not None and view.link not in others:

@@ -1,8 +1,8 @@
-"""Image ops of a user's own in a view's settings: `{op: my_ops.py:Posterize, args: {prob: 0.3}}`.
+"""A user's image ops in the settings of a view: `{op: my_ops.py:Posterize, args: {prob: 0.3}}`.
 
 `op` is `path/to/file.py:Class` (relative to the working directory) or `package.module:Class`. A
-file is run once per process, whatever the number of views that name it. Every mistake is a
-ValueError that starts with `extra_ops[i]` and says what is expected.
+file runs once per process, even if several views name it. Every mistake is a ValueError that starts
+with `extra_ops[i]` and says what is expected.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _KEYS = ("op", "args", "before")
 
 @dataclass(frozen=True)
 class ExtraOp:
-    """One entry: the class, its arguments, and the built-in op that it acts before; None: last."""
+    """One entry: the class, its arguments, and the built-in op after it; None: it acts last."""
 
     op_class: type[ImageOp]
     arguments: Mapping[str, Any]
@@ -36,7 +36,7 @@ class ExtraOp:
 
 
 def parse_extra_ops(entries: Any, view_ops: tuple[str, ...]) -> list[ExtraOp]:
-    """The entries of a view's `extra_ops`, each tried once. view_ops: names for `before`."""
+    """Parse a view's `extra_ops`; each op is made once as a check. view_ops: names for `before`."""
     if not isinstance(entries, (list, tuple)):
         raise ValueError(f"extra_ops: got {entries!r}, expected a list of {{op: file.py:Class}}")
     return [_parse(f"extra_ops[{i}]", entry, view_ops) for i, entry in enumerate(entries)]
@@ -80,7 +80,7 @@ def _load_class(where: str, target: str) -> type[ImageOp]:
 
 
 def _load_file(path: str) -> ModuleType:
-    """The module of a file, run at its first use with its folder first on the import path."""
+    """The module of a file. It runs at its first use, with its folder first on the import path."""
     path = os.path.realpath(path)
     name = f"extra_ops_{hashlib.sha256(path.encode()).hexdigest()[:16]}"
     if name in sys.modules:

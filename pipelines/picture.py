@@ -1,4 +1,4 @@
-"""A picture of views: each image with its crop boxes, and beside it every view with its draws."""
+"""A picture of views: each image with its crop boxes, and beside it all draws of every view."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLUMN_INCHES, ROW_INCHES = 1.9, 2.4
 
 
 def caption(row: np.void, op_classes: Iterable[type[ImageOp]] = tuple(OPS.values())) -> str:
-    """The drawn parameters of one view of one image as a few short lines, by the ops that acted.
+    """The drawn parameters of one view of one image in a few short lines: one per op that acted.
 
     row: an element of `batch.params[view]`. op_classes: the ops of the view, in order.
     """
@@ -37,9 +37,9 @@ def draw_grid(
 ) -> None:
     """Write the grid as a PNG.
 
-    originals: N arrays (H, W, 3) uint8, as stored. draws: for each column (view name, N arrays
-    (h, w, 3) uint8, structured array (N,) of parameters). ops: the op classes of each view. path:
-    the file to make.
+    originals: N arrays (H, W, 3) uint8, as stored. draws: per column (view name, N arrays (h, w, 3)
+    uint8, structured array (N,) of parameters). ops: the op classes of each view. path: the file to
+    write.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

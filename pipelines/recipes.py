@@ -1,9 +1,9 @@
 """The published view recipes, one short function each.
 
 A recipe takes `small_images` and returns its views by name, `{"view_0": View, ...}`. `small_images`
-is the variant for images of CIFAR's size: no blur, and jitter of strength 0.5 (SimCLR, appendix
-B.9). The functions only say what differs between methods; add a recipe by writing one more and
-listing it in `RECIPES`.
+selects the variant for images of CIFAR's size: no blur, and jitter of strength 0.5 (SimCLR,
+appendix B.9). The functions contain only what differs between methods. To add a recipe, write a
+function and list it in `RECIPES`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import replace
 
 from pipelines.view import View
 
-# Crop and flip, which every recipe of two views starts from: crops of 8 to 100 % of the area.
+# Every recipe with two views starts from this crop (8 to 100 % of the area) and flip.
 CROP_FLIP = View(flip_prob=0.5)
-# Jitter of BYOL and its successors (BYOL, appendix B): of strength 0.5, saturation weaker still.
+# Jitter of BYOL and its successors (BYOL, appendix B): strength 0.5, with less saturation.
 BYOL_COLOR = replace(
     CROP_FLIP, jitter_prob=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, gray_prob=0.2
 )
@@ -39,7 +39,7 @@ def _blur(view: View, prob: float, small_images: bool) -> View:
 
 
 def ffcv_ssl(small_images: bool = False) -> dict[str, View]:
-    """FFCV-SSL's default pair: the blur always and on view 0 only, solarization on view 1 only."""
+    """FFCV-SSL's default pair: blur on view 0 only, always; solarization on view 1 only."""
     return {
         "view_0": _blur(BYOL_COLOR, 1.0, small_images),
         "view_1": replace(BYOL_COLOR, solarize_prob=0.2),
@@ -53,7 +53,7 @@ def simclr(small_images: bool = False) -> dict[str, View]:
 
 
 def byol(small_images: bool = False) -> dict[str, View]:
-    """BYOL's asymmetric pair (Grill et al. 2020, table 6); VICReg and Barlow Twins use it too."""
+    """BYOL's asymmetric pair (Grill et al. 2020, table 6). VICReg and Barlow Twins use it too."""
     return {
         "view_0": _blur(BYOL_COLOR, 1.0, small_images),
         "view_1": replace(_blur(BYOL_COLOR, 0.1, small_images), solarize_prob=0.2),
@@ -70,12 +70,12 @@ def crop_gray(small_images: bool = False) -> dict[str, View]:
 
 
 def suncet_cifar(small_images: bool = True) -> dict[str, View]:
-    """SuNCEt's CIFAR-10 pair (Assran et al. 2020): always SimCLR's for small images."""
+    """SuNCEt's CIFAR-10 pair (Assran et al. 2020): always SimCLR's pair for small images."""
     return simclr(small_images=True)
 
 
 def paws_cifar(small_images: bool = True) -> dict[str, View]:
-    """PAWS' CIFAR-10 pair: gentler crops, solarization and equalization for grey and blur."""
+    """PAWS' CIFAR-10 pair: gentler crops; solarization and equalization replace grey and blur."""
     view = replace(
         _simclr_color(0.5),
         crop_scale=(0.5, 1.0),
@@ -117,9 +117,8 @@ def instance(small_images: bool = False) -> dict[str, View]:
     """Instance SimCLR (FFCV-SSL paper, 3.4), at any size of images: a crop, the same crop with
     noise as its positive, and a small patch of the image as its only negative.
 
-    The paper names neither the noise nor the patch: `view_1.noise_std` and `view_2.crop_scale` are
-    settings. Here the noise is seen at a glance, and the patch's side is a fifth to two fifths of
-    the image's side.
+    The paper specifies neither noise nor patch: set `view_1.noise_std` and `view_2.crop_scale`. The
+    default noise is clearly visible, and the default patch has a side of 1/5 to 2/5 of the image's.
     """
     return {
         "view_0": CROP_FLIP,
@@ -134,7 +133,7 @@ def supervised(small_images: bool = False) -> dict[str, View]:
 
 
 def evaluation(small_images: bool = False) -> dict[str, View]:
-    """One view without chance: the middle 224/256 of the short side; all of it if small."""
+    """One view without randomness: the middle 224/256 of the short side; all of it if small."""
     return {"view_0": View(crop="center", center_ratio=1.0 if small_images else 224 / 256)}
 
 

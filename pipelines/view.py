@@ -1,9 +1,9 @@
-"""One view: every probability and range of its ops in one frozen record, checked where it is made.
+"""One view: every probability and range of its ops in one frozen record, checked when it is made.
 
-A record is data, so it can be overridden key by key, printed and stored with a run; `build` turns
-it into ops. The settings are those that the built-in ops declare (`ImageOp.settings`), in the order
-in which the ops act. An op that can never act is left out of the list: draws are keyed by op class,
-so leaving one out changes no other draw.
+A record is data: it can be overridden key by key, printed, and stored with a run. `build` turns it
+into ops. The built-in ops declare the settings (`ImageOp.settings`), in the order in which the ops
+act. An op that can never act is left out. Draws are keyed by op class, so this changes no other
+draw.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ffcv_ssl.transforms import BUILT_IN_OPS, ImageOp
 from ffcv_ssl.transforms.base import Setting
 from pipelines.extra_ops import ExtraOp, parse_extra_ops
 
-# The built-in ops by the name that `View.linked` and extra ops call them, in the order of a view.
+# The built-in ops by their names in `View.linked` and extra ops, in the order of a view.
 OPS: dict[str, type[ImageOp]] = {
     op.view_name: op for op in BUILT_IN_OPS if "view_name" in vars(op) and op.view_name
 }
@@ -65,8 +65,8 @@ SETTINGS: dict[str, Setting] = {
 class _ViewBase:
     """Every setting of one view of an image, in the order in which the ops act.
 
-    Ranges are (low, high) and uniform, except `crop_ratio`, which is log-uniform. Lists are taken
-    for tuples. Raises ValueError, naming the key, for a value outside its range.
+    Ranges are (low, high) and uniform, except `crop_ratio`, which is log-uniform. Lists are
+    accepted as tuples. Raises ValueError, naming the key, for a value outside its range.
     """
 
     size_scale: float
@@ -85,11 +85,11 @@ class _ViewBase:
         self.parsed_extra_ops()
 
     def parsed_extra_ops(self) -> list[ExtraOp]:
-        """The ops of `extra_ops`, loaded. Raises ValueError, naming the entry at fault."""
+        """Load the ops of `extra_ops`. Raises ValueError, naming the entry at fault."""
         return parse_extra_ops(self.extra_ops, tuple(OPS))
 
     def size_px(self, resolution_px: int) -> int:
-        """Side of this view in pixels when whole views are `resolution_px` wide; at least 1."""
+        """Side of this view in pixels when global views are `resolution_px` wide; at least 1."""
         return max(1, round(resolution_px * self.size_scale))
 
 
@@ -106,10 +106,10 @@ View: Any = make_dataclass(
 
 
 def build(view: _ViewBase, resolution_px: int) -> list[ImageOp]:
-    """Ops that render `view` for whole views of `resolution_px` x `resolution_px`, uint8.
+    """Ops that render `view` as uint8, where global views have `resolution_px` x `resolution_px`.
 
-    Ops that never act are left out. Conversions (`ToTensor`, `ToTorchImage`, `NormalizeImage`...)
-    are the caller's.
+    Ops that never act are left out. The caller adds conversions (`ToTensor`, `ToTorchImage`,
+    `NormalizeImage`...).
     """
     size_px, settings = view.size_px(resolution_px), vars(view)
     extra_ops = view.parsed_extra_ops()
@@ -125,7 +125,7 @@ def build(view: _ViewBase, resolution_px: int) -> list[ImageOp]:
 
 
 def _checked(setting: Setting, value: Any) -> Any:
-    """`value` as the setting wants it, a list as a tuple. ValueError that names the key."""
+    """The checked `value`, a list as a tuple. Raises ValueError, naming the key."""
     key = setting.key
     if setting.choices:
         _check_choice(key, value, setting.choices)

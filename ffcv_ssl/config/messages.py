@@ -1,6 +1,6 @@
-"""What is wrong with settings, in one line: the key, what it got, what its type expects.
+"""One-line messages for wrong settings: the key, the value given, what the type expects.
 
-The types are those that the dataclasses declare, so that no message depends on a parser's words.
+The types come from the dataclasses, so that no message depends on a parser's words.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def one_line(error: BaseException | str) -> str:
 
 def find_mistake(kind: Any, value: Any, key: str = "") -> str | None:
     """`key: got VALUE, expected ...` for the first value in nested settings that does not fit its
-    type, or that has no place there; None if all of them fit.
+    type, or whose key is unknown; None if all values fit.
 
-    kind: a dataclass, or the type of the setting `key`. A text fits also where YAML would read it
-    as a value that fits, as it does on a command line.
+    kind: a dataclass, or the type of the setting `key`. A text also fits if YAML would read it as a
+    fitting value, as on a command line.
     """
     if get_origin(kind) in (Union, UnionType):  # a group or null
         kind = next(filter(_is_group, get_args(kind)), kind) if isinstance(value, dict) else kind
@@ -52,12 +52,12 @@ def find_mistake(kind: Any, value: Any, key: str = "") -> str | None:
 
 
 def setting_types(group: Any, names: Iterable[str] = ()) -> dict[str, Any]:
-    """{name: type} of the settings in a dataclass or TypedDict; in a `dict[str, X]`, of `names`."""
+    """{name: type} of the settings in a dataclass or TypedDict; for `dict[str, X]`, of `names`."""
     if get_origin(group) is dict:
         return dict.fromkeys(names, get_args(group)[1])
     try:
         types = get_type_hints(group)
-    except NameError:  # a dataclass made at run time, with types that its module does not know
+    except NameError:  # a dataclass made at run time has types that its module does not know
         types = {}
     if not is_dataclass(group):
         return types
@@ -65,7 +65,7 @@ def setting_types(group: Any, names: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def in_words(kind: Any) -> str:
-    """What a type expects: `a whole number above 0`, `text or null`, `a list, each a number`."""
+    """A type in words: `a whole number above 0`, `text or null`, `a list, each a number`."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Literal:
         return f"one of {', '.join(map(str, parts))}"
@@ -85,7 +85,7 @@ def in_words(kind: Any) -> str:
 
 
 def _number_in_words(kind: type) -> str:
-    """`a number of at least 0 and of at most 1`, for a type of jsonargparse's with such bounds."""
+    """A bounded jsonargparse type in words: `a number of at least 0 and of at most 1`."""
     bounds: Iterable[tuple] = getattr(kind, "_restrictions", ())
     limits = [f"{_BOUNDS[compare]} {limit}" for compare, limit in bounds if compare in _BOUNDS]
     words = ["a whole number" if issubclass(kind, int) else "a number", " and ".join(limits)]
@@ -97,8 +97,8 @@ def _is_group(kind: Any) -> bool:
 
 
 def _fits(kind: Any, value: Any) -> bool:
-    """Whether a value, or what YAML reads in a text, is of a type; true for types not known here:
-    they are the parser's business."""
+    """Whether a value, or a text as YAML reads it, is of a type. True for types not known here: the
+    parser checks them."""
     if isinstance(value, str):
         read = read_text(value)
         return _fits_as_it_is(kind, value) or (read != value and _fits_as_it_is(kind, read))

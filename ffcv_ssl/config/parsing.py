@@ -1,6 +1,6 @@
 """A command line and YAML files -> a frozen dataclass of settings.
 
-A mistake becomes a UserError with one line: the file at fault, the key, got, expected.
+A mistake raises a UserError with one line: the file at fault, the key, got, expected.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ def parse_config(
 ) -> tuple[Config, list[str]]:
     """Fill a frozen dataclass from `--config FILE.yaml` and dotted overrides.
 
-    A file may build on others (`base:`, see yaml_layers); arguments count in the order in which
-    they are given. Old names in `config_class.RENAMED` are taken, with a note on stderr. Returns
-    (config, list of the YAML files given). `sort_out(config)` may raise
-    ValueError for values that do not go together. Raises UserError for unknown keys and bad values,
-    naming the file where a file is at fault; exits as argparse does for --help and --print_config.
-    ignored: top-level keys that files may have and that are left out.
+    A file may build on other files (`base:`, see yaml_layers); a later argument overrides earlier
+    ones. Old names in `config_class.RENAMED` are accepted, with a note on stderr. Returns (config,
+    list of the YAML files given). `sort_out(config)` may raise ValueError for values that
+    contradict each other. ignored: top-level keys of files that are skipped.
+
+    Raises UserError for unknown keys and bad values, and names the file at fault. Exits as argparse
+    does for --help and --print_config.
     """
     files = [text or "" for key, text in read_words(argv) if key == "--config"]
     if "" in files:
@@ -60,10 +61,10 @@ def parse_config(
 
 
 def given_value(argv: Sequence[str], key: str, default: Any) -> tuple[Any, str | None]:
-    """What the command line and its files give for a top-level key, before anything is checked.
+    """The value of a top-level key on the command line or in its files, before any check.
 
-    Returns (value, the file that gives it, or None); the last one counts. Files that cannot be read
-    are passed over: `parse_config` says what is wrong with them.
+    Returns (value, the file that gives it, or None); the last value counts. Unreadable files are
+    skipped: `parse_config` reports them.
     """
     value, source = default, None
     for name, given in read_words(argv):
@@ -77,7 +78,7 @@ def given_value(argv: Sequence[str], key: str, default: Any) -> tuple[Any, str |
 
 
 def read_words(argv: Iterable[str]) -> list[tuple[str, str | None]]:
-    """[(key, text)] of `--key text` and `--key=text`, in their order; None is no text at all."""
+    """[(key, text)] of `--key text` and `--key=text`, in order; None for a key without text."""
     pairs: list[tuple[str, str | None]] = []
     takes_text = False
     for word in argv:
@@ -92,7 +93,7 @@ def read_words(argv: Iterable[str]) -> list[tuple[str, str | None]]:
 
 
 def _with_new_names(layers: list[tuple[str, dict]], config_class: type) -> list[tuple[str, dict]]:
-    """[(file, its settings)] without the old names in `config_class.RENAMED`; notes are printed."""
+    """[(file, its settings)] with old names in `config_class.RENAMED` replaced; prints notes."""
     renamed = []
     for path, own in layers:
         try:
@@ -112,14 +113,14 @@ def _fill(
     argv: Sequence[str],
     settings: dict[str, dict],
 ) -> Any:
-    """The configuration that `argv` asks for, with `settings[path]` for the contents of a file."""
+    """The configuration of a command line. settings: path -> the settings of that file."""
     from jsonargparse import ArgumentError
 
     parser = _make_parser(config_class, prog, description, settings)
     try:
         namespace = parser.parse_args(argv)
         namespace.pop("config", None)
-        # its name from jsonargparse 4.49 on, and before
+        # `instantiate` from jsonargparse 4.49 on; before: `instantiate_classes`
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
         config = config_class(**instantiate(namespace).as_dict())
         _check_finite(config_dict(config))
@@ -139,13 +140,13 @@ def _raised_by_settings(error: BaseException | None) -> str | None:
 
 
 def _given(argv: Sequence[str], settings: dict[str, dict]) -> dict[str, Any]:
-    """The nested settings that a command line gives; its own values are texts."""
+    """The nested settings of a command line and its files; command-line values are texts."""
     merged: dict[str, Any] = {}
     for key, text in read_words(argv):
         name = key.removeprefix("--")
         if name == "config":
             merged = merge(merged, settings[text or ""])
-        elif name.endswith("+"):  # one more value of a list
+        elif name.endswith("+"):  # `--key+ value` appends to a list
             value = read_text(text or "")
             merged = merge(
                 merged, nested({name[:-1]: value if isinstance(value, list) else [value]})
@@ -158,7 +159,8 @@ def _given(argv: Sequence[str], settings: dict[str, dict]) -> dict[str, Any]:
 def _file_at_fault(
     fill: Callable, layers: list[tuple[str, dict[str, Any]]], error: UserError
 ) -> str:
-    """`FILE: ` for the first file on top of whose predecessors the same error arises, else ``."""
+    """`FILE: ` for the file that causes the error, else ``. Files are added one by one; the first
+    file after which the same error arises is at fault."""
     settings: dict[str, Any] = {}
     for path, own in layers:
         settings = merge(settings, own)
@@ -174,7 +176,7 @@ def _make_parser(config_class: Any, prog: str, description: str, settings: dict[
     from jsonargparse import ActionConfigFile, ArgumentParser
 
     class Parser(ArgumentParser):
-        """Takes a file's settings from `settings`, over those of the arguments before it."""
+        """Takes a file's settings from `settings`; they override earlier arguments."""
 
         so_far = None
 
@@ -187,7 +189,7 @@ def _make_parser(config_class: Any, prog: str, description: str, settings: dict[
             parser.so_far = namespace
             super().__call__(parser, namespace, *args, **kwargs)
 
-    with contextlib.suppress(ImportError, TypeError, ValueError):  # texts of --help, if installed
+    with contextlib.suppress(ImportError, TypeError, ValueError):  # docstring-parser is optional
         from jsonargparse import set_parsing_settings
 
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -198,10 +200,10 @@ def _make_parser(config_class: Any, prog: str, description: str, settings: dict[
 
 
 def _with_earlier_keys(settings: dict[str, Any], so_far: Any, prefix: str = "") -> dict[str, Any]:
-    """`settings` with the earlier keys of each mapping that jsonargparse would replace as a whole.
+    """`settings`, with earlier keys added to each mapping that jsonargparse would replace entirely.
 
-    so_far: the parser's namespace; it merges nested namespaces itself, but not the dicts in them.
-    Raises UserError for a group of settings that is given as something else, named with `prefix`.
+    so_far: the parser's namespace. It merges nested namespaces itself, but not the dicts in them.
+    Raises UserError for a group of settings whose value is no mapping; `prefix` begins its name.
     """
     if isinstance(so_far, dict):
         return merge(so_far, settings)
@@ -217,7 +219,7 @@ def _with_earlier_keys(settings: dict[str, Any], so_far: Any, prefix: str = "") 
 
 
 def _check_finite(settings: dict[str, Any]) -> None:
-    """Raise UserError for a number in nested settings that is infinite or NaN."""
+    """Raise UserError if a number in nested settings is infinite or NaN."""
     for key, value in flatten(settings).items():
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and not math.isfinite(number):

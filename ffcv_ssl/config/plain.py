@@ -1,4 +1,4 @@
-"""Settings as plain data: nested dicts and lists, flat keys `a.b`, and how two of them differ."""
+"""Settings as plain data: nested dicts and lists, flat keys `a.b`, and differences of settings."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 
 def config_dict(config: Any) -> dict[str, Any]:
-    """A configuration (a dataclass) as nested dicts and lists, as YAML and checkpoints hold it."""
+    """A configuration (a dataclass) as nested dicts and lists, the form in YAML and checkpoints."""
 
     def plain(value):
         if isinstance(value, dict):
             return {key: plain(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [plain(item) for item in value]
-        for kind in (bool, int, float, str):  # the parser's PositiveInt and similar become int
+        for kind in (bool, int, float, str):  # PositiveInt and other types of the parser become int
             if isinstance(value, kind):
                 return kind(value)
         return value
@@ -30,9 +30,9 @@ def config_differences(
     free_keys: Collection[str] = (),
     free_groups: Collection[str] = (),
 ) -> list[str]:
-    """Settings in which two `config_dict`s differ, each as `key VALUE there, VALUE here`.
+    """The differences of two `config_dict`s, each as `key VALUE there, VALUE here`.
 
-    Keys in `free_keys`, and those that start with one of `free_groups`, may differ.
+    Keys in `free_keys`, and keys that start with one of `free_groups`, may differ.
     """
     before, now = flatten(before), flatten(now)
     free_groups = tuple(free_groups)
@@ -50,7 +50,7 @@ def _shown(side: Mapping[str, Any], key: str) -> str:
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts -> {"a.b": value}; empty dicts vanish."""
+    """Nested dicts -> {"a.b": value}; empty dicts are left out."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
         if isinstance(value, dict):
@@ -61,13 +61,13 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def flatten_as_text(nested: Mapping[str, Any]) -> dict[str, Any]:
-    """`flatten`, with lists as JSON text, as a table's cell holds them."""
+    """`flatten`, with lists as JSON text, for the cells of a table."""
     flat = flatten(nested).items()
     return {key: json.dumps(v) if isinstance(v, list | tuple) else v for key, v in flat}
 
 
 def as_words(nested: Mapping[str, Any]) -> list[str]:
-    """Nested settings as words of a command line: `--a.b=value`; what is no text is JSON."""
+    """Nested settings as words of a command line: `--a.b=value`; values other than text as JSON."""
     return [
         f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
         for key, value in flatten(nested).items()

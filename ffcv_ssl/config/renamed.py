@@ -1,4 +1,4 @@
-"""Settings with a new name: the old name works for one release, and a note says so.
+"""Renamed settings: the old name works for one release, with a note on stderr.
 
 A configuration dataclass lists its old names in `RENAMED`, and `parse_config` applies the list:
 
@@ -20,22 +20,22 @@ from ffcv_ssl.errors import UserError
 
 
 class NewName(NamedTuple):
-    """A setting's new dotted name, and how an old value becomes a new one."""
+    """A setting's new dotted name, and how to convert an old value."""
 
     name: str
     convert: Callable[[Any], Any]
-    """Takes a value from YAML, or its text on a command line. A group of settings is left alone."""
+    """Converts a value from YAML, or its text on a command line. A group of settings is left alone."""
 
 
 Table = Mapping[str, "NewName | str"]
-"""Old dotted name -> new one. The name of a group stands for all settings in it."""
+"""Old dotted name -> new name. The name of a group stands for all settings in it."""
 
 
 def rename(settings: Any, table: Table) -> tuple[Any, list[str]]:
     """Settings under their new names, and a note for each old name that was found.
 
-    settings: nested dict, or list of words of a command line (`--a.b 1`, `--a.b=1`); it is left as
-    it is. Raises UserError for a dict that has both names of a setting.
+    settings: nested dict, or list of words of a command line (`--a.b 1`, `--a.b=1`); not modified.
+    Raises UserError for a dict that has both names of a setting.
     """
     change = _rename_keys if isinstance(settings, dict) else _rename_words
     notes = []
@@ -55,7 +55,7 @@ def say_once(line: str) -> None:
 
 
 def say_notes(notes: Iterable[str], where: str = "") -> None:
-    """Print what `rename` noted. where: the file of the settings; empty for a command line."""
+    """Print the notes of `rename`. where: the file of the settings; empty for a command line."""
     for note in notes:
         say_once(f"note: {where}: {note}" if where else f"note: --{note}")
 
@@ -92,9 +92,9 @@ def _rename_keys(settings, old, new, convert):
 
 
 def _copied(settings, groups, missing=None):
-    """(a copy of a nested dict, the dict at `groups` in that copy, or None where there is none).
+    """(a copy of a nested dict, the dict at `groups` in that copy, or None).
 
-    missing: what a group that is not there is taken to be.
+    missing: used in place of a missing group.
     """
     settings = dict(settings)
     group = settings

@@ -1,7 +1,7 @@
 """Settings of training commands by group: data, model, methods, schedules, records, the machine.
 
-Frozen dataclasses that YAML files and dotted overrides fill; a field's docstring is its --help.
-Raises UserError where values of one group do not go together.
+YAML files and dotted overrides fill these frozen dataclasses. A field's docstring is its --help.
+Raises UserError where values of one group contradict each other.
 """
 
 from __future__ import annotations
@@ -23,49 +23,50 @@ Workers = restricted_number_type("Workers", int, (">=", -1))
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images, and how they are loaded."""
+    """Which images to load, and how."""
 
     train: str = ""
-    """The `.beton` file to train on. Only probes and k-NN use its labels; -1 is unlabelled."""
+    """The `.beton` file to train on. Labels serve only probes, k-NN and the labelled stream; label
+    -1 means unlabelled."""
     val: str | None = None
     """The `.beton` file to evaluate on; null: no evaluation."""
     image_field: str = "image"
     """Name of the image field."""
     label_field: str = "label"
-    """Name of the integer field with the class; a file without it trains without probes."""
+    """Name of the integer field with the class. Without this field there are no probes."""
     batch_size: PositiveInt = 256
-    """Images a step, over all ranks; labelled ones of their own stream come on top."""
+    """Images per step, over all ranks. Images of the labelled stream are added to them."""
     chunk_size: NonNegativeInt = 0
-    """Images a forward pass and rank, for batches that do not fit on the device at once: embeddings
-    first, then gradients (two passes, the same gradients but for batch-norm); 0: all at once."""
+    """Images per forward pass and rank, for batches that do not fit on the device; 0: all at once.
+    A first pass computes all embeddings, a second pass the same gradients (but for batch-norm)."""
     num_workers: Workers = -1  # type: ignore[valid-type]
-    """Loader threads a rank; -1: all cores with a GPU, half of them where torch needs them too."""
+    """Loader threads per rank; -1: all cores with a GPU, half of the cores on a CPU."""
     batches_ahead: PositiveInt = 3
-    """Batches prepared in advance."""
+    """Number of batches that the loader prepares in advance."""
     order: Literal["random", "quasi_random", "sequential"] = "random"
-    """Order of the training samples; quasi_random is for files larger than memory."""
+    """Order of the training samples. Use quasi_random for files larger than memory."""
     os_cache: bool = True
-    """False for files larger than memory."""
+    """Let the system cache the file. Set to false for files larger than memory."""
     on_error: Literal["raise", "replace"] = "raise"
-    """What a corrupt sample does: end the run, or be replaced by another (counted)."""
+    """A corrupt sample ends the run (raise), or another sample replaces it (counted)."""
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    """Subtracted from the pixels, on the 0..255 scale (ImageNet's)."""
+    """Mean to subtract from the pixels, on the 0..255 scale (default: ImageNet's)."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (58.395, 57.12, 57.375)
-    """Pixels are divided by this, on the 0..255 scale (ImageNet's)."""
+    """Standard deviation to divide pixels by, on the 0..255 scale (default: ImageNet's)."""
 
 
 @dataclass(frozen=True)
 class ResolutionConfig:
-    """Side of the training views in pixels: grows from epoch `start_ramp` to epoch `end_ramp`."""
+    """Side of the training views in pixels. It grows from epoch `start_ramp` to `end_ramp`."""
 
     min: PositiveInt = 224
     """The first resolution."""
     max: PositiveInt = 224
-    """The last resolution, also of the evaluation unless that sets its own."""
+    """The last resolution. Evaluation uses it too, unless evaluation.resolution is set."""
     start_ramp: NonNegativeInt = 0
-    """Epoch until which the resolution is `min`; then it grows linearly, rounded to 32 pixels."""
+    """The resolution is `min` until this epoch. Then it grows linearly, rounded to 32 pixels."""
     end_ramp: NonNegativeInt = 0
-    """Epoch from which the resolution is `max`."""
+    """The resolution is `max` from this epoch on."""
 
     def __post_init__(self):
         if self.min > self.max or self.start_ramp > self.end_ramp:
@@ -78,14 +79,14 @@ class ModelConfig:
     """Backbone and projector."""
 
     backbone: str = "resnet50"
-    """A ResNet of torchvision by name: resnet18, resnet50, resnext50_32x4d, wide_resnet50_2...; or
-    tiny, two convolutions to try things out."""
+    """Name of a torchvision ResNet: resnet18, resnet50, resnext50_32x4d, wide_resnet50_2...; or
+    tiny: two convolutions, for quick trials."""
     stem: Literal["imagenet", "cifar"] = "imagenet"
-    """cifar: a 3x3 convolution of stride 1 and no pooling, for images of about 32 pixels."""
+    """First layers. cifar: a 3x3 convolution of stride 1, no pooling; for images of about 32 px."""
     projector: str = "2048-512"
-    """Widths of the projector's layers; empty: none, the loss sees the backbone's features."""
+    """Widths of the projector's layers. Empty: no projector; the loss uses backbone features."""
     projector_norm: Literal["hidden", "all", "none"] = "hidden"
-    """Which of its layers have batch-norm; the last one's is without shift (SimCLRv2)."""
+    """Which projector layers have batch-norm. In the last layer it has no shift (SimCLRv2)."""
 
     def __post_init__(self):
         if not re.fullmatch(r"([1-9]\d*(-[1-9]\d*)*)?", self.projector):
@@ -103,7 +104,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class SimCLRConfig:
-    """SimCLR's settings, and those of its instance-wise variant."""
+    """Settings of SimCLR and of its instance-wise variant."""
 
     temperature: PositiveFloat = 0.15
     """Temperature of the softmax over similarities."""
@@ -111,19 +112,19 @@ class SimCLRConfig:
 
 @dataclass(frozen=True)
 class VICRegConfig:
-    """VICReg's weights."""
+    """Weights of VICReg's terms."""
 
     invariance: NonNegativeFloat = 25.0
-    """Of the mean squared difference between an image's two embeddings."""
+    """Weight of the mean squared difference between an image's two embeddings."""
     variance: NonNegativeFloat = 25.0
-    """Of the hinge that keeps each feature's standard deviation above 1."""
+    """Weight of the hinge that keeps each feature's standard deviation above 1."""
     covariance: NonNegativeFloat = 1.0
-    """Of the squared covariances between features."""
+    """Weight of the squared covariances between features."""
 
 
 @dataclass(frozen=True)
 class BarlowConfig:
-    """Barlow Twins' settings."""
+    """Settings of Barlow Twins."""
 
     off_diagonal: NonNegativeFloat = 0.0025
     """Weight of the redundancy reduction term (lambda)."""
@@ -131,20 +132,20 @@ class BarlowConfig:
 
 @dataclass(frozen=True)
 class BYOLConfig:
-    """BYOL's settings; its predictor has the projector's widths."""
+    """Settings of BYOL. The predictor has the projector's widths."""
 
     momentum: ClosedUnitInterval = 0.996
-    """The teacher's momentum at step 0; a cosine takes it to 1. Its half-life is log 2 / (1 -
-    momentum) steps: 173 at 0.996, too long for a short run."""
+    """The teacher's momentum at step 0; a cosine raises it to 1. The teacher's half-life is log 2 /
+    (1 - momentum) steps: 173 at 0.996, too long for a short run."""
     predictor_lr: PositiveFloat | None = None
-    """The predictor's learning rate as a multiple of the peak of the others, constant and without
-    warm-up, as Chen and He 2021 keep theirs. A predictor that stays ahead of its encoder keeps more
-    directions alive in a short run. None: as the others."""
+    """The predictor's learning rate, as a multiple of the peak rate; constant, without warm-up
+    (Chen and He 2021). In short runs, a faster predictor keeps more directions of the embeddings
+    alive. null: the same rate as the rest."""
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimiser and schedule of backbone and projector."""
+    """Optimiser and learning-rate schedule of backbone and projector."""
 
     name: Literal["lars", "sgd", "adamw"] = "lars"
     """The optimiser."""
@@ -159,19 +160,19 @@ class OptimConfig:
     betas: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.9, 0.999)
     """AdamW's decay rates."""
     weight_decay: NonNegativeFloat = 1e-6
-    """Decay of weights; biases and norm layers have none."""
+    """Weight decay. It does not apply to biases and norm layers."""
     lars_lr: Literal["inside", "outside"] = "inside"
-    """lr scales what enters the momentum buffer (ours), or what leaves it (FFCV-SSL, SSLight)."""
+    """LARS: lr scales the momentum buffer's input (ours) or its output (FFCV-SSL, SSLight)."""
     lars_norm: Literal["joint", "separate"] = "joint"
-    """The trust ratio divides by |g + wd p| (ours) or by |g| + wd |p| (suncet)."""
+    """LARS: the trust ratio divides by |g + wd p| (ours) or by |g| + wd |p| (suncet)."""
     warmup_epochs: NonNegativeFloat = 10.0
-    """Epochs in which the rate grows linearly, by step."""
+    """Epochs of warm-up. The learning rate grows linearly at each step."""
     warmup_start: ClosedUnitInterval = 0.0
-    """The warm-up starts at the rate times this."""
+    """The warm-up starts at this fraction of the learning rate."""
     end_ratio: ClosedUnitInterval = 0.001
-    """The cosine ends at the rate times this."""
+    """The cosine ends at this fraction of the learning rate."""
     clip_norm: NonNegativeFloat = 0.0
-    """Gradients of a larger norm, over all parameters, are scaled down to it; 0: never."""
+    """Largest gradient norm over all parameters; larger gradients are scaled down. 0: no limit."""
 
     def __post_init__(self):
         if self.name == "sgd" and self.nesterov and self.momentum == 0:
@@ -185,41 +186,42 @@ class LabelsConfig:
     """Which labels of the training file the labelled stream may use."""
 
     scheme: Literal["bernoulli", "balanced", "file"] = "bernoulli"
-    """bernoulli: each image on its own; balanced: as many of each class; file: those listed."""
+    """bernoulli: draw each image independently; balanced: equally many of each class; file: the
+    images listed in `file`."""
     fraction: PositiveFloat | None = None
-    """Share of the labels, in (0, 1]; or give `count`."""
+    """Fraction of the labels, in (0, 1]; or give `count`."""
     count: PositiveInt | None = None
     """Number of labels; or give `fraction`."""
     file: str | None = None
-    """Text file with the images' names, or their indices, one a line."""
+    """Text file with image names or indices, one per line."""
     seed: NonNegativeInt = 0
-    """Decides which labels are drawn; independent of the run's seed."""
+    """Seed of the choice of labels. It does not depend on the run's seed."""
 
 
 @dataclass(frozen=True)
 class LabelledConfig:
-    """A second stream of images whose labels train the model too, beside any method."""
+    """The labelled stream: a second stream of images. It adds a supervised loss to any method."""
 
     loss: Literal["none", "suncet", "supcon", "cross_entropy"] = "none"
-    """none: there is no such stream."""
+    """Loss of the labelled stream; none: no labelled stream."""
     weight: PositiveFloat = 1.0
-    """Weight of this loss beside the method's."""
+    """Weight of this loss. The method's loss has weight 1."""
     temperature: PositiveFloat = 0.1
     """Temperature of suncet and supcon."""
     classes_per_batch: PositiveInt = 10
-    """Classes in a batch, over all ranks."""
+    """Classes per labelled batch, over all ranks."""
     images_per_class: PositiveInt = 10
-    """Images of each of them, over all ranks."""
+    """Images of each class per labelled batch, over all ranks."""
     num_views: PositiveInt = 1
-    """Views of each image: the first so many of the run's views."""
+    """Views per labelled image: the first `num_views` of the run's views."""
     unique_classes_per_rank: bool = False
-    """Ranks hold different classes of a batch, instead of different images of all its classes."""
+    """true: each rank holds other classes. false: each rank holds images of all classes."""
     unsupervised_batch_size: NonNegativeInt | None = None
-    """Images a step of the method's own loss; null: data.batch_size; 0: train on labels alone."""
+    """Images per step for the method's loss; null: data.batch_size; 0: train on labels only."""
     supervised_epochs: NonNegativeFloat | None = None
-    """Epochs after which this stream ends and costs nothing; null: it never does."""
+    """The labelled stream ends after this many epochs; null: it never ends."""
     supervised_passes: NonNegativeFloat | None = None
-    """Passes over the labels after which it ends, instead of supervised_epochs."""
+    """The labelled stream ends after this many passes over the labels (or: supervised_epochs)."""
     labels: LabelsConfig = field(default_factory=LabelsConfig)
 
     def __post_init__(self):
@@ -237,7 +239,7 @@ class LabelledConfig:
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """Linear probes on the backbone and after each projector layer, trained along on view 0."""
+    """Linear probes on the backbone and each projector layer. They train with the run on view 0."""
 
     lr: PositiveFloat = 1e-4
     """AdamW's learning rate."""
@@ -247,53 +249,53 @@ class ProbeConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured on clean centre crops of the validation file."""
+    """Evaluation on centre crops of the validation file, without augmentation."""
 
     every_epochs: PositiveInt = 1
-    """Epochs between evaluations; the untrained and the final model are always evaluated."""
+    """Epochs between evaluations. The untrained and the final model are always evaluated."""
     resolution: PositiveInt | None = None
     """Side of the crops in pixels; null: resolution.max."""
     batch_size: PositiveInt = 256
-    """Images a batch."""
+    """Images per batch."""
     knn_k: NonNegativeInt = 20
-    """Neighbours that vote; 0: no k-NN."""
+    """Number of neighbours that vote; 0: no k-NN."""
     knn_temperature: PositiveFloat = 0.1
-    """Votes weigh exp(similarity / temperature)."""
+    """Each vote has the weight exp(similarity / temperature)."""
     knn_bank: PositiveInt = 20000
-    """Training images to search, drawn once with the run's seed; all if there are fewer."""
+    """Number of training images in the k-NN bank (at most all). The run's seed draws them once."""
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When the run is saved. Each epoch's end is saved in any case."""
+    """When to save the run. It is always saved at the end of each epoch."""
 
     every_minutes: PositiveFloat = 10.0
     """Minutes between checkpoints within an epoch."""
     keep_every: NonNegativeInt = 0
-    """Keep a copy every so many epochs, and of epoch 0 (untrained) and the last; 0: none."""
+    """Keep a copy of every N-th epoch, of epoch 0 (untrained) and of the last; 0: no copies."""
 
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What is reported while training."""
+    """What to report during training."""
 
     every_steps: PositiveInt = 50
-    """Steps a log line; each epoch's end has one too."""
+    """Steps between log lines. Each epoch's end also has a log line."""
     tensorboard: bool = True
     """Write TensorBoard events."""
 
 
 @dataclass(frozen=True)
 class SystemConfig:
-    """Where the run computes."""
+    """The device and how torch uses it."""
 
     device: str = "auto"
-    """auto (the CUDA device if there is one), cpu, cuda or cuda:N."""
+    """cpu, cuda, cuda:N, or auto: the CUDA device if there is one."""
     torch_threads: NonNegativeInt = 0
-    """Threads of torch on the CPU; 0: the cores, shared among the ranks of a node. Losses are
-    bit-equal for equal numbers only."""
+    """Number of torch's CPU threads; 0: divide the cores among the ranks of a node. Losses are
+    bit-equal only for equal numbers of threads."""
     compile: bool = False
-    """Compile the model with torch.compile; evaluation and the resulting weights are unaffected."""
+    """Compile the model with torch.compile. It does not affect evaluation or the saved weights."""
 
     def __post_init__(self):
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):

@@ -1,9 +1,9 @@
 """YAML files that build on one another.
 
-`base: other.yaml`, or a list of files, puts a file's settings over those of other files. Paths are
-relative to the file that names them; a later base wins over an earlier one, the file itself over
-all its bases. Mappings are merged key by key, everything else is replaced. Numbers are YAML 1.2's:
-1e-6 is a number, 72:00:00 is text. `a.b: 1` means `a: {b: 1}`.
+`base: other.yaml`, or a list of files, names the files that a file builds on. Paths are relative to
+the file that names them. A later base overrides an earlier base; the file overrides all its bases.
+Mappings are merged key by key, everything else is replaced. Numbers follow YAML 1.2: 1e-6 is a
+number, 72:00:00 is text. `a.b: 1` means `a: {b: 1}`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ BASE = "base"
 def read_layers(path: str, builders: tuple[str, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
     """A file and all files that it builds on: [(file, its own settings)]; later ones win.
 
-    builders: the files that led here, the first one first. Raises ValueError with the file and the
-    chain that led to it, on one line.
+    builders: the chain of files that led to this file, in order. Raises ValueError, on one line,
+    with the file and this chain.
     """
     chain = (*builders, path)
     where = " (base of ".join(reversed(chain)) + ")" * len(builders)
@@ -70,7 +70,7 @@ def _load(path: str) -> dict[str, Any]:
 
 
 def read_yaml(path: str | Path) -> Any:
-    """What a YAML file holds, with YAML 1.2's numbers. Raises ValueError, on one line."""
+    """The content of a YAML file, with YAML 1.2's numbers. Raises ValueError, on one line."""
     try:
         return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
@@ -85,7 +85,7 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def read_text(text: str) -> Any:
-    """What a single value of a YAML file or of a command line holds; the text itself where it is no
+    """A single value from the text of a YAML file or command line; the text itself if it is not
     YAML."""
     try:
         return yaml.load(text, _Loader)
@@ -94,12 +94,12 @@ def read_text(text: str) -> Any:
 
 
 def yaml_text(settings: dict[str, Any]) -> str:
-    """Settings as YAML that `read_yaml`, and YAML 1.1 too, read as the same settings."""
+    """Settings as YAML text. `read_yaml`, and readers of YAML 1.1, return the same settings."""
     return yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def nested(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with dotted keys as nested mappings: `a.b: 1` becomes `a: {b: 1}`."""
+    """Turn dotted keys into nested mappings: `a.b: 1` becomes `a: {b: 1}`."""
     merged: dict[str, Any] = {}
     for key, value in settings.items():
         value = nested(value) if isinstance(value, dict) else value
@@ -111,11 +111,11 @@ def nested(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Safe YAML in which text that looks like a number of YAML 1.1 or 1.2 stands in quotes."""
+    """Safe YAML. Text that looks like a number of YAML 1.1 or 1.2 is quoted."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML with YAML 1.2's numbers, no dates, and no key given twice."""
+    """Safe YAML with YAML 1.2's numbers, without dates; duplicate keys are errors."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()

@@ -1,8 +1,8 @@
 """Separable Gaussian blur of planar float32 views (3, H, W), in place.
 
-Equation: torchvision's gaussian_blur; borders are reflected, the edge not repeated. Weights
-exp(-d**2 / 2 sigma**2), normalised over the taps used. Taps lighter than 1/4096 of the middle one
-are left out: at sigma 1 that is 9 taps instead of 23, and moves no pixel by 0.1/255.
+Equation: torchvision's gaussian_blur; borders are reflected without repeating the edge. Weights
+exp(-d**2 / 2 sigma**2), normalised over the taps used. Taps lighter than 1/4096 of the middle tap
+are left out. At sigma 1 this leaves 9 taps of 23 and changes no pixel by 0.1/255.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ _LINE = 16  # numbers in a cache line
 
 @inlined
 def _reflect(i, size):
-    """Index of the mirrored image, for any distance outside and any size, 1 included."""
+    """Index in the mirrored image, for any distance outside and any size, 1 included."""
     if size == 1:
         return 0
     period = 2 * (size - 1)
@@ -26,7 +26,7 @@ def _reflect(i, size):
 
 @device
 def gaussian_taps(sigma, kernel_size, weights):
-    """Fill weights[d] for distances d = 0 .. radius; returns the radius that is used."""
+    """Fill weights[d] for distances d = 0 .. radius; returns the radius."""
     radius = kernel_size // 2
     total = 1.0
     weights[0] = 1.0
@@ -64,11 +64,10 @@ def _pad(plane, radius, padded):
 
 @device
 def _blur_rows(padded, stride, radius, weights, sums, row, plane):
-    """Row by row, the vertical pass over flat `padded` into `sums` and the horizontal pass from
-    there.
+    """For each row: the vertical pass from flat `padded` into `sums`, then the horizontal pass.
 
-    All of a number's taps are summed in registers: 2x faster than passes over a row, two distances
-    each.
+    All taps of a number are summed in registers: 2x faster than several passes over a row with two
+    distances each.
     """
     height, width = plane.shape
     flat = plane.reshape(-1)
@@ -78,7 +77,7 @@ def _blur_rows(padded, stride, radius, weights, sums, row, plane):
             symmetric_taps(padded, begin + x, stride, weights, radius, sums, x)
         if width >= LANES:
             for begin in range(0, width, LANES):
-                x = min(begin, width - LANES)  # the last lanes overlap those before them
+                x = min(begin, width - LANES)  # the last vector overlaps the one before it
                 symmetric_taps(sums, radius + x, 1, weights, radius, flat, y * width + x)
         else:
             symmetric_taps(sums, radius, 1, weights, radius, row, 0)
@@ -94,7 +93,7 @@ def blur_(view, sigma, kernel_size, scratch):
     radius = gaussian_taps(sigma, kernel_size, weights)
     if radius == 0:
         return
-    # Rows of whole cache lines, so that the vertical pass loads none that straddles two: 1.3x.
+    # Rows of whole cache lines: no vector of the vertical pass straddles two lines (1.3x faster).
     stride = _round_up(width + 2 * radius)
     sums, rest = rest[: stride + LANES], rest[stride + LANES :]
     row, rest = rest[:LANES], rest[LANES:]
@@ -113,5 +112,5 @@ def _round_up(count):
 def scratch_floats(height: int, width: int, kernel_size: int) -> int:
     """Numbers of float32 scratch that `blur_` needs."""
     width = width + kernel_size + _LINE
-    padded = (height + kernel_size) * width + _LINE + LANES  # the last lanes may lie behind it
+    padded = (height + kernel_size) * width + _LINE + LANES  # the last vector may end after it
     return kernel_size + width + 2 * LANES + padded

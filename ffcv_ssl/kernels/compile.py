@@ -1,13 +1,13 @@
-"""How kernels are compiled and kept: one signature each, cached on disk, safe with many processes
-starting at once.
+"""Compiling and caching kernels: one signature each, cached on disk, safe when many processes start
+at once.
 
-Guarantees: a kernel compiled once is loaded, not compiled, by every later process with the same
-sources, numba and CPU. The cache folder's name is a digest of *all* kernel sources, so an edited
-callee is never missed (numba itself looks only at the file of the caller). Processes that start
-together compile once: the others wait for a file lock and then load.
+Guarantees: a kernel is compiled once; every later process with the same sources, numba and CPU
+loads it. The cache folder's name is a digest of *all* kernel sources, so an edited callee is never
+missed (numba itself checks only the caller's file). When processes start together, one compiles;
+the others wait for a file lock and then load.
 
-Folder: `$FFCV_SSL_CACHE`, else `$XDG_CACHE_HOME/ffcv_ssl`, else `~/.cache/ffcv_ssl`, else one of
-this user below the temporary folder. Nothing outside it is written, and no environment variable is
+Folder: `$FFCV_SSL_CACHE`, else `$XDG_CACHE_HOME/ffcv_ssl`, else `~/.cache/ffcv_ssl`, else a folder
+of this user in the temporary folder. Nothing is written elsewhere, and no environment variable is
 set.
 """
 
@@ -34,7 +34,7 @@ from ffcv_ssl.files import locked
 
 _log = logging.getLogger(__name__)
 
-# Flags that keep values what they are: no reassociation of sums, no reciprocal for a division, NaN
+# Flags that do not change values: no reassociation of sums, no reciprocal for a division, NaN
 # stays NaN. "contract" allows a fused multiply-add, "nsz" ignores the sign of zero.
 SAFE_MATH = {"contract", "nsz"}
 
@@ -49,7 +49,8 @@ _SOURCE_FOLDERS = ("kernels", "transforms", "pipeline", "traversal_order")
 
 
 def _digest_sources() -> str:
-    """Of every kernel source, the versions of Python, numba and LLVM, and the CPU's features."""
+    """Digest of all kernel sources, the versions of Python, numba and LLVM, and the CPU's
+    features."""
     digest = hashlib.sha256(sys.implementation.cache_tag.encode())
     root = Path(__file__).resolve().parent.parent
     for folder in _SOURCE_FOLDERS:
@@ -62,8 +63,8 @@ def _digest_sources() -> str:
     return digest.hexdigest()[:20]
 
 
-# Taken now, while these are the sources that are being imported: a file that is edited between its
-# import and the first call must not put old code under the new sources' name.
+# Computed at import. If a file is edited between its import and the first call, the old code must
+# not be stored under the digest of the new sources.
 _SOURCES_DIGEST = _digest_sources()
 
 
@@ -74,7 +75,7 @@ def _cache_root() -> str:
         if folder and _is_usable(folder):
             return folder
     folder = os.path.join(tempfile.gettempdir(), f"ffcv_ssl-{os.getuid()}")
-    # Cached kernels are pickles: never load them from a folder that another user may write to.
+    # Cached kernels are pickles: never load them from a folder that another user can write to.
     if _is_usable(folder, mode=0o700) and os.stat(folder).st_uid == os.getuid():
         os.chmod(folder, 0o700)
         return folder
@@ -91,13 +92,13 @@ def _is_usable(folder: str, mode: int = 0o777) -> bool:
 
 
 def cache_folder() -> str:
-    """The folder that this process's kernels are kept in; it may not exist yet."""
+    """The folder with this process's cached kernels; it may not exist yet."""
     return os.path.join(_cache_root(), f"kernels-{_SOURCES_DIGEST}")
 
 
 class _Locator:
-    """Tells numba where one function's files lie; the folder's name already says which sources they
-    belong to."""
+    """Tells numba where the files of one function are. The folder's name already identifies the
+    sources."""
 
     def __init__(self, py_func: Callable) -> None:
         path = Path(inspect.getfile(py_func))
@@ -121,17 +122,18 @@ class _CacheImpl(CompileResultCacheImpl):
 
 
 class _FunctionCache(FunctionCache):
-    """numba's cache of one function; a damaged file or a full disk costs a compilation, no more."""
+    """numba's cache of one function. A damaged file or a full disk only costs a compilation."""
 
     _impl_class = _CacheImpl
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple:
-        """numba's key without its hash of what a closure refers to, which differs from process to
-        process: the folder's and the file's name already say which sources they belong to."""
+        """numba's key without the hash of a closure's variables, because that hash differs between
+        processes. The names of folder and file already identify the sources."""
         return sig, codegen.magic_tuple()
 
     def is_complete(self) -> bool:
-        """Whether the disk holds the index and the code, which numba writes one after the other."""
+        """Whether both the index and the code are on disk; numba writes them one after the
+        other."""
         return all(
             os.path.exists(os.path.join(self.cache_path, self._impl.filename_base + suffix))
             for suffix in (".nbi", ".1.nbc")
@@ -140,7 +142,7 @@ class _FunctionCache(FunctionCache):
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
             return super().load_overload(sig, target_context)
-        except Exception:  # whatever a truncated pickle raises
+        except Exception:  # a truncated pickle may raise anything
             with contextlib.suppress(OSError):
                 self.flush()
             return None
@@ -158,16 +160,16 @@ def _one_process_at_a_time() -> contextlib.AbstractContextManager:
 
 @functools.cache
 def _announce() -> None:
-    """Say, once a process, why the first batch takes its time."""
+    """Print once per process why the first batch takes long."""
     _log.warning("compiling kernels into %s, once (about 20 s)", cache_folder())
 
 
 class Kernel:
-    """A compiled entry point: `kernel(*arrays)`. Loads or compiles at the first call, or at
+    """A compiled entry point: `kernel(*arrays)`. It is loaded or compiled at the first call, or at
     `load()`.
 
-    Only its one signature is accepted: other dtypes or layouts raise TypeError and never compile
-    anew.
+    It accepts only its one signature: other dtypes or layouts raise TypeError and are never
+    compiled.
     """
 
     def __init__(self, py_func: Callable, signature: str) -> None:

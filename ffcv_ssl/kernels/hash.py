@@ -22,8 +22,8 @@ _SECRET = np.frombuffer(
     ),
     np.uint8,
 )
-# Every 64-bit word of the secret that is read, by byte offset (some offsets are odd, so an aligned
-# table would not do).
+# The 64-bit words of the secret by byte offset. Some offsets are odd, so an aligned table would not
+# work.
 _S = np.array(
     [int.from_bytes(_SECRET[i : i + 8].tobytes(), "little") for i in range(185)], np.uint64
 )
@@ -89,7 +89,7 @@ def _swap64(value):
 
 @inlined
 def _multiply_fold(a, b):
-    """The 128-bit product's low half xor its high half."""
+    """Low half xor high half of the 128-bit product."""
     a_low, a_high = a & _LOW32, a >> np.uint64(32)
     b_low, b_high = b & _LOW32, b >> np.uint64(32)
     low_low, high_low = a_low * b_low, a_high * b_low

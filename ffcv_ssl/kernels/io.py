@@ -1,8 +1,8 @@
-"""Checked reads without Python: many samples' bytes from one file into private memory, each
+"""Checked reads without Python: the bytes of many samples from one file into private memory, each
 verified by its XXH3-64.
 
-`pread` is looked up by name in the running process, so the kernel can be cached on disk (a ctypes
-pointer could not).
+`pread` is looked up by name in the running process, so the kernel can be cached on disk (with a
+ctypes pointer it could not).
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ _pread = types.ExternalFunction(
 )
 
 OK, IO_ERROR, TRUNCATED, ALTERED = 0, 1, 2, 3
-_TRIES = 100  # of a read that a signal interrupted
+_TRIES = 100  # attempts, because a signal may interrupt a read
 
 
 @kernel(
@@ -24,12 +24,11 @@ _TRIES = 100  # of a read that a signal interrupted
     "int64[::1], uint8[::1], int64[::1])"
 )
 def read_samples(fd, pointers, sizes, checksums, verify, offsets, buffer, status):
-    """Read sample i's sizes[i] bytes at file position pointers[i] to buffer[offsets[i]:]; all
-    arrays but buffer are (N,).
+    """Read sizes[i] bytes of sample i at file position pointers[i] to buffer[offsets[i]:].
 
-    status[i]: OK, IO_ERROR (ask the system again from Python for the reason), TRUNCATED (the file
-    ends too early) or ALTERED (the bytes do not have their checksum; only with `verify`). Nothing
-    outside the N ranges is written.
+    All arrays but buffer are (N,). status[i]: OK, IO_ERROR (repeat the read in Python for the
+    reason), TRUNCATED (the file ends too early) or ALTERED (wrong checksum; only with `verify`).
+    Nothing outside the N ranges is written.
     """
     base = np.uint64(buffer.ctypes.data)
     for i in range(pointers.size):

@@ -1,5 +1,5 @@
-"""Counter-based random numbers (Philox4x32-10): a draw is a pure function of its key, whoever asks
-and whenever.
+"""Counter-based random numbers (Philox4x32-10): a draw is a pure function of its key; it does not
+depend on the thread or on earlier draws.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); checked against the
 authors' known answers. Uniform numbers are multiples of 2**-32 in [0, 1).
@@ -34,11 +34,10 @@ def philox(key, c0, c1, c2, c3):
 
 @device
 def uniforms(key, epoch, sample, occurrence, block):
-    """Four uniform numbers in [0, 1): number `block` of the stream of this op at this sample's
-    turn.
+    """Four uniform numbers in [0, 1): block number `block` of an op's stream for one sample.
 
-    key: of (seed, view, op), uint64. epoch, sample, occurrence: uint64; epoch counts to 2**32, a
-    sample's id to 2**48, its occurrences in one epoch to 2**16.
+    key: derived from (seed, view, op), uint64. epoch below 2**32, sample (its id) below 2**48,
+    occurrence in the epoch below 2**16; all uint64.
     """
     high = ((sample >> np.uint64(32)) << np.uint64(16)) | (occurrence & np.uint64(0xFFFF))
     w0, w1, w2, w3 = philox(key, np.uint64(block), sample & _LOW32, epoch & _LOW32, high & _LOW32)
@@ -47,10 +46,10 @@ def uniforms(key, epoch, sample, occurrence, block):
 
 @kernel("void(uint64, uint64, int64[::1])")
 def shuffle_(key, epoch, values):
-    """Permute `values` in place, every permutation equally likely (Fisher and Yates); a function of
-    key and epoch.
+    """Permute `values` in place (Fisher and Yates), as a function of key and epoch. Every
+    permutation is equally likely.
 
-    A bounded number is the high half of a 64-bit word times the bound: its bias is below 2**-32 for
+    A bounded number is the high half of a 64-bit word times the bound; the bias is below 2**-32 for
     2**32 values.
     """
     for last in range(values.size - 1, 0, -1):
@@ -64,7 +63,7 @@ def shuffle_(key, epoch, values):
 
 @kernel("uint64(uint64, uint64, uint64, uint64)")
 def random_word(key, epoch, sample, attempt):
-    """One 64-bit word of (key, epoch, sample, attempt): the choice of a replacement for a bad
+    """A 64-bit word from (key, epoch, sample, attempt). It chooses the replacement of a bad
     sample."""
     w0, w1, w2, w3 = philox(
         key, attempt & _LOW32, sample & _LOW32, epoch & _LOW32, sample >> np.uint64(32)

@@ -1,11 +1,11 @@
-"""A crop box of an interleaved uint8 image, resized with antialiasing to a planar float32 view,
-flipped if asked.
+"""Resize a crop box of an interleaved uint8 image, with antialiasing, to a planar float32 view;
+optionally flip it.
 
 The filter is torch's antialiased bilinear or bicubic (`interpolate(..., antialias=True)`), in
-float32 throughout. Two passes: rows first, because rows of the source are contiguous; then columns,
-TILE rows at once, turned so that one vector holds a number of all of them, and turned back into the
-view's planes: 1.2x faster than a vector for each pixel. H W: view, in pixels; source rows are
-`width * 3` bytes.
+float32 throughout. Two passes: rows first, because rows of the source are contiguous; then columns.
+The second pass takes TILE rows at once. It transposes them, so that one vector holds the same
+number of all rows, and transposes the result back into the view's planes. This is 1.2x faster than
+one vector per pixel. H W: view, in pixels; source rows are `width * 3` bytes.
 """
 
 import numpy as np
@@ -28,7 +28,7 @@ from ffcv_ssl.kernels.vectors import (
 )
 
 BILINEAR, BICUBIC = 0, 1
-_CUBIC_A = -0.5  # PIL's and torch's coefficient when antialiasing
+_CUBIC_A = -0.5  # the coefficient of PIL and torch with antialiasing
 _LINE = 16  # numbers in a cache line
 
 
@@ -49,10 +49,9 @@ def axis_taps(begin, extent, low, high, cubic, gain, first, count, weights):
     """Weights of one axis: output i is the sum over k < count[i] of weights[i, k] * input[first[i]
     + k].
 
-    begin, extent: the box in input pixels, may be fractional. low, high: no tap lies outside [low,
-    high).
-    gain: every output's weights sum to it. weights: float32 (out, taps), wide enough (see
-    `max_taps`), zero behind count[i]. Returns the largest count.
+    begin, extent: the box in input pixels, may be fractional. low, high: all taps lie in [low,
+    high). gain: the sum of each output's weights. weights: float32 (out, taps), wide enough (see
+    `max_taps`), zero after count[i]. Returns the largest count.
     """
     num_outputs, most = first.size, 0
     scale = extent / num_outputs
@@ -71,7 +70,7 @@ def axis_taps(begin, extent, low, high, cubic, gain, first, count, weights):
             weight = _filter((start + k + 0.5 - centre) * shrink, cubic)
             row[k] = weight
             total += weight
-        if total == 0.0:  # a box thinner than a pixel at the border: its nearest pixel
+        if total == 0.0:  # a box thinner than a pixel at the border: take its nearest pixel
             row[0] = total = 1.0
         factor = np.float32(gain / total)
         for k in range(taps):
@@ -84,8 +83,8 @@ def axis_taps(begin, extent, low, high, cubic, gain, first, count, weights):
 
 
 def max_taps(max_input: int, output: int, cubic: bool) -> int:
-    """Room for an output pixel's taps when up to `max_input` pixels shrink to `output`: a multiple
-    of four."""
+    """Room for the taps of an output pixel when up to `max_input` pixels shrink to `output`; a
+    multiple of four."""
     return 4 * (int(2 * np.ceil(max(max_input / output, 1.0) * (2 if cubic else 1)) + 5) // 4)
 
 
@@ -93,8 +92,8 @@ def max_taps(max_input: int, output: int, cubic: bool) -> int:
 def _blend_rows(pixels, at, stride, taps, weights, weight_at, rows, row_at, size):
     """rows[row_at + j] = sum over k < taps of weights[weight_at + k] * pixels[at + k * stride + j].
 
-    On wide rows no faster than LLVM's own vectors; views of 32 pixels gain 7 %, because a row of
-    theirs is mostly the start and the remainder of a loop.
+    On wide rows this is as fast as LLVM's own vectors. Views of 32 pixels gain 7 %, because a short
+    row is mostly the start and the remainder of a loop.
     """
     if size < ROW_LANES:
         for j in range(size):
@@ -104,19 +103,19 @@ def _blend_rows(pixels, at, stride, taps, weights, weight_at, rows, row_at, size
             rows[row_at + j] = total
         return
     for begin in range(0, size, ROW_LANES):
-        j = min(begin, size - ROW_LANES)  # the last lanes overlap those before them
+        j = min(begin, size - ROW_LANES)  # the last vector overlaps the one before it
         blend_bytes(pixels, at + j, stride, weights, weight_at, taps, rows, row_at + j)
 
 
 @device
 def _blend_columns(columns, begins, taps, weights, room, flip, x, tile):
-    """Resize TILE rows to `tile` (3, TILE pixels, TILE rows), the pixels x, x + 1, ..., mirrored if
-    asked.
+    """Resize TILE rows to `tile` (3, TILE pixels, TILE rows): the pixels x, x + 1, ..., optionally
+    mirrored.
 
-    columns: the rows transposed, so that a number of all of them is one vector: a weight serves
-    TILE rows, and no part of a vector is wasted. begins[x]: the number at which pixel x's first tap
-    starts. room: from one pixel's weights to the next one's. taps: of every pixel, some of weight
-    zero: the same number for all keeps the branches predicted, 3x faster than each pixel's own.
+    columns: the rows transposed. One vector holds the same number of all TILE rows, so one weight
+    serves all of them and no lane is wasted. begins[x]: where the first tap of pixel x starts.
+    room: distance between the weights of two pixels. taps: the same for every pixel (some weights
+    are zero); this keeps the branches predicted, 3x faster than a count per pixel.
     """
     count = min(TILE, begins.size)
     place, step = (TILE * (count - 1), -TILE) if flip else (0, TILE)
@@ -139,8 +138,8 @@ def _blend_columns(columns, begins, taps, weights, room, flip, x, tile):
 
 @device
 def _store_tile(tile, flat, height, width, y, x):
-    """A tile to the `flat` planes of a view, its first pixel at row y, column x; what lies outside
-    is left out."""
+    """Write a tile to the `flat` planes of a view, its first pixel at row y, column x. Pixels
+    outside the view are left out."""
     if height >= TILE and width >= TILE:
         for c in range(3):
             place = (c * height + y) * width + x
@@ -168,7 +167,7 @@ def resample(pixels, at, height, width, box, cubic, flip, view, scratch):
     high_x = min(int(np.ceil(left + box_width)), width)
     taps_y = _tap_room(box_height, out_height, cubic)
     taps_x = _tap_room(box_width, out_width, cubic)
-    # the scratch's parts, one behind the other
+    # the parts of the scratch, one after the other
     weights_y, scratch = _take(scratch, out_height * taps_y)
     weights_x, scratch = _take(scratch, out_width * taps_x)
     index, scratch = _take(scratch, 2 * (out_height + out_width))
@@ -184,12 +183,12 @@ def resample(pixels, at, height, width, box, cubic, flip, view, scratch):
         first_x[x] = 3 * (first_x[x] - low_x)
     size, stride = 3 * (high_x - low_x), width * 3
     step = _row_step(size)
-    flat = view.reshape(-1)  # once: it costs as much as turning a tile
+    flat = view.reshape(-1)  # only once: it costs as much as transposing a tile
     tile, scratch = _take_lines(scratch, 3 * TILE * TILE)
     rows, scratch = _take_lines(scratch, TILE * step)
     columns, scratch = _take_lines(scratch, TILE * (size + TILE + 3 * taps_x))
     for y in range(0, out_height, TILE):
-        y = max(min(y, out_height - TILE), 0)  # the last tiles overlap those before them
+        y = max(min(y, out_height - TILE), 0)  # the last tiles overlap the tiles before them
         for i in range(TILE):
             source = min(y + i, out_height - 1)
             begin, weight_at = at + first_y[source] * stride + low_x * 3, source * taps_y
@@ -198,13 +197,13 @@ def resample(pixels, at, height, width, box, cubic, flip, view, scratch):
         for j in range(0, size, TILE):
             transpose(rows, j, step, columns, TILE * j, TILE)
         for j in range(TILE * size, TILE * (size + 3 * most)):
-            columns[j] = 0.0  # taps of weight zero reach behind a row: 0 * NaN would not be zero
+            columns[j] = 0.0  # taps of weight 0 read past the row's end, and 0 * NaN is not 0
         for x in range(0, out_width, TILE):
             x = max(min(x, out_width - TILE), 0)
             _blend_columns(columns, first_x, most, weights_x, taps_x, flip, x, tile)
             target = max(out_width - TILE, 0) - x if flip else x
             _store_tile(tile, flat, out_height, out_width, y, target)
-    if cubic:  # it overshoots, and what follows expects [0, 1]
+    if cubic:  # bicubic overshoots, and later code expects [0, 1]
         for c in range(3):
             for y in range(out_height):
                 for x in range(out_width):
@@ -223,15 +222,15 @@ def _take(scratch, count):
 
 @inlined
 def _take_lines(scratch, count):
-    """The same from the next cache line on: no vector straddles two."""
+    """Like `_take`, aligned to a cache line: no vector straddles two lines."""
     begin = -(scratch.ctypes.data // 4) % _LINE
     return scratch[begin : begin + count], scratch[begin + count :]
 
 
 @inlined
 def _row_step(size):
-    """An uneven number of cache lines for a row and its last tile: a tile of rows 4 KB apart would
-    not fit the first cache."""
+    """An odd number of cache lines for a row and its last tile: a tile of rows 4 KB apart would not
+    fit into the L1 cache."""
     return ((size + TILE + _LINE - 1) // _LINE | 1) * _LINE
 
 
@@ -247,7 +246,7 @@ def scratch_floats(
 
 @device
 def unpack(pixels, at, flip, view):
-    """An interleaved uint8 image of the view's own size to planar float32 in [0, 1]."""
+    """Convert an interleaved uint8 image of the view's size to planar float32 in [0, 1]."""
     height, width = view.shape[1], view.shape[2]
     size, scale = height * width, np.float32(1.0 / 255.0)
     flat, source = view.reshape(-1), pixels[at : at + 3 * size]
@@ -262,9 +261,10 @@ def unpack(pixels, at, flip, view):
 
 @device
 def pack(view, out):
-    """Planar float32 in [0, 1] to interleaved uint8 (H, W, 3): the one rounding of a view, half up.
+    """Convert planar float32 in [0, 1] to interleaved uint8 (H, W, 3), rounding half up. A view is
+    rounded only here.
 
-    Explicit vectors: 3.4x faster than what LLVM makes of the plain loop.
+    Explicit vectors are 3.4x faster than LLVM's code for the plain loop.
     """
     size = view.shape[1] * view.shape[2]
     flat, levels = view.reshape(-1), out.reshape(-1)

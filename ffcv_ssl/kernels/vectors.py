@@ -1,9 +1,9 @@
 """Explicit LLVM vectors, for the few loops that LLVM does not vectorise on its own.
 
-Each intrinsic is the body of a loop in `resample`, `blur` or `hash`: it takes a fixed number of
-neighbouring numbers of flat arrays at given positions, unchecked. LLVM lowers the vectors to what
-the CPU has, so nothing here asks for a CPU feature. A product and a sum may fuse, in the order
-written, so a number's value does not depend on its lane.
+Each intrinsic is the body of a loop in `resample`, `blur` or `hash`. It processes a fixed number of
+neighbouring numbers of flat arrays at given positions; nothing is checked. LLVM lowers the vectors
+to the CPU's own, so no CPU feature is required. A product and a sum may fuse, in the order written,
+so a number's value does not depend on its lane.
 """
 
 from llvmlite import ir
@@ -11,17 +11,17 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-ROW_LANES = 16  # numbers that `blend_bytes` makes at once
-LANES = 32  # numbers that `symmetric_taps` makes at once
-BLOCK = 8  # pixels that `interleave` takes at once
-TILE = 8  # rows and columns of a tile, which `transpose` turns
+ROW_LANES = 16  # numbers per call of `blend_bytes`
+LANES = 32  # numbers per call of `symmetric_taps`
+BLOCK = 8  # pixels per call of `interleave`
+TILE = 8  # rows and columns of a tile for `transpose`
 
 _INT32, _INT64, _BYTE, _FLOAT = ir.IntType(32), ir.IntType(64), ir.IntType(8), ir.FloatType()
 _FUSE = ("contract",)
 
 
 class _Body:
-    """What the bodies below share: typed loads and stores at positions of the arguments' arrays."""
+    """Shared by the bodies below: typed loads and stores at positions of the argument arrays."""
 
     def __init__(self, context, builder, signature, args):
         self.context, self.builder, self.types, self.args = context, builder, signature.args, args
@@ -67,9 +67,10 @@ class _Body:
         return product if total is None else self.builder.fadd(product, total, flags=_FUSE)
 
     def fuse(self, a, b, total):
-        """a * b + total in one rounding where the CPU has that, in two elsewhere.
+        """a * b + total, with one rounding where the CPU supports it, else with two.
 
-        Unlike `multiply_add`, it leaves no choice of which product is fused where total is one too.
+        If `total` is a product too, `multiply_add` lets LLVM choose which product to fuse; `fuse`
+        leaves no choice: only a * b can fuse.
         """
         kind = ir.FunctionType(a.type, [a.type] * 3)
         name = f"llvm.fmuladd.v{a.type.count}f32"
@@ -78,7 +79,7 @@ class _Body:
 
 
 def _made_by(build, *arguments):
-    """What an intrinsic returns: its signature, without a result, and the code that `build`
+    """The return value of an intrinsic: its signature, without a result, and the code that `build`
     emits."""
 
     def codegen(context, builder, signature, args):
@@ -89,7 +90,7 @@ def _made_by(build, *arguments):
 
 
 def _blend_columns(taps):
-    """The body `blend` for a fixed number of taps; None: for the number in its last argument."""
+    """The body `blend` for a fixed number of taps. None: its last argument is the number."""
 
     def tap(body, source, weights, k):
         """(weight, [the three channels' values]) of tap k, a number or an IR value."""
@@ -134,12 +135,12 @@ def _blend_columns(taps):
 
 
 blend_1, blend_2, blend_3, blend_4, blend_5 = (_blend_columns(taps) for taps in range(1, 6))
-blend_many = _blend_columns(None)  # four taps at least
+blend_many = _blend_columns(None)  # at least four taps
 
 
 @intrinsic
 def transpose(context, source, at, step, out, out_at, out_step):
-    """TILE rows of TILE numbers, `step` apart, become the columns of rows `out_step` apart."""
+    """Transpose TILE rows of TILE numbers; source rows are `step` apart, output rows `out_step`."""
 
     def build(body):
         low, high = [0, 8, 1, 9, 4, 12, 5, 13], [2, 10, 3, 11, 6, 14, 7, 15]
@@ -147,7 +148,7 @@ def transpose(context, source, at, step, out, out_at, out_step):
         begin, target, columns = body.at(0, 1), body.at(3, 4), []
         for half in (0, 4):
             rows = []
-            for i in range(4):  # rows i and i + 4 side by side: what follows stays in half vectors
+            for i in range(4):  # rows i and i + 4 side by side: later shuffles stay in half vectors
                 parts = []
                 for row in (i, i + 4):
                     offset = body.builder.mul(body.args[2], body.number(row))
@@ -186,7 +187,7 @@ def blend_bytes(context, pixels, at, stride, weights, weight_at, taps, row, row_
 
 @intrinsic
 def interleave(context, red, green, blue, x, out, at):
-    """BLOCK pixels in [0, 1] of three planes to bytes of `out`, rounded half up."""
+    """Write BLOCK pixels in [0, 1] of three planes to bytes of `out`, rounded half up."""
 
     def build(body):
         scale, half = (ir.Constant(_FLOAT, value) for value in (255.0, 0.5))
@@ -206,7 +207,7 @@ def interleave(context, red, green, blue, x, out, at):
 
 @intrinsic
 def symmetric_taps(context, source, at, step, weights, radius, out, out_at):
-    """LANES numbers of a symmetric filter along `step`, kept in registers over all its taps:
+    """LANES outputs of a symmetric filter along `step`. The sums stay in registers for all taps:
 
     out[i] = weights[0] s[i] + sum over d = 1 .. radius of weights[d] (s[i - d step] + s[i + d
     step]).
@@ -234,11 +235,11 @@ def symmetric_taps(context, source, at, step, weights, radius, out, out_at):
 
 @intrinsic
 def accumulate(context, data, at, stripes, secret, sums):
-    """XXH3's inner loop: eight lanes of `sums` take `stripes` times 64 bytes of `data` from `at`,
-    the secret moving on one word a stripe.
+    """XXH3's inner loop: eight lanes of `sums` consume `stripes` times 64 bytes of `data` from
+    `at`. The secret advances one word per stripe.
 
-    A lane adds the product of its word's two halves, after the secret, and its neighbour's word.
-    The lanes stay in registers: 4 to 5x faster than with sums in memory.
+    Each lane xors its word with the secret, then adds the product of the two halves, and its
+    neighbour's word. The lanes stay in registers: 4 to 5x faster than with sums in memory.
     """
 
     def build(body):

@@ -1,4 +1,4 @@
-"""The loader's arguments, checked where they are given: ValueErrors of one line."""
+"""The checks of the loader's arguments. A mistake raises a ValueError of one line."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def check_indices(reader: Reader, indices: Any) -> np.ndarray:
 
 
 def find_rank(distributed: bool, rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """(rank, world size): those given, else the process group's, else a single one."""
+    """(rank, world size): as given, else from the process group, else (0, 1)."""
     if rank is None and world_size is None and distributed:
         import torch.distributed as group
 

@@ -1,5 +1,5 @@
-"""What a loader yields: a named tuple of the pipelines' outputs, with the samples' ids and drawn
-parameters."""
+"""The batch that a loader yields: a named tuple of the pipelines' outputs, with the sample ids and
+the drawn parameters."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _ATTRIBUTES = ("indices", "valid", "replaced", "params")
 
 
 def make_batch_type(names: list[str]) -> Any:
-    """A tuple class with these field names (not identifiers: reachable by position only).
+    """A tuple class with these field names (names that are no identifiers: by position only).
 
-    Instances also have: indices, int64 tensor (B,), the samples' ids; valid, bool (B,), False for
-    padding; replaced, bool (B,), True where another sample stands in for a bad one; params, dict:
+    Instances also have: indices, int64 tensor (B,), the sample ids; valid, bool (B,), False for
+    padding; replaced, bool (B,), True where another sample replaces a bad one; params, dict:
     view -> structured array (B,).
     """
     clash = [name for name in names if name in _ATTRIBUTES]
@@ -23,7 +23,7 @@ def make_batch_type(names: list[str]) -> Any:
             f"a pipeline cannot be called '{clash[0]}': batches have an attribute of that name"
         )
     bad = [n for n in names if not n.isidentifier() or keyword.iskeyword(n) or n.startswith("_")]
-    make: Any = namedtuple  # a type checker wants to know the names
+    make: Any = namedtuple  # Any: a type checker would require literal names
     base = make("Batch", names, rename=bool(bad))
 
     class Batch(base):  # type: ignore[valid-type, misc]

@@ -1,4 +1,4 @@
-"""What the system keeps of the file in memory: as much as it likes (os_cache=True), or only what is
+"""The system's cache of the file: as much as the system decides (os_cache=True), or only what is
 being read."""
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ import numpy as np
 
 from ffcv_ssl.reader import Reader
 
-_GAP = 1 << 16  # bytes; ranges closer than this are asked for in one
+_GAP = 1 << 16  # bytes; ranges closer than this are joined
 
 
 class SystemCache:
-    """os_cache=True: does nothing. False: `prefetch` asks for the batches ahead, `drop` gives their
-    pages up after use."""
+    """os_cache=True: does nothing. False: `prefetch` asks the system to read the batches ahead;
+    `drop` releases their pages after use."""
 
     def __init__(self, reader: Reader, field_names: list[str], os_cache: bool) -> None:
         self._fd = reader.fd
         extents = [reader.extents(name) for name in field_names]
         self._extents = [] if os_cache else [e for e in extents if e is not None]
         if not os_cache and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead of its own
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead by the system
 
     def prefetch(self, samples: np.ndarray) -> None:
         self._advise(samples, "POSIX_FADV_WILLNEED")
@@ -38,7 +38,7 @@ class SystemCache:
 
 
 def merge_ranges(pointers: np.ndarray, sizes: np.ndarray) -> list[tuple[int, int]]:
-    """[(begin, stop)] in bytes, ascending, neighbours closer than 64 KiB joined."""
+    """[(begin, stop)] in bytes, ascending. Ranges closer than 64 KiB are joined."""
     order = np.argsort(pointers)
     begins = pointers[order].astype(np.int64)
     stops = np.maximum.accumulate(begins + sizes[order].astype(np.int64))

@@ -1,7 +1,7 @@
 """How samples of one field reach a batch: read, check, decode once, and render every view.
 
-`process(job, begin, stop, scratch)` fills rows begin..stop of a batch and returns {row: BetonError}
-for those it cannot. N samples, H W pixels.
+`process(job, begin, stop, scratch)` fills rows begin..stop of a batch. It returns {row: BetonError}
+for rows that it cannot fill. N samples, H W pixels.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from ffcv_ssl.pipeline.plan import ViewPlan
 from ffcv_ssl.reader import Reader
 from ffcv_ssl.transforms import Crop
 
-RAW_MODE = 1  # of an image's metadata
+RAW_MODE = 1  # value of `mode` in an image's metadata
 _ALIGN = 64
 _NO_CHECKSUMS = np.zeros(0, np.uint64)
 
 
 class PayloadReader:
-    """Reads payloads of one field of an open file into scratch memory, with one system call a
+    """Reads payloads of one field of an open file into scratch memory, with one system call per
     sample."""
 
     def __init__(self, reader: Reader, field_name: str) -> None:
@@ -77,7 +77,7 @@ class PayloadReader:
 
 
 class ImageSource:
-    """An image field and all its views: one read and one decode a sample, whatever the number of
+    """An image field and all its views: one read and one decode per sample, for any number of
     views."""
 
     def __init__(
@@ -124,9 +124,9 @@ class ImageSource:
             plan.copy_links(raws)
 
     def _one_by_one(self, samples, images, sizes, renders, bad, floats, scratch):
-        """Decode one image, render its views while it is in the cache, then the next."""
+        """Image by image: decode it and render its views while it is in the CPU's cache."""
         buffer, offsets, heights, widths, factors = images
-        nowhere = np.zeros(len(samples), np.int64)  # offsets of images that have been decoded
+        nowhere = np.zeros(len(samples), np.int64)  # a decoded image has offset 0
         clock, decode_s, render_s = time.perf_counter, 0.0, 0.0
         for i, is_raw in enumerate(self.is_raw[samples].tolist()):
             if i in bad:
@@ -153,7 +153,7 @@ class ImageSource:
         scratch.seconds["render"] += render_s
 
     def _decode(self, encoded, height, width, factor, scratch):
-        """(flat pixels, (H, W)); ValueError for what is no sound JPEG of the promised size."""
+        """(flat pixels, (H, W)). ValueError for a corrupt JPEG or one of another size."""
         check_jpeg(encoded, height, width, is_trusted=self.payloads.verify)
         expected = (-(-height // factor), -(-width // factor), 3)
         buffer = scratch.take("decoded", expected[0] * expected[1] * 3, np.uint8)
@@ -165,8 +165,8 @@ class ImageSource:
 
     @staticmethod
     def _factor(renders, i):
-        """The largest of 8, 4, 2, 1 by which the decoder may shrink image i without any view being
-        enlarged for it."""
+        """The largest of 8, 4, 2, 1 by which the decoder may shrink image i, so that no view has to
+        be enlarged."""
         factor = 8
         for segment, raw, _ in renders:
             if not isinstance(segment.placed[0].op, Crop):
@@ -180,8 +180,8 @@ class ImageSource:
     def process_later(
         self, job: Any, number: int, begin: int, stop: int, scratch: Scratch
     ) -> dict[int, BetonError]:
-        """Segment `number` (1, 2, ...) of the views that have one, rows begin..stop, from the batch
-        before it."""
+        """Render segment `number` (1, 2, ...) of each view that has it, rows begin..stop. Its input
+        is the batch after the previous segment."""
         floats = scratch.take("floats", self.num_floats, np.float32)
         for plan in self.plans:
             if number < len(plan.segments):
@@ -192,7 +192,7 @@ class ImageSource:
 
 
 class ValueSource:
-    """A field that is no image: its decoder fills rows of an array."""
+    """A field without images: its decoder fills rows of an array."""
 
     def __init__(self, reader: Reader, name: str, field_name: str, decoder: Decoder) -> None:
         self.reader, self.name, self.field_name, self.decoder = reader, name, field_name, decoder

@@ -1,8 +1,8 @@
-"""From finished arrays to the consumer: tensors, copies to a CUDA device on a stream of its own,
+"""From finished arrays to the consumer: tensors, copies to a CUDA device on a separate stream,
 whole-batch ops.
 
-Hand-over: the copy stream records an event behind the copies of a batch; the consumer's current
-stream waits for it before anything uses them. The slot is kept until that event has passed.
+Hand-over: the copy stream records an event after the copies of a batch. The consumer's current
+stream waits for this event before it uses the copies. The slot is kept until the event has passed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ffcv_ssl.transforms import ToDevice
 
 
 class BatchContext(NamedTuple):
-    """What whole-batch code may ask for: a callable with a parameter `context` gets this. indices:
-    int64 (B,)."""
+    """Passed to whole-batch code: a callable with a parameter `context` gets this. indices: int64
+    (B,)."""
 
     seed: int
     epoch: int
@@ -31,8 +31,8 @@ def _is_cuda(op: Any) -> bool:
 
 
 def needs_cuda(tails: dict[str, list]) -> bool:
-    """True if any pipeline goes to a CUDA device; then slots are page-locked. ValueError where
-    there is no such device."""
+    """True if any pipeline copies to a CUDA device; slots are then page-locked. ValueError where
+    that device is missing."""
     needed = any(_is_cuda(op) for ops in tails.values() for op in ops)
     if needed and not torch.cuda.is_available():
         raise ValueError("Loader: ToDevice('cuda'), but torch finds no CUDA device; use 'cpu'")
@@ -40,8 +40,8 @@ def needs_cuda(tails: dict[str, list]) -> bool:
 
 
 class Delivery:
-    """Brings one epoch's finished jobs to the consumer. `start(job)` may be called early;
-    `finish(job)` gives the values."""
+    """Brings the finished jobs of one epoch to the consumer. `start(job)` may be called early;
+    `finish(job)` returns the values."""
 
     def __init__(self, program: EpochProgram, seed: int) -> None:
         self.program, self.seed = program, seed
@@ -49,11 +49,11 @@ class Delivery:
         self._stream: Any = None
         self._in_flight: list[
             tuple
-        ] = []  # (event, host tensors that the copies before it may still read)
+        ] = []  # (event, host tensors that copies may read until the event)
         self._started: dict[int, tuple] = {}  # id of job -> (values, event, remaining ops)
 
     def start(self, job: BatchJob) -> None:
-        """Issue the copies of a finished batch, if there are any; returns at once."""
+        """Start the copies of a finished batch, if it has any; does not wait for them."""
         if not self.cuda or id(job) in self._started or job.error:
             return
         values: dict[str, Any] = {}
@@ -79,7 +79,7 @@ class Delivery:
         self._started[id(job)] = values, event, rest
 
     def finish(self, job: BatchJob) -> dict[str, Any]:
-        """name -> value for the consumer, safe to use on its current stream."""
+        """name -> value for the consumer, safe to use on the consumer's current stream."""
         if not self.cuda:
             tails = self.program.tails
             return {n: self._run(job, n, tails[n], v) for n, v in job.outputs().items()}
@@ -95,7 +95,7 @@ class Delivery:
         return values
 
     def close(self) -> None:
-        """Wait for copies still running, so that their host memory may be reused."""
+        """Wait for running copies, so that their host memory may be reused."""
         for event, _ in self._in_flight:
             event.synchronize()
         self._in_flight, self._started = [], {}

@@ -1,5 +1,4 @@
-"""What an epoch runs: the plans of all outputs, compiled from the pipelines as they are at
-`iter()`."""
+"""The plans of all outputs of an epoch, compiled from the pipelines as they are at `iter()`."""
 
 from __future__ import annotations
 
@@ -62,8 +61,8 @@ class EpochProgram:
             for plan in self.plans.values()
             for number, segment in enumerate(plan.segments)
         }
-        # Fields with payloads can fail. They are read first: where a sample is replaced, the other
-        # fields' rows must be the replacement's.
+        # Fields with payloads can fail, so they are read first. Where a sample is replaced, the
+        # other fields are then read from the replacement.
         with_payload = [v for v in self.values if v.payloads is not None]
         self.checked_sources: list[ImageSource | ValueSource] = [*self.images, *with_payload]
         self.plain_sources = [v for v in self.values if v.payloads is None]

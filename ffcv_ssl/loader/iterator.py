@@ -1,4 +1,4 @@
-"""One pass over an epoch: keeps a few batches in the making, hands them out in order."""
+"""One pass over an epoch: prepares a few batches in advance and hands them out in order."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ffcv_ssl.loader.schedule import EpochSchedule
 from ffcv_ssl.loader.shared import Shared
 from ffcv_ssl.loader.slots import SlotPool
 
-_MAX_CHUNK = 128  # samples a worker takes at once; their encoded bytes lie in its scratch together
+_MAX_CHUNK = 128  # samples that a worker takes at once; its scratch holds all their encoded bytes
 
 
 class EpochIterator:
-    """Yields the batches of a schedule. Ended by exhaustion, by an error, by `close()`, or by the
-    loader's next `iter()`."""
+    """Yields the batches of a schedule. It ends after the last batch, by an error, by `close()`, or
+    by the loader's next `iter()`."""
 
     def __init__(
         self,
@@ -43,8 +43,8 @@ class EpochIterator:
         self._process = os.getpid()
         self._closed = False
         self._clock = time.perf_counter()
-        # Two chunks a worker and batch. Four cost 32 px images 3 to 9 % more of Python's time; one
-        # would leave a worker idle whenever another is late.
+        # Two chunks per worker and batch. With four, 32 px images take 3 to 9 % more Python time;
+        # with one, a worker is idle whenever another is late.
         workers = shared.num_workers
         self._chunk_size = int(np.clip(-(-shared.batch_size // (2 * workers)), 1, _MAX_CHUNK))
         self._fill()
@@ -56,7 +56,7 @@ class EpochIterator:
         return self._schedule.num_batches
 
     def _fill(self) -> None:
-        """Start batches until `batches_ahead` are in the making."""
+        """Start batches until `batches_ahead` are in preparation."""
         total, ahead = self._schedule.num_batches, self._shared.batches_ahead
         while self._next_to_submit < total and len(self._jobs) < ahead:
             self._jobs.append(self._start_job(self._next_to_submit))
@@ -91,7 +91,7 @@ class EpochIterator:
         self._jobs.popleft()
         self._delivery.start(job)
         self._fill()
-        for ahead in self._jobs:  # copies of batches that are ready run while this one is used
+        for ahead in self._jobs:  # the copies of ready batches run while this batch is used
             if not ahead.done.is_set():
                 break
             self._delivery.start(ahead)
@@ -124,7 +124,7 @@ class EpochIterator:
             self.close()
 
     def close(self) -> None:
-        """Give up what is in the making; further `next()` stop. Safe to call twice."""
+        """Cancel the batches in preparation; `next()` then stops. Safe to call twice."""
         self._closed = True
         for job in self._jobs:
             job.cancelled = True

@@ -1,8 +1,8 @@
-"""One batch in the making: tasks for the workers, replacement of bad samples, and the finished
+"""A batch in preparation: tasks for the workers, replacement of bad samples, and the finished
 arrays or the error.
 
-Stages: all rows are read, decoded and rendered in chunks; where a view has whole-batch code, the
-thread that finishes the last chunk runs it and starts the next stage. B samples a batch.
+Stages: all rows are read, decoded and rendered in chunks. Where a view has whole-batch code, the
+thread that finishes the last chunk runs it and starts the next stage. B samples per batch.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from ffcv_ssl.reader import Reader
 from ffcv_ssl.seeding import derive_key
 
 _REPLACEMENT_TRIES = 32
-# Occurrences of replacements begin here, apart from the sample's own turns in the epoch.
+# Occurrence numbers of replacements begin here; a sample's regular turns in an epoch are below.
 _REPLACED_TURN = 0x8000
 
 
 class BatchJob:
     """A batch of samples `indices` (B,), at their `occurrences`, on the arrays `memory` of a slot.
 
-    shared: the `Shared` of the loader. After `done` is set: `error` or the outputs in `values` and
-    `output()`.
+    shared: the `Shared` of the loader. Once `done` is set, there is an `error`, or the outputs are
+    in `values` and `output()`.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class BatchJob:
         self.done = threading.Event()
         self.between: dict[
             str, np.ndarray
-        ] = {}  # view -> the batch between two segments, or its end result
+        ] = {}  # view -> the batch between two segments, or after the last one
         self.params: dict[str, np.ndarray] = {}
         self._memory, self._lock = memory, threading.Lock()
         self.raws = {n: np.zeros((len(indices), p.num_columns)) for n, p in program.plans.items()}
         self.values = {v.name: np.empty((len(indices), *v.shape), v.dtype) for v in program.values}
 
     def output(self, plan: ViewPlan, number: int) -> np.ndarray:
-        """The slot's array (B, H, W, 3) of a view's segment."""
+        """The slot's array (B, H, W, 3) for segment `number` of a view."""
         return self._memory[plan.name, number]
 
     def start(self, chunk_size: int) -> None:
@@ -102,8 +102,8 @@ class BatchJob:
             self._replace(row, bad[row], scratch)
 
     def _replace(self, row: int, error: BetonError, scratch: Scratch) -> None:
-        """Another sample takes the row, all its fields; which one depends on (seed, epoch, id)
-        alone."""
+        """Another sample fills the row, in all fields. The choice depends only on (seed, epoch,
+        id)."""
         shared, original = self.shared, int(self.indices[row])
         candidates = shared.order.replacements(original)
         candidates = shared.indices if candidates is None else candidates
@@ -139,7 +139,7 @@ class BatchJob:
         self.done.set()
 
     def _run_between(self, plan: ViewPlan, stage: int) -> np.ndarray:
-        """Whole-batch code behind a segment: the batch it leaves."""
+        """Run the whole-batch code after a segment; returns the resulting batch."""
         batch = self.output(plan, stage)
         for call in plan.between[stage]:
             try:
@@ -165,25 +165,25 @@ class BatchJob:
             self.params[name] = plan.params_of(self.raws[name])
 
     def _fail(self, error: BaseException, row: int) -> None:
-        """Keep the error of the first row that has one: chunks before it still run, so that which
-        one the user sees does not depend on the threads."""
+        """Keep the error of the first bad row. Chunks before it still run, so that the error that
+        the user sees does not depend on the threads."""
         with self._lock:
             if row < self._error_row:
                 self.error, self._error_row = error, row
 
     def outputs(self) -> dict[str, Any]:
-        """Arrays by name: views (B, H, W, 3) uint8, values as their decoders say."""
+        """Arrays by name: views (B, H, W, 3) uint8, values as their decoders declare."""
         return {name: self.between.get(name, self.values.get(name)) for name in self.program.names}
 
 
 def _at_op(reader: Reader, name: str, op: Any, error: Exception) -> RuntimeError:
-    """An error of the user's code, with its place."""
+    """An error in the user's code; the message names the file, the pipeline and the op."""
     what = f"{type(error).__name__}: {error}".replace("\n", " ")
     return RuntimeError(f"{reader.path}: pipeline '{name}', op {op!r}: {what}")
 
 
 def run_tail(reader: Reader, name: str, ops: list, value: Any, context: Any) -> Any:
-    """Whole-batch ops in the consumer's thread. A callable with a parameter `context` is given
+    """Run whole-batch ops in the consumer's thread. A callable with a parameter `context` gets
     (seed, epoch, indices)."""
     for op in ops:
         try:

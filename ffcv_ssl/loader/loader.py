@@ -1,7 +1,7 @@
 """`Loader`: one `.beton` file as an endless supply of epochs of augmented batches.
 
-Guarantees: for given (file, seed, epoch, pipelines) every view of every sample is byte-identical
-for any num_workers, batches_ahead, batch_size, world size and resume point; errors reach the
+Guarantees: for given (file, seed, epoch, pipelines), every view of every sample is byte-identical
+for any num_workers, batches_ahead, batch_size, world size and resume point. Errors reach the
 consumer; nothing hangs.
 
     loader = Loader("train.beton", 256, order=OrderOption.RANDOM, seed=0, pipelines={
@@ -51,17 +51,17 @@ STATE_VERSION = 1
 class Loader:
     """An iterable of batches; the arguments up to custom_field_mapper are FFCV's.
 
-    path: the file. batch_size: per rank. num_workers: threads, -1 for one a core.
+    path: the file. batch_size: per rank. num_workers: threads; -1: one per core.
     os_cache: False for files larger than memory.
-    order: an OrderOption or a TraversalOrder. seed: of all randomness; None draws one.
+    order: an OrderOption or a TraversalOrder. seed: of all random draws; None: a random seed.
     distributed: take rank and world size from torch.distributed; or give rank, world_size.
-    indices: the samples that take part (default all). pipelines: see `resolve_pipelines`.
+    indices: the samples to load (default: all). pipelines: see `resolve_pipelines`.
     custom_fields: name -> Field class. custom_field_mapper: {output: field}.
-    drop_last: leave out the last, smaller global batch. batches_ahead: batches in the making.
-    recompile: accepted; nothing is compiled per pipeline.
-    on_error: "raise", or "replace" a bad sample by another one.
-    scaled_decode: decode JPEGs at 1/2, 1/4 or 1/8 where all views are smaller still: faster, not
-    the same pixels (photographs to 64 px: mean 1.3 levels off, at most 54).
+    drop_last: leave out the last, smaller global batch. batches_ahead: batches in preparation.
+    recompile: accepted for FFCV's sake, without effect: nothing is compiled per pipeline.
+    on_error: "raise", or "replace" a bad sample by another sample.
+    scaled_decode: decode JPEGs at 1/2, 1/4 or 1/8 of their size where all views are smaller still.
+    Faster, but the pixels differ (photographs to 64 px: mean 1.3 levels, at most 54).
     Raises ValueError for arguments out of range, BetonError for a bad file.
     """
 
@@ -130,7 +130,7 @@ class Loader:
     # -- iterating
 
     def __iter__(self) -> EpochIterator:
-        """The next epoch, or the rest of the one that `load_state_dict` named. Ends an older
+        """The next epoch, or the rest of the epoch that `load_state_dict` restored. Ends an older
         iterator."""
         if not self._finalizer.alive:
             raise ValueError(f"{self.reader.path}: this loader is closed; make a new one")
@@ -146,7 +146,7 @@ class Loader:
         return iterator
 
     def __len__(self) -> int:
-        """Batches of a whole epoch of this rank."""
+        """Batches per epoch of this rank."""
         epoch = self._next[0]
         if epoch not in self._length_cache:
             self._length_cache = {epoch: self._schedule(epoch, 0).num_batches}
@@ -169,7 +169,7 @@ class Loader:
         )
 
     def _slots_for(self, program: EpochProgram) -> SlotPool:
-        """The slot pool, made anew only when shapes changed."""
+        """The slot pool; a new pool only when shapes changed."""
         if self._slots is None or self._slots.specs != program.specs:
             pinned = needs_cuda(program.tails)
             base = self._shared.batches_ahead + 2
@@ -209,8 +209,8 @@ class Loader:
         self._next = self._position = (int(epoch), 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the consumer is, as plain JSON types, of constant size. A state after an epoch's
-        last batch is the start of the next epoch."""
+        """The consumer's position, as plain JSON types, of constant size. After the last batch of
+        an epoch it is the start of the next epoch."""
         epoch, samples = self._position
         return {
             "version": STATE_VERSION,
@@ -223,8 +223,8 @@ class Loader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly behind `state`, with any number of workers, ranks and any batch size.
-        BetonError for another dataset or order, both sides named."""
+        """Continue exactly after `state`, with any number of workers, ranks and any batch size.
+        BetonError, naming both sides, for another dataset or order."""
         if state.get("version") != STATE_VERSION:
             raise BetonError(
                 f"{self.reader.path}: loader state has version {state.get('version')}, "
@@ -249,7 +249,7 @@ class Loader:
 
     @property
     def fingerprint(self) -> str:
-        """Of the file's content and of `indices`; hexadecimal."""
+        """Fingerprint of the file's content and of `indices`; hexadecimal."""
         return self.reader.fingerprint + self._indices_digest
 
     @property
@@ -274,8 +274,8 @@ class Loader:
     # -- changes and inspection
 
     def set_resolution(self, px: Any, pipeline: str | None = None) -> None:
-        """Set the size of a view's random crops (default: of all views) to px x px, or (height,
-        width), from the next `iter()` on."""
+        """Set the size of random crops to px x px, or (height, width), from the next `iter()` on;
+        in the view `pipeline`, or in all views."""
         found = False
         for name, _, ops in self._resolved:
             if pipeline in (None, name):
@@ -288,8 +288,8 @@ class Loader:
             raise ValueError(f"Loader.set_resolution: {which} has a RandomResizedCrop")
 
     def filter(self, field: str, condition: Callable) -> Loader:
-        """A loader of the samples for which `condition(values)` holds; values: the field's default
-        output of a batch, (B, ...) tensor; it returns booleans (B,)."""
+        """A loader of the samples for which `condition(values)` holds. values: the field's default
+        output for a batch, a (B, ...) tensor. condition returns booleans (B,)."""
         ops = default_pipeline(self.reader, field)
         off = {name: None for name in self.reader.fields if name != field}
         arguments = dict(
@@ -307,9 +307,9 @@ class Loader:
 
     @property
     def stats(self) -> dict[str, float]:
-        """Since the loader was made: images handed out, and images_per_s of that while iterating;
-        seconds in read, decode and render (all threads together), and of the consumer's waiting;
-        replaced samples; slots, and how often their pool grew beyond the usual number.
+        """Statistics since the loader was made: images handed out, and images_per_s during
+        iteration; seconds in read, decode and render (sum over threads), and seconds that the
+        consumer waited; replaced samples; slots, and how often the pool had to grow.
         """
         shared, scratches = self._shared, self._shared.pool.scratches
         seconds = {k: sum(s.seconds[k] for s in scratches) for k in ("read", "decode", "render")}

@@ -1,7 +1,7 @@
-"""One epoch's batches of one rank: which samples, in which order, which of them are padding.
+"""The batches of one epoch and one rank: which samples, in which order, and which are padding.
 
-Guarantees: the set of samples in global batch k is fixed by (seed, epoch, position, global batch
-size). Every rank has the same number of batches, of equal shape; padding is marked, and no sample
+Guarantees: (seed, epoch, position, global batch size) determine the set of samples in global batch
+k. Every rank has the same number of batches, of equal shape. Padding is marked, so that no sample
 counts twice.
 """
 
@@ -14,9 +14,9 @@ from ffcv_ssl.traversal_order import TraversalOrder
 
 
 class EpochSchedule:
-    """The batches from global position `start` of an epoch on.
+    """The batches of an epoch from global position `start` on.
 
-    batch_size is per rank. Attributes: num_samples of the whole epoch, num_batches from `start` on.
+    batch_size: per rank. Attributes: num_samples of the whole epoch; num_batches from `start` on.
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class EpochSchedule:
         self.occurrences = count_occurrences(sequence)
 
     def handed_out(self, num_batches: int) -> int:
-        """Global samples of the epoch that are gone after `num_batches` of this schedule."""
+        """Global samples of the epoch handed out after `num_batches` of this schedule."""
         return min(self.start + num_batches * self.global_size, len(self.sequence))
 
     def batch(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(sample ids, their occurrence in the epoch, valid) of this rank's batch: int64, int64,
+        """(sample ids, their occurrences in the epoch, valid) of this rank's batch: int64, int64,
         bool, all (B,)."""
         begin = self.start + number * self.global_size
         stop = min(begin + self.global_size, len(self.sequence))
@@ -59,7 +59,7 @@ class EpochSchedule:
 
 
 def count_occurrences(sequence: np.ndarray) -> np.ndarray:
-    """How often each id stood in the sequence before: int64 zeros where ids are unique."""
+    """How often each id occurs earlier in the sequence, int64; all 0 where ids are unique."""
     order = np.argsort(sequence, kind="stable")
     ordered = sequence[order]
     new = np.ones(len(sequence), bool)

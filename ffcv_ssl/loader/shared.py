@@ -1,4 +1,4 @@
-"""What threads and iterators see of a loader. It does not keep the loader itself alive."""
+"""The part of a loader that threads and iterators use. It does not keep the loader itself alive."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ffcv_ssl.reader import Reader
 from ffcv_ssl.traversal_order import TraversalOrder
 
 _log = logging.getLogger(__name__)
-_MAX_REPLACED = 0.01  # share of an epoch's samples
+_MAX_REPLACED = 0.01  # fraction of an epoch's samples
 
 
 class Shared:
@@ -42,7 +42,7 @@ class Shared:
         self._lock = threading.Lock()
 
     def count_replaced(self, epoch: int, error: BetonError) -> None:
-        """Count a replaced sample, say so once, and refuse to go on when there are too many."""
+        """Count a replaced sample, print a note once, and raise when there are too many."""
         with self._lock:
             if epoch != self._epoch:
                 self._epoch, self._replaced_in_epoch = epoch, 0

@@ -1,8 +1,8 @@
 """Memory of batches: allocated once, reused when the last array or tensor on it is gone.
 
-A slot is lent as one root array; every view of a batch is a slice of it and keeps it alive, and so
-does every tensor or slice that the user derives from them. When the root dies, its slot is free
-again.
+A slot is lent as one root array. Every view of a batch is a slice of the root and keeps it alive;
+so does every tensor or slice that the user derives from a view. When the root dies, its slot is
+free again.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _ALIGN = 64  # bytes, a cache line
 class SlotPool:
     """Slots for batches of given arrays.
 
-    specs: key -> (shape without the batch, dtype). base_slots: how many are kept; a consumer that
-    holds them all makes the pool grow (`grown` counts that), and it shrinks back when they return.
-    pinned: page-locked memory, for CUDA.
+    specs: key -> (shape without the batch dimension, dtype). base_slots: the usual number of slots.
+    When the consumer holds all slots, the pool grows (`grown` counts this); when they return, it
+    shrinks back. pinned: page-locked memory, for CUDA.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class SlotPool:
         self.base_slots, self.pinned = base_slots, pinned
         self.grown = 0
         self._live: dict[int, tuple] = {}  # id -> (weak reference to the root, memory)
-        # Appended to from any thread, even inside a garbage collection.
+        # Any thread may append, even during a garbage collection.
         self._returned: collections.deque[torch.Tensor] = collections.deque()
         self._total = 0
         self._layout, self.slot_bytes = self._lay_out()
@@ -56,10 +56,9 @@ class SlotPool:
         return self._total
 
     def lend(self, count: int) -> dict[Any, np.ndarray]:
-        """Arrays (count, *shape) by key, on one free slot. Their contents are whatever was
-        there."""
+        """Arrays (count, *shape) by key, on one free slot, with undefined contents."""
         memory = self._free_memory()
-        root = memory.numpy()  # a fresh array object each time: its death is the slot's return
+        root = memory.numpy()  # a new array object each time: its death returns the slot
         number = id(root)
         returned, live = self._returned, self._live
         live[number] = (weakref.ref(root, lambda _: returned.append(live.pop(number)[1])), memory)
@@ -79,7 +78,7 @@ class SlotPool:
             return torch.empty(self.slot_bytes, dtype=torch.uint8, pin_memory=self.pinned)
 
     def shrink(self) -> None:
-        """Give back free slots beyond the base number."""
+        """Free the unused slots beyond the base number."""
         while self._total > self.base_slots and self._returned:
             self._returned.popleft()
             self._total -= 1

@@ -1,5 +1,5 @@
-"""From the `pipelines` argument to a plain list: which output comes from which field by which ops,
-in tuple order."""
+"""Turns the `pipelines` argument into a plain list: for each output its field and its ops, in the
+order of the batch."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def resolve_pipelines(
 ) -> list[tuple[str, str, list]]:
     """[(name, field name, ops)] in the order of the batch.
 
-    If every name is a field of the file: FFCV's rule (file order, default pipelines for fields not
-    named, None switches off). Otherwise: the dict's order, then defaults for fields that no
-    pipeline uses. ValueError for unknown fields.
+    If every name is a field of the file, FFCV's rule applies: the file's order, default pipelines
+    for missing fields, None leaves a field out. Otherwise: the dict's order, then defaults for
+    fields that no pipeline uses. ValueError for unknown fields.
     """
     mapper = field_mapper or {}
     given = {name: _split(reader, name, value, mapper) for name, value in pipelines.items()}
@@ -38,7 +38,7 @@ def resolve_pipelines(
 def _split(
     reader: Reader, name: str, value: Any, mapper: dict[str, str]
 ) -> tuple[str, list | None]:
-    """(field name, ops or None) of one entry."""
+    """(field name, ops or None) of one entry of `pipelines`."""
     field_name = mapper.get(name, name)
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
         field_name, value = value

@@ -1,7 +1,7 @@
-"""The loader's threads: they take tasks from one queue, each with scratch memory of its own.
+"""The loader's threads. They take tasks from one queue; each thread has its own scratch memory.
 
-They are daemons, ended by `stop()` (also at interpreter exit); an error in a task is handed to the
-task, never lost.
+They are daemon threads; `stop()` ends them (also at interpreter exit). A task keeps its error; no
+error is lost.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ _LINE_BYTES = 64
 
 
 class Scratch:
-    """A thread's private memory, grown when needed and then kept, and its share of the
-    statistics."""
+    """A thread's private memory, which grows when needed and never shrinks, and the thread's part
+    of the statistics."""
 
     def __init__(self) -> None:
         self._arrays: dict[str, np.ndarray | None] = {}
         self.seconds = {"read": 0.0, "decode": 0.0, "render": 0.0}
 
     def take(self, name: str, size: int, dtype: Any) -> np.ndarray:
-        """A flat array of at least `size` numbers from the start of a cache line; what it held
-        before is garbage. Vectors that straddle two lines made colour jitter 1.2x slower."""
+        """A flat array of at least `size` numbers with undefined contents, aligned to a cache line.
+        Vectors that straddle two lines made colour jitter 1.2x slower."""
         array = self._arrays.get(name)
         if array is None or array.size < size:
-            self._arrays[name] = None  # free the old one first
+            self._arrays[name] = None  # free the old array first
             num_bytes = int(size) * np.dtype(dtype).itemsize
             memory = np.empty(num_bytes + _LINE_BYTES, np.uint8)
             begin = -memory.ctypes.data % _LINE_BYTES
@@ -42,8 +42,8 @@ class Scratch:
 
 
 class WorkerPool:
-    """`num_workers` threads; `submit(task)` runs `task(scratch)` in one of them, first come, first
-    served."""
+    """`num_workers` threads; `submit(task)` runs `task(scratch)` in one of them, in the order of
+    submission."""
 
     def __init__(self, num_workers: int, name: str) -> None:
         self.scratches = [Scratch() for _ in range(num_workers)]
@@ -61,8 +61,8 @@ class WorkerPool:
         self._tasks.put(task)
 
     def stop(self) -> None:
-        """End all threads after the tasks they are at; queued tasks run no more (they see their job
-        cancelled)."""
+        """End all threads after their current tasks. Queued tasks do nothing: their job is
+        cancelled."""
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:

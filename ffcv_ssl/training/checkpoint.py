@@ -22,11 +22,11 @@ from ffcv_ssl.files import StrPath, explained, replacing, sync_folder
 
 
 def save(path: StrPath, state: dict[str, Any]) -> None:
-    """Write `state` (dict of tensors and plain types) to `path`; the old file stays until the new
-    is safe on disk.
+    """Write `state` (dict of tensors and plain types) to `path`. The old file stays until the new
+    file is safe on disk.
 
     Raises TypeError, naming the key, for a value that `weights_only` loading would refuse, and
-    CheckpointError where it cannot be written (disk full...).
+    CheckpointError where the file cannot be written (disk full...).
     """
     path = Path(path)
     state = to_plain(state)
@@ -38,8 +38,8 @@ def save(path: StrPath, state: dict[str, Any]) -> None:
 def load(
     path: StrPath, remedy: str = "restore a kept copy, or delete it to start again"
 ) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, without executing anything in it. Raises CheckpointError,
-    with `remedy` for a file that is none."""
+    """Read a checkpoint onto the CPU, without executing anything in it. Raises CheckpointError;
+    its message ends with `remedy` where the file is no checkpoint."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen types for bad files
@@ -53,7 +53,8 @@ def load(
 
 
 def _reason(path, error):
-    """Why torch could not read a file, in fewer words than its own, which advise to trust it."""
+    """Why torch could not read a file, in short. (Torch's message is long; it advises to trust the
+    file.)"""
     try:
         with open(path, "rb") as file:
             start = file.read(4)
@@ -68,9 +69,8 @@ def _reason(path, error):
 
 
 def keep_copy(path: StrPath, kept: StrPath) -> None:
-    """Make `kept` the same file as the checkpoint at `path`, if it is not there yet: a hard link
-    where the file system has them (free, and safe because `save` replaces and never overwrites),
-    else a copy."""
+    """Keep the checkpoint at `path` as `kept`, unless `kept` exists: a hard link where the file
+    system has hard links, else a copy. A link is safe because `save` never overwrites a file."""
     path, kept = Path(path), Path(kept)
     if kept.exists():
         return
@@ -92,9 +92,10 @@ def keep_copy(path: StrPath, kept: StrPath) -> None:
 
 
 def to_plain(value: Any, where: str = "state") -> Any:
-    """The same value in types that `weights_only` loading accepts: NumPy scalars become numbers,
-    subclasses of str (as `torch.__version__`) and paths become str, mappings dict. Raises TypeError
-    naming the key for anything else."""
+    """The same value in types that `weights_only` loading accepts.
+
+    NumPy scalars become numbers; subclasses of str (such as `torch.__version__`) and paths become
+    str; mappings become dict. Raises TypeError, naming the key, for anything else."""
     if value is None or isinstance(value, bool | torch.Tensor):
         return value
     if isinstance(value, np.ndarray):
@@ -117,7 +118,7 @@ def to_plain(value: Any, where: str = "state") -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes a run's losses."""
+    """Versions of the software that computes a run's losses."""
     import torchvision
 
     import ffcv_ssl
@@ -127,8 +128,7 @@ def versions() -> dict[str, str]:
 
 
 def rng_state() -> dict[str, Any]:
-    """State of the generators that training may draw from: torch's, of CPU and of each CUDA device,
-    as tensors."""
+    """State of torch's random generators, of the CPU and of each CUDA device, as tensors."""
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state_all()
@@ -136,7 +136,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def restore_rng_state(state: dict[str, Any]) -> None:
-    """Undo to `rng_state()`; CUDA states are restored for the devices that both sides have."""
+    """Restore what `rng_state()` returned; CUDA states only for devices that exist here too."""
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available():
         for device, cuda_state in enumerate(state.get("cuda", [])[: torch.cuda.device_count()]):
@@ -144,8 +144,8 @@ def restore_rng_state(state: dict[str, Any]) -> None:
 
 
 def save_weights(path: StrPath, module: torch.nn.Module, about: dict[str, str]) -> None:
-    """Write a module's weights and buffers under its own names as safetensors, atomically, with
-    `about` (dict of str) as metadata. Raises CheckpointError where it cannot be written."""
+    """Write a module's weights and buffers, under its own names, as safetensors with the metadata
+    `about` (dict of str). Atomic. Raises CheckpointError where the file cannot be written."""
     from safetensors.torch import save
 
     path = Path(path)

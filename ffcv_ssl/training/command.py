@@ -1,6 +1,6 @@
 """How a command ends: exit codes, signals that ask it to stop, one line for a user's mistake.
 
-A user's mistake ends as one line on stderr and exit code 2; an interrupted command ends with 75.
+A user's mistake gives one line on stderr and exit code 2; an interrupted command exits with 75.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class StopSignal:
     """Within its context, `asked` turns true when SIGTERM, SIGINT or SIGUSR2 arrives.
 
     Slurm sends SIGUSR2 some time before it ends a job. `received` lists the signals in their order.
-    Later ones are only noted, so that they cannot break what the first one asked for, but a second
-    SIGINT (Ctrl-C twice) acts as if nobody listened. A context within another one knows what that
-    one has received, and passes on what it receives itself. The former handlers come back at the
-    end.
+    Signals after the first are only noted, so that they cannot break the orderly stop. But a second
+    SIGINT (Ctrl-C twice) interrupts at once, as without this class. A nested context knows the
+    signals of the outer context, and passes its own signals on to it. At the end the former
+    handlers are restored.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
@@ -49,7 +49,7 @@ class StopSignal:
 
     def _remember(self, number, frame):
         if not self.received:
-            # not print: the signal may have come in the middle of one
+            # not print: the signal may interrupt another print
             os.write(2, b"stopping after this step; the run can be resumed\n")
         self.received.append(signal.Signals(number))
         if number == signal.SIGINT:
@@ -61,15 +61,15 @@ class StopSignal:
 
 
 def run_ranks(run: Callable[[Sequence[str]], tuple[int, Any]], argv: Sequence[str]) -> int:
-    """Call run(argv) -> (exit code, summary) in each rank of a command, and return the exit code;
-    the first rank prints the summary as JSON.
+    """Call run(argv) -> (exit code, summary) in each rank of a command, and return the exit code.
 
-    Mistakes become one line on stderr and exit code 2, a loss that is not finite exit code 1.
+    The first rank prints the summary as JSON. A user's mistake gives one line on stderr and exit
+    code 2; a loss that is not finite gives exit code 1.
     """
     try:
         code, summary = run(argv)
     except (UserError, NonFiniteLoss, BetonError, CheckpointError) as error:
-        # all ranks of a node make these mistakes alike: one says it
+        # every rank of a node meets the same mistake: only one rank prints it
         is_common = isinstance(error, UserError | NonFiniteLoss)
         if not is_common or os.environ.get("LOCAL_RANK", "0") == "0":
             print(one_line(error), file=sys.stderr)

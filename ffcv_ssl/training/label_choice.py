@@ -1,8 +1,8 @@
-"""Which labels a method may use: a share of them drawn by chance, so many of every class, or a list
-that others publish.
+"""Which labels a method may use: a random fraction, equally many of every class, or a list from a
+file.
 
 Guarantees: a choice is a pure function of (labels, scheme, seed), the same on every rank and
-machine; with one seed, a larger fraction or count contains the smaller one.
+machine. With the same seed, a larger fraction or count contains the smaller one.
 """
 
 # N samples, K classes
@@ -19,7 +19,7 @@ from ffcv_ssl.kernels.random import fill_uniforms, shuffle_
 from ffcv_ssl.seeding import derive_key
 
 SCHEMES = ("bernoulli", "balanced", "file")
-_WHERE = "labelled.labels"  # the settings' place in a run's configuration
+_WHERE = "labelled.labels"  # where a run's configuration has these settings
 _MAX_LISTED = 10
 
 
@@ -35,16 +35,16 @@ def choose_labels(
 ) -> np.ndarray:
     """The labels that training may see: a copy of `labels` with -1 where a label is not chosen.
 
-    labels: (N,) int64, 0 to num_classes - 1, or -1: unlabelled; None: no sample has any. Schemes:
-    `bernoulli`: each label by itself with probability `fraction` (Assran et al. 2020), or exactly
-    `count` of them, every subset equally likely. `balanced`: count / K of every class, or
-    fraction * labels / K, rounded, at least 1. `file`: the samples named in the text file `file`,
-    indices or names, one a line; blank lines and lines that start with # are skipped. A name
-    matches by its last part, or by its whole path where several samples share that. names: the
-    samples' file names (N,), or a function that returns them and is called only if needed.
+    labels: (N,) int64, 0 to num_classes - 1, or -1: unlabelled; None: no sample has a label.
+    Scheme `bernoulli`: each label independently with probability `fraction` (Assran et al. 2020),
+    or exactly `count` labels, every subset equally likely. `balanced`: count / K labels of every
+    class, or fraction * labels / K, rounded, at least 1. `file`: the samples listed in the text
+    file `file`, one index or name per line; blank lines and lines that start with # are skipped.
+    A name matches by its last part, or by its whole path where several samples share the last part.
+    names: the samples' file names (N,), or a function that returns them, called only if needed.
 
-    Raises UserError, one line, for settings that do not go together, a class with too few labels,
-    and a line of the file that names no labelled sample or one that is named already.
+    Raises UserError, one line, for settings that contradict each other, a class with too few
+    labels, and a line of the file that names no labelled sample or repeats one.
     """
     labels = np.asarray([] if labels is None else labels, np.int64)
     labelled = np.flatnonzero(labels >= 0)
@@ -72,8 +72,8 @@ def choose_labels(
 
 
 def class_counts(labels: np.ndarray, num_classes: int) -> str:
-    """One line about chosen labels: `4000 labels of 10 classes, 379 to 421 each`, and classes
-    without any by their numbers. labels: (N,) int64, -1: none."""
+    """One line about chosen labels: `4000 labels of 10 classes, 379 to 421 each`, and the numbers
+    of classes without labels. labels: (N,) int64, -1: unlabelled."""
     counts = np.bincount(labels[labels >= 0], minlength=num_classes)
     low, high = counts.min(), counts.max()
     each = f"{low} each" if low == high else f"{low} to {high} each"
@@ -102,7 +102,7 @@ def _check_settings(scheme, fraction, count, file):
 
 
 def _subset(samples, size, what, key):
-    """`size` of `samples`, every subset equally likely."""
+    """A random subset of `samples` with `size` elements; every subset is equally likely."""
     if size > len(samples):
         raise UserError(f"{_WHERE}: {size} {what} wanted, there are {len(samples)}; ask for fewer")
     shuffled = samples.copy()
@@ -126,7 +126,7 @@ def _balanced(labels, num_classes, fraction, count, seed):
 
 
 def _from_file(path, labels, names):
-    """Sample ids that a file names, in its order."""
+    """The ids of the samples that a file lists, in the file's order."""
     entries = _entries(path)
     if all(entry.isdecimal() for entry in entries.values()):
         find = _find_index(len(labels))
@@ -176,7 +176,7 @@ def _find_index(num_samples):
 
 
 def _find_name(names, entries):
-    by_base_name = {_base_name(entry): [] for entry in entries}  # of the million names only these
+    by_base_name = {_base_name(entry): [] for entry in entries}  # a few of a million names
     for sample, name in enumerate(names):
         base_name = _base_name(name)
         if base_name in by_base_name:

@@ -1,7 +1,7 @@
-"""The labelled stream's images: class-stratified batches beside those of all images.
+"""The labelled stream: class-stratified batches of labelled images, beside the unlabelled batches.
 
-It has an epoch of its own, a pass over the chosen labels, and may end for good after a number of
-steps; from then on nothing of it is loaded.
+One epoch of this stream is a pass over the chosen labels. The stream may end after a number of
+steps; from then on it loads nothing.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ffcv_ssl.traversal_order import ClassStratified
 class LabelledStream:
     """Batches of settings.classes_per_batch x images_per_class images, over all ranks.
 
-    settings: a LabelledConfig; data: a DataConfig. ops: list of ops of each view by name. Raises
-    UserError for labels that cannot be had.
+    settings: a LabelledConfig; data: a DataConfig. ops: view name -> list of ops. Raises UserError
+    where the file does not have the labels that the settings ask for.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class LabelledStream:
         self.batches: Iterator | None = None
 
     def __len__(self) -> int:
-        """Steps of a pass over the labels."""
+        """Steps per pass over the labels."""
         return len(self.loader)
 
     def end_step(self, steps_per_epoch: int) -> float:
@@ -72,14 +72,14 @@ class LabelledStream:
         return math.inf if epochs is None else round(epochs * steps_per_epoch)
 
     def start(self, sides_px: dict[str, int]) -> None:
-        """Go on where the loader stands, with views of these sides by name."""
+        """Continue at the loader's position. sides_px: view name -> side in pixels."""
         state = self.loader.state_dict()
         set_resolution(self.loader, sides_px)
         self.loader.load_state_dict(state)
         self.batches = iter(self.loader)
 
     def next(self) -> Any:
-        """The next batch; a new pass over the labels begins where one ends."""
+        """The next batch; after the last batch of a pass, a new pass over the labels begins."""
         assert self.batches is not None, "start() comes first"
         batch = next(self.batches, None)
         if batch is None:
@@ -88,6 +88,6 @@ class LabelledStream:
         return batch
 
     def close(self) -> None:
-        """Load nothing any more; a second call does nothing."""
+        """Stop loading; a second call does nothing."""
         self.batches = None
         self.loader.close()

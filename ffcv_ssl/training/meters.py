@@ -1,4 +1,4 @@
-"""What a training loop measures between two log lines, without waiting for the device."""
+"""Measurements of a training loop between two log lines, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ T = TypeVar("T")
 
 
 class Averages:
-    """Means kept on the device: a step adds, and only `take` waits for the numbers.
+    """Means kept on the device. Each step adds to them; only `take` waits for the device.
 
-    `sums` maps a name to a float64 tensor (sum, weight), fit for a checkpoint.
+    `sums` maps a name to a float64 tensor (sum, weight); a checkpoint can hold it.
     """
 
     def __init__(self) -> None:
@@ -35,25 +35,24 @@ class Averages:
     def add_losses(
         self, loss: torch.Tensor, terms: dict[str, torch.Tensor], weight: torch.Tensor
     ) -> None:
-        """Add a loss and its named terms; weight: a scalar tensor, 0 where another rank counts."""
+        """Add a loss and its named terms; weight: a scalar tensor, 0 if another rank counts it."""
         counts = weight > 0
         for name, value in {"": loss, **{f"/{name}": term for name, term in terms.items()}}.items():
             self.add(f"train/loss{name}", torch.where(counts, value.detach(), 0.0), weight)
 
     def over_ranks(self, world: World) -> dict[str, torch.Tensor]:
-        """The sums over all ranks, by name; every rank must have the same names or none."""
+        """The sums over all ranks, by name. Every rank must have the same names, or none."""
         names = sorted(self.sums)
         if world.size == 1 or not names:
             return dict(self.sums)
         return dict(zip(names, world.sum_(torch.stack([self.sums[name] for name in names]))))
 
     def load(self, sums: dict[str, torch.Tensor], world: World) -> None:
-        """Go on from the sums that `over_ranks` returned: the first rank takes them all."""
+        """Continue from the sums that `over_ranks` returned. The first rank takes all of them."""
         self.sums = {k: pair.to(world.device) * world.is_first for k, pair in sums.items()}
 
     def take(self, world: World) -> dict[str, float]:
-        """The means over all ranks as floats by name; starts anew. A mean of nothing is left
-        out."""
+        """The means over all ranks as floats by name, without those of weight 0. Resets them."""
         pairs = {name: pair.tolist() for name, pair in self.over_ranks(world).items()}
         self.sums = {}
         return {name: total / weight for name, (total, weight) in pairs.items() if weight}
@@ -70,7 +69,7 @@ class Interval:
         self.images, self.wait_s, self.since = 0, 0.0, time.perf_counter()
 
     def timed(self, batches: Iterable[T]) -> Iterator[T]:
-        """Yield the batches, measuring how long each is waited for."""
+        """Yield the batches and measure the waiting time for each."""
         remaining = iter(batches)
         while True:
             before = time.perf_counter()
@@ -81,7 +80,7 @@ class Interval:
             yield batch
 
     def take(self) -> tuple[float, float]:
-        """(images per second, share of time waiting), both rounded; starts anew."""
+        """(images per second, share of time waiting), both rounded. Resets both."""
         seconds = max(time.perf_counter() - self.since, 1e-9)
         rate, wait = round(self.images / seconds, 1), round(min(1.0, self.wait_s / seconds), 4)
         self.start()
@@ -89,7 +88,7 @@ class Interval:
 
 
 class Counters:
-    """What a run has done so far: steps, updates of the weights (fewer where fp16 skipped one),
+    """What a run has done so far: steps, weight updates (fewer than steps where fp16 skips some),
     images, views, floating-point operations, and seconds."""
 
     NAMES = ("step", "updates", "images", "views", "flops")
@@ -100,18 +99,18 @@ class Counters:
         self.seconds_before, self.started = 0.0, time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
-        """All of them by name, as plain numbers."""
+        """All counters by name, as plain numbers."""
         seconds = round(self.seconds_before + time.perf_counter() - self.started, 3)
         return {**{name: getattr(self, name) for name in self.NAMES}, "seconds": seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on counting from `state`, which may hold other things too."""
+        """Continue counting from `state`; other keys in it are ignored."""
         for name in self.NAMES:
             setattr(self, name, state[name])
         self.seconds_before, self.started = state["seconds"], time.perf_counter()
 
     def record(self) -> dict[str, Any]:
-        """What a line of metrics says of them."""
+        """The counters as a line of metrics has them."""
         return {"epoch": round(self.step / self.steps_per_epoch, 6), **self.state_dict()}
 
 
@@ -122,7 +121,7 @@ class FiniteWatch:
         self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
 
     def see(self, loss: torch.Tensor, step: int) -> None:
-        """Look at the loss of a step."""
+        """Check the loss of a step."""
         is_bad = ~torch.isfinite(loss.detach()) & (self.first_bad_step < 0)
         self.first_bad_step = torch.where(is_bad, step, self.first_bad_step)
 
@@ -134,8 +133,8 @@ class FiniteWatch:
         settings: str,
         kept: str,
     ) -> None:
-        """Raise NonFiniteLoss if a loss so far or a weight, after `step`, is not finite; waits for
-        the device. path, settings, kept: texts of the error."""
+        """Raise NonFiniteLoss if any loss so far, or a weight after `step`, is not finite. Waits
+        for the device. path, settings, kept: texts for the error message."""
         first = int(self.first_bad_step)
         norms = torch.stack(torch._foreach_norm(list(parameters)))
         if first < 0 and bool(torch.isfinite(norms).all()):
@@ -148,12 +147,12 @@ class FiniteWatch:
 def flops_per_image(
     model: nn.Module, sides_px: list[int], *arguments: Any, backward: bool = True
 ) -> int:
-    """Floating-point operations per image, with all its views, of a forward pass and, unless
-    `backward` is False, a backward pass.
+    """Floating-point operations per image (all its views) of a forward pass and, unless `backward`
+    is False, a backward pass.
 
     `model` takes a list of views (B, 3, px, px), then `arguments`, and returns a list of dicts of
-    features. Counted on a twin without data (meta device): it computes nothing and draws no random
-    numbers.
+    features. A copy of the model on the meta device is counted: nothing is computed and no random
+    numbers are drawn.
     """
     twin = copy.deepcopy(model).to("meta").train()
     views = [torch.empty(2, 3, px, px, device="meta") for px in sides_px]
@@ -165,8 +164,8 @@ def flops_per_image(
 
 
 def step_flops(learner: nn.Module, sides_px: list[int], num_unlabelled: int, twice: bool) -> int:
-    """Operations per image of a training step; `twice`: with one more pass without gradients.
-    num_unlabelled: how many of the views are of unlabelled images."""
+    """Floating-point operations per image of a training step. twice: with an additional forward
+    pass without gradients. num_unlabelled: number of views of the unlabelled stream."""
     flops = flops_per_image(learner, sides_px, num_unlabelled)
     if twice:
         flops += flops_per_image(learner, sides_px, num_unlabelled, backward=False)

@@ -1,8 +1,8 @@
-"""A run's `metrics.jsonl` and TensorBoard events: one JSON object a line, in order of steps, each
+"""A run's `metrics.jsonl` and TensorBoard events: one JSON object per line, in order of steps, each
 step once.
 
-The file is the only record: TensorBoard's events are a projection of it and are rewritten from it
-when a run resumes. So a run that was killed and resumed leaves the same lines as one that was not.
+`metrics.jsonl` is the only record. When a run resumes, the TensorBoard events are rewritten from
+it. So a run that was killed and resumed leaves the same lines as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ X_AXES = ("epoch", "step", "updates", "images", "views", "flops", "seconds")
 
 
 def read_metrics(folder: StrPath) -> list[dict[str, Any]]:
-    """All complete lines of a run's metrics, in order, as dicts; an empty list where there is no
-    file.
+    """All complete lines of a run's metrics, in order, as dicts; an empty list without a file.
 
-    A last line without its newline (the writer was killed) is left out; so is anything that is not
-    a JSON object.
+    A last line without newline (the writer was killed) is left out; so is every line that is not a
+    JSON object.
     """
     path = Path(folder) / METRICS_FILE
     if not path.exists():
@@ -45,9 +44,8 @@ def read_metrics(folder: StrPath) -> list[dict[str, Any]]:
 class MetricsLog:
     """Append metrics to `folder/metrics.jsonl` and, if asked, to TensorBoard events.
 
-    `last_step` cuts what is there: lines of later steps belong to a future that the resumed run
-    will live again, and are removed; None removes them all. A line is in the file when `write`
-    returns; `sync` puts it on disk.
+    Lines of steps after `last_step` are removed, because the resumed run repeats these steps; None
+    removes all lines. When `write` returns, the line is in the file; `sync` puts it on disk.
     """
 
     def __init__(
@@ -65,14 +63,13 @@ class MetricsLog:
             self._write_events(record)
 
     def _open_events(self):
-        from torch.utils.tensorboard import SummaryWriter  # slow to import: only where it is wanted
+        from torch.utils.tensorboard import SummaryWriter  # slow to import: only where needed
 
         shutil.rmtree(self.folder / EVENTS_FOLDER, ignore_errors=True)
         return SummaryWriter(str(self.folder / EVENTS_FOLDER))
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one record: a dict with `step` and numbers; non-finite numbers are written as
-        null."""
+        """Append one record: a dict with `step` and numbers. Non-finite numbers become null."""
         line = _line(record)
         self._file.write(line)
         self._file.flush()
@@ -87,7 +84,7 @@ class MetricsLog:
                 self._events.add_scalar(key, value, record["step"])
 
     def has_evaluation(self, step: int) -> bool:
-        """Whether the evaluation after `step` steps is on record."""
+        """Whether the metrics hold the evaluation after `step` steps."""
         return any(r["step"] == step and is_evaluation(r) for r in self.records)
 
     def latest(self, prefix: str) -> dict[str, Any]:
@@ -98,8 +95,8 @@ class MetricsLog:
         return {}
 
     def sync(self) -> None:
-        """Put all lines on disk, so that a checkpoint written afterwards never knows more than the
-        metrics."""
+        """Put all lines on disk. Called before a checkpoint is written, so that the metrics are
+        never behind the checkpoint."""
         os.fsync(self._file.fileno())
         if self._events is not None:
             self._events.flush()

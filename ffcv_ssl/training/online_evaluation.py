@@ -1,7 +1,7 @@
 """Online evaluation: probes and k-nearest neighbours on clean images, over all ranks, exactly.
 
-Every labelled sample counts once, whatever the number of ranks: each rank takes a part, padding is
-left out, and the counts are summed.
+Every labelled sample counts once for any number of ranks: each rank takes a part, padding is left
+out, and the counts are summed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def labels_of(batch: Any, field: str) -> Any:
     if not hasattr(batch, field):
         return None
     labels, valid = getattr(batch, field).view(-1), np.asarray(batch.valid)
-    if valid.all():  # known on the host: a copy of it to the device would wait, at every step
+    if valid.all():  # `valid` is on the host; copying it to the device would wait at every step
         return labels
     return labels.masked_fill(torch.as_tensor(~valid, device=labels.device), -1)
 
@@ -41,11 +41,11 @@ def open_evaluation(
     world: World,
     channels_last: bool,
 ) -> OnlineEvaluation | None:
-    """The evaluation of a run that trains on `train` and validates on `val` (RunData, or None), or
-    None where one of them has no labels, which is said.
+    """The evaluation of a run that trains on `train` and validates on `val` (RunData, or None).
 
-    data: a DataConfig; settings: an EvaluationConfig; ops: list of ops by view, view_0 alone.
-    Raises UserError where their classes differ, as `check_classes` does.
+    Returns None, and says so, where one of the two has no labels. data: a DataConfig; settings: an
+    EvaluationConfig; ops: view name -> list of ops, only for view_0. Raises UserError where the
+    classes of the two differ, as `check_classes` does.
     """
     for dataset in (train, val):
         if dataset is not None and dataset.labels is None:
@@ -69,8 +69,8 @@ def open_evaluation(
 
 
 class OnlineEvaluation:
-    """The validation file's loader and, for k-NN, that of the bank; `settings` has knn_k and
-    knn_temperature. `bank_loader` None: no k-NN."""
+    """Holds the loader of the validation file and, for k-NN, the loader of the bank (None: no
+    k-NN). `settings` has knn_k and knn_temperature."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class OnlineEvaluation:
         probes: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
         before_batch: Callable[[], object],
     ) -> dict[str, float]:
-        """{"val/<depth or knn>/top<1 or 5>": share in [0, 1]}.
+        """{"val/<depth or knn>/top<1 or 5>": accuracy in [0, 1]}.
 
         encode: views (B, 3, H, W) -> features by depth. probes: features -> logits by depth.
         before_batch() is called before each batch and may raise to end the evaluation.

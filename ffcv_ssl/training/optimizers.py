@@ -1,5 +1,5 @@
-"""LARS, which parameters an optimizer decays and adapts, moving averages of weights, and the
-schedules of learning rate and resolution."""
+"""LARS, parameter groups (weight decay, adaptation), moving averages of weights, and the schedules
+of learning rate and resolution."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ NORM_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 def parameter_groups(
     model: nn.Module, weight_decay: float, without: Iterable[nn.Module] = ()
 ) -> list[dict[str, Any]]:
-    """Weights, and the rest (biases, norm layers) without decay and adaptation.
+    """Two parameter groups: weights, and biases and norm layers (without decay and adaptation).
 
-    By type of module and number of dimensions, never by name: names miss norms in shortcuts.
+    The module's type and the number of dimensions decide. Names would miss norms in shortcuts.
     without: modules inside the model whose parameters are left out.
     """
     left_out = {id(parameter) for module in without for parameter in module.parameters()}
@@ -40,9 +40,9 @@ def parameter_groups(
 
 @torch.no_grad()
 def move_average_(average: nn.Module, module: nn.Module, momentum: float) -> None:
-    """average <- momentum average + (1 - momentum) module, for all parameters at once.
+    """average <- momentum * average + (1 - momentum) * module, for all parameters at once.
 
-    Buffers are left alone: a network in training mode has its own batch statistics.
+    Buffers do not change: a network in training mode computes its own batch statistics.
     """
     parameters: list[torch.Tensor] = list(module.parameters())
     torch._foreach_lerp_(list(average.parameters()), parameters, 1.0 - momentum)
@@ -51,7 +51,8 @@ def move_average_(average: nn.Module, module: nn.Module, momentum: float) -> Non
 class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling (You et al. 2017), without a host sync.
 
-    u = g + wd p, in groups with `adapt` times trust |p| / (|u| + 1e-8), or 1 where a norm is 0.
+    u = g + wd p. In groups with `adapt`, u is multiplied by the trust ratio |p| / (|u| + 1e-8), or
+    by 1 where a norm is 0.
     `lr_inside`: buf = m buf + lr u, p -= buf; else buf = m buf + u, p -= lr buf.
     `joint_norm=False` divides by |g| + wd |p| instead of |u|.
     """
@@ -104,9 +105,9 @@ class LARS(torch.optim.Optimizer):
 def make_optimizer(
     config: OptimConfig, model: nn.Module, constant: dict[nn.Module, float] | None = None
 ) -> torch.optim.Optimizer:
-    """The optimizer of a model's parameters that an OptimConfig names; `set_lr` sets its rates.
+    """The optimizer that an OptimConfig names, for a model's parameters; `set_lr` sets its rates.
 
-    constant: {module in the model: its rate, constant, as a multiple of the peak of the others}.
+    constant: {module in the model: its constant rate, as a multiple of the peak rate}.
     """
     constant = constant or {}
     groups = parameter_groups(model, config.weight_decay, without=constant)
@@ -122,14 +123,14 @@ def make_optimizer(
 
 
 def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> None:
-    """Set the decay of all parameters that have one: weights, but no biases and norm layers."""
+    """Set the weight decay of all weights, but not of biases and norm layers."""
     for group in optimizer.param_groups:
         if group["adapt"]:
             group["weight_decay"] = weight_decay
 
 
 def peak_lr(config: OptimConfig, batch_size: int) -> float:
-    """The learning rate at the end of the warm-up, scaled to the batch."""
+    """The learning rate at the end of the warm-up, scaled by the batch size."""
     scale = {"linear": batch_size / 256, "sqrt": math.sqrt(batch_size), "none": 1.0}
     return config.lr * scale[config.lr_scaling]
 
@@ -142,7 +143,7 @@ def set_lr(
     epochs: int,
     steps_per_epoch: int,
 ) -> None:
-    """Set all rates for update `step`: `lr_at`'s, or a group's constant multiple of the peak."""
+    """Set each group's rate for update `step`: `lr_at`, or a constant multiple of the peak."""
     lr, peak = lr_at(step, config, batch_size, epochs, steps_per_epoch), peak_lr(config, batch_size)
     for group in optimizer.param_groups:
         group["lr"] = peak * group["constant_lr"] if "constant_lr" in group else lr
@@ -163,7 +164,7 @@ def lr_at(
 
 
 def resolution_at(epoch: int, config: ResolutionConfig) -> int:
-    """Side of the views in pixels in `epoch` (from 0): min, a linear ramp by 32 pixels, max."""
+    """Side of the views in pixels in `epoch` (from 0): min, a linear ramp in steps of 32, max."""
     if epoch < config.start_ramp:
         return config.min
     if epoch >= config.end_ramp or config.min == config.max:

@@ -1,6 +1,6 @@
-"""How good features are: linear probes and k-nearest neighbours, as pure functions of features.
+"""The quality of features: linear probes and k-nearest neighbours, as pure functions of features.
 
-Shapes: B images a batch, D features, N images of the bank, K classes.
+Shapes: B images per batch, D features, N images of the bank, K classes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ffcv_ssl.training.world import World
 
 
 class Probes(nn.Module):
-    """A linear classifier at every depth; they see detached features and never touch the model."""
+    """A linear classifier at every depth, on detached features: the model gets no gradients."""
 
     def __init__(self, widths: dict[str, int], num_classes: int) -> None:
         super().__init__()
@@ -25,17 +25,17 @@ class Probes(nn.Module):
         self.layers = nn.ModuleDict(layers)
 
     def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Features by depth, (B, D) of any float type -> float32 logits by depth, (B, K)."""
+        """Features by depth, (B, D), any float type -> logits by depth, (B, K), float32."""
         return {name: layer(features[name].detach().float()) for name, layer in self.layers.items()}
 
 
 def probe_loss(
     logits: dict[str, torch.Tensor], labels: torch.Tensor, num_labelled: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Cross-entropy summed over depths, mean over labelled images; labels (B,), -1: none.
+    """Cross-entropy, mean over labelled images, sum over depths. labels (B,), -1: unlabelled.
 
-    It is 0 where no image is labelled, so a batch without labels trains nothing. Where the batch is
-    a part of a larger one, `num_labelled` is the number of labelled images of that one.
+    A batch without labels has loss 0 and trains nothing. num_labelled: the number of labelled
+    images of the whole batch, where this batch is only a part.
     """
     num_labelled = (labels >= 0).sum() if num_labelled is None else num_labelled
     losses = [F.cross_entropy(x, labels, ignore_index=-1, reduction="sum") for x in logits.values()]
@@ -43,8 +43,8 @@ def probe_loss(
 
 
 class ProbeTrainer:
-    """Trains probes with AdamW on the labels of all ranks' images. Its state dict holds the probes
-    and the optimizer."""
+    """Trains probes with AdamW on the labelled images of all ranks. The state dict holds probes and
+    optimizer."""
 
     def __init__(self, probes: Probes, config: ProbeConfig, world: World) -> None:
         self.probes, self.world = probes, world
@@ -55,8 +55,8 @@ class ProbeTrainer:
     def train_step(
         self, features: dict[str, torch.Tensor], labels: torch.Tensor, averages: Averages
     ) -> None:
-        """One step on this rank's features by depth, (B, D), and labels (B,); adds each probe's
-        top-1 accuracy to the averages."""
+        """One step on this rank's features by depth, (B, D), and labels (B,). Adds the top-1
+        accuracy of each probe to the averages."""
         logits = self.probes(features)
         num_labelled = (labels >= 0).sum()
         total = self.world.sum_(num_labelled.clone())
@@ -73,13 +73,13 @@ class ProbeTrainer:
         return {"probes": self.probes.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self.probes.load_state_dict(state["probes"])
         self.optimizer.load_state_dict(state["optimizer"])
 
 
 def topk_correct(scores: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
-    """Number of images whose label (B,) is among the k best scores (B, K); -1 never is."""
+    """Number of images with their label (B,) among the k best scores (B, K); -1 never counts."""
     best = scores.topk(min(k, scores.shape[1]), dim=1).indices
     return (best == labels[:, None]).sum()
 
@@ -92,10 +92,10 @@ def knn_scores(
     k: int,
     temperature: float,
 ) -> torch.Tensor:
-    """Weighted k-nearest-neighbour votes: the k most similar images vote exp(sim/t) each.
+    """Weighted k-nearest-neighbour votes: each of the k nearest images votes with exp(sim/t).
 
     queries (B, D) and bank (N, D): float32 with unit rows; bank_labels (N,) in [0, K). Returns
-    (B, K), scaled by exp(-1/t) so that no temperature overflows. Source: Wu et al. 2018, 3.4.
+    scores (B, K), scaled by exp(-1/t) against overflow. Source: Wu et al. 2018, section 3.4.
     """
     similarity, neighbours = (queries @ bank.T).topk(min(k, len(bank)), dim=1)  # (B, k)
     votes = torch.exp((similarity - 1) / temperature)

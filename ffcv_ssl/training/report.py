@@ -15,8 +15,8 @@ REPORT_FILE = "report.png"
 def draw_report(folder: StrPath, views: list[np.ndarray] | None = None) -> Path:
     """Draw the run in `folder` from its metrics; returns the picture's path.
 
-    views: for each view a uint8 (B, H, W, 3) array of the same B images, or None. What was not
-    measured (no labels, no evaluation) is left out. Written atomically.
+    views: a uint8 (B, H, W, 3) array per view, all of the same B images; or None. Panels without
+    data (no labels, no evaluation) are left out. The picture is written atomically.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # no pyplot: it would choose a backend for the process
@@ -66,7 +66,7 @@ def _draw_accuracies(panel, records, title, wanted):
 
 
 def _draw_views(figure, views):
-    """A grid: one column an image, one row a view."""
+    """A grid: one column per image, one row per view."""
     panels = figure.subplots(len(views), len(views[0]), squeeze=False)
     for row, (line, images) in enumerate(zip(panels, views)):
         for panel, image in zip(line, images):

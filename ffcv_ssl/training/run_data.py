@@ -20,12 +20,12 @@ from ffcv_ssl.reader import Reader
 from ffcv_ssl.training.world import World
 from ffcv_ssl.transforms import NormalizeImage, Squeeze, ToDevice, ToTensor, ToTorchImage
 
-MAX_CLASSES = 100_000  # what is measured has a cell for each pair of classes
+MAX_CLASSES = 100_000  # the confusion matrix has a cell for each pair of classes
 
 
 @dataclass(frozen=True)
 class RunData:
-    """A file with images and, perhaps, labels."""
+    """A file with images and, optionally, labels."""
 
     path: str
     num_samples: int
@@ -38,16 +38,17 @@ class RunData:
     """From the file's class names, or the largest label + 1; 0 without labels."""
 
     def describe(self) -> str:
-        """The dataset's content in a few words, equal for equal content wherever the file lies."""
+        """The dataset's content in a few words. Files with equal content give equal words."""
         return f"{self.fingerprint} ({self.num_samples} samples)"
 
     def names(self) -> tuple[str, ...] | None:
-        """The samples' file names, (N,) texts, or None where the file has none; read anew."""
+        """The samples' file names, (N,) texts, or None where the file has none. Each call reads
+        the file."""
         with Reader(self.path) as reader:
             return reader.names
 
     def draw_labelled(self, size: int, seed: int) -> np.ndarray:
-        """Indices (<= size,) of labelled samples, sorted, the same ones for one seed."""
+        """Sorted indices (<= size,) of labelled samples; the same seed draws the same samples."""
         assert self.labels is not None, "open_evaluation has seen to that"
         labelled = np.flatnonzero(self.labels >= 0)
         generator = np.random.Generator(np.random.Philox(seed))
@@ -56,8 +57,8 @@ class RunData:
     def sample_views(
         self, ops: dict[str, list], image_field: str, seed: int, num_images: int = 8
     ) -> list[np.ndarray]:
-        """The first images' views in epoch 0, to look at: for each list of ops in the dict `ops`, a
-        uint8 (B, H, W, 3) array."""
+        """The views of the first images in epoch 0, to look at: a uint8 (B, H, W, 3) array for each
+        list of ops in the dict `ops`."""
         size = min(num_images, self.num_samples)
         pipelines: dict[str, Any] = dict.fromkeys(self.field_names)
         del pipelines[image_field]
@@ -87,8 +88,8 @@ def make_loader(
 ) -> Loader:
     """A loader of normalised float32 views (B, 3, H, W) on the rank's device, and of the labels.
 
-    data: a DataConfig. views: dict of name -> list of ops from the decoded image on. options: those
-    of `Loader`; order, seed, batch_size (a rank's) among them.
+    data: a DataConfig. views: name -> list of ops on the decoded image. options: arguments of
+    `Loader`, such as order, seed, and batch_size (per rank).
     """
     finish: list = [ToTensor(), ToDevice(world.device), ToTorchImage(channels_last=channels_last)]
     finish += [NormalizeImage(np.array(data.mean), np.array(data.std), np.float32)]
@@ -109,7 +110,7 @@ def make_loader(
 
 
 def rank_share(what: str, size: int, world: World) -> int:
-    """The part of a batch of `size` that each rank takes. Raises UserError if there is a rest."""
+    """Images per rank of a batch of `size`. Raises UserError where ranks do not divide `size`."""
     share, rest = divmod(size, world.size)
     if rest:
         raise UserError(f"{what}: got {size}, expected a multiple of {world.size} ranks")
@@ -117,14 +118,14 @@ def rank_share(what: str, size: int, world: World) -> int:
 
 
 def set_resolution(loader: Loader, sides_px: dict[str, int]) -> None:
-    """Sides in pixels of a loader's views by name, from its next `iter()` on."""
+    """Set the sides in pixels of a loader's views (by name), from its next `iter()` on."""
     for name, side in sides_px.items():
         loader.set_resolution(side, name)
 
 
 def open_dataset(path: StrPath, image_field: str = "image", label_field: str = "label") -> RunData:
-    """Read a file's description. Raises UserError where the file cannot serve a training run, and
-    BetonError where it is damaged."""
+    """Read what training needs to know of a file. Raises UserError where the file does not fit a
+    training run, and BetonError where it is damaged."""
     if not Path(path).is_file():
         raise UserError(f"data.train or data.val: no file '{path}'; make one: write_dataset.py")
     with Reader(path) as reader:
@@ -149,10 +150,10 @@ def open_dataset(path: StrPath, image_field: str = "image", label_field: str = "
 
 
 def check_classes(train: RunData, val: RunData, label_field: str) -> tuple[str, ...] | None:
-    """The training file's class names (a tuple, or None). Raises UserError where two RunData differ
-    in a name or, both with names, in their number, or where `val` has more classes.
+    """The training file's class names (a tuple, or None).
 
-    Where one file alone has names, a line on stderr says that they could not be compared.
+    Raises UserError where `val` has more classes, and, if both files have class names, where a name
+    or their number differs. Where only one file has names, a line on stderr says so.
     """
     names = []
     for dataset in (train, val):
@@ -174,7 +175,7 @@ def check_classes(train: RunData, val: RunData, label_field: str) -> tuple[str, 
 
 @functools.cache
 def tell_once(line: str) -> None:
-    """Print a line on stderr: once a process, and by the first rank alone."""
+    """Print a line on stderr, once per process and only in the first rank."""
     if os.environ.get("RANK", "0") == "0":
         print(line, file=sys.stderr, flush=True)
 

@@ -1,8 +1,7 @@
 """A run's folder: its configuration, checkpoint, kept copies and metrics.
 
-Every rank reads it; only the first one writes, and what it cannot write (disk full...) is a
-CheckpointError. What a killed run left behind its checkpoint is not
-part of the run and is removed when it goes on.
+Every rank reads the folder; only the first rank writes, and raises CheckpointError where it cannot
+(disk full...). A killed run may leave metrics of steps after its checkpoint; resuming removes them.
 """
 
 from __future__ import annotations
@@ -25,10 +24,11 @@ CHECKPOINT, BACKBONE, FORMAT = "checkpoint.pt", "backbone.safetensors", 1
 
 
 class RunFolder:
-    """The folder at `path`. config (dict of plain types) and datasets (dict of RunData or None) say
-    which run this is; settings in `free_keys`, or starting with one of `free_groups`, may differ
-    from the saved ones. renamed: new names of settings that older checkpoints have under old ones,
-    as `config.renamed.rename` takes them.
+    """The folder at `path`.
+
+    config (dict of plain types) and datasets (dict of RunData or None) identify the run. Settings
+    in `free_keys`, or starting with one of `free_groups`, may differ from the saved settings.
+    renamed: table of old and new names of settings, as `config.renamed.rename` takes it.
     """
 
     def __init__(
@@ -49,8 +49,8 @@ class RunFolder:
         self.log: MetricsLog | None = None
 
     def read_checkpoint(self) -> dict[str, Any] | None:
-        """The checkpoint's state, or None. Raises UserError, both sides named, for another run's,
-        and CheckpointError for an unreadable one."""
+        """The checkpoint's state, or None. Raises UserError, naming both sides, for a checkpoint of
+        another run, and CheckpointError for an unreadable checkpoint."""
         path = self.path / CHECKPOINT
         if not path.exists():
             return None
@@ -71,7 +71,7 @@ class RunFolder:
         return saved
 
     def open_log(self, last_step: int | None, tensorboard: bool) -> None:
-        """Begin the metrics anew (`last_step` None), or go on behind that step."""
+        """Begin the metrics anew (`last_step` None), or continue after `last_step`."""
         if not self.writes:
             return
         if last_step is None:
@@ -81,7 +81,7 @@ class RunFolder:
             self.log = MetricsLog(self.path, last_step, tensorboard)
 
     def write_config(self) -> None:
-        """Put the resolved configuration into `config.yaml`."""
+        """Write the resolved configuration to `config.yaml`."""
         if self.writes:
             text, path = yaml_text(self.config), self.path / "config.yaml"
             with explained(path):
@@ -97,7 +97,7 @@ class RunFolder:
         return explained(self.path / METRICS_FILE)
 
     def has_evaluation(self, step: int) -> bool:
-        """Whether the evaluation after `step` steps is on record; False if nothing is written."""
+        """Whether the metrics hold the evaluation after `step` steps; False without a log."""
         return self.log is not None and self.log.has_evaluation(step)
 
     def latest(self, *prefixes: str) -> dict[str, Any]:
@@ -117,14 +117,14 @@ class RunFolder:
             checkpoint.save(self.path / CHECKPOINT, {**about, **state, **threads})
 
     def keep_copy(self, epoch: int) -> None:
-        """Keep the checkpoint as that of `epoch`, for good."""
+        """Keep a permanent copy of the checkpoint, named after `epoch`."""
         if self.writes:
             kept = self.path / f"checkpoint_epoch_{epoch:04d}.pt"
             with explained(kept):
                 checkpoint.keep_copy(self.path / CHECKPOINT, kept)
 
     def note_versions(self, saved: dict[str, Any]) -> str | None:
-        """What makes the losses' last bits differ from those before a resume, or None."""
+        """What changed since the checkpoint and may alter the last bits of the losses, or None."""
         now = {"threads": torch.get_num_threads(), **checkpoint.versions()}
         before = {"threads": saved["threads"], **saved["versions"]}
         if now == before:

@@ -1,4 +1,4 @@
-"""What every command that trains does while it runs: pretraining, fine-tuning, transfer.
+"""What all training commands (pretraining, fine-tuning, transfer) share while they run.
 
     with hold(config.out, world):
         folder, saved = open_folder(config.out, config_dict(config), datasets, world)
@@ -8,8 +8,8 @@
                 ...
             saver.save_if_due(step)
 
-Guarantees: all ranks save the same step, and all of them stop where one was told to; a run that is
-told to stop ends with a checkpoint from which it goes on exactly.
+Guarantees: all ranks save the same step. If one rank receives a stop signal, all ranks stop at the
+same step and leave a checkpoint from which the run resumes exactly.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from ffcv_ssl.training.run_folder import CHECKPOINT, RunFolder
 from ffcv_ssl.training.world import World
 
 AGREE_EVERY = 8
-"""Steps between two moments when several ranks agree on whether to save or to stop."""
+"""Every so many steps, the ranks agree on whether to save or to stop."""
 
-# A resumed run may differ in these settings, which do not change what is learnt. (The content of
-# the data files is compared instead of their paths.) Each command adds its own.
+# A resumed run may change these settings, because they do not change the weights. (For data files
+# the content is compared, not the path.) Each command adds its own settings.
 FREE_KEYS = ("out", "data.train", "data.val", "data.num_workers", "data.os_cache")
 FREE_GROUPS = ("log.", "system.", "slurm.")
 
@@ -42,14 +42,15 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
-    """The context of a forward pass in `bf16`, `fp16` (torch's autocast) or `fp32` (none)."""
+    """The context of a forward pass: torch's autocast for `bf16` and `fp16`, nothing for `fp32`."""
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, _AUTOCAST[precision])
 
 
 def hold(path: str | Path, world: World) -> contextlib.AbstractContextManager:
-    """Within it, no other process trains in the folder `path`. Raises UserError where one does."""
+    """A context in which no other process can train in the folder `path`. Raises UserError where
+    another process does."""
     return hold_folder(path) if world.is_first else contextlib.nullcontext()
 
 
@@ -62,10 +63,10 @@ def open_folder(
     free_groups: tuple[str, ...] = FREE_GROUPS,
     renamed: Table | None = None,
 ) -> tuple[RunFolder, dict | None]:
-    """A run's folder, and its checkpoint's state or None.
+    """A run's folder, and the state of its checkpoint or None.
 
-    Arguments as of RunFolder. Raises UserError where the checkpoint is another run's, and
-    CheckpointError where it cannot be read.
+    The arguments are those of RunFolder. Raises UserError where the checkpoint belongs to another
+    run, and CheckpointError where it cannot be read.
     """
     folder = RunFolder(path, config, datasets, free_keys, free_groups, world.is_first, renamed)
     saved = folder.read_checkpoint()
@@ -74,7 +75,7 @@ def open_folder(
 
 
 def log_line(step: int, total_steps: int, record: Mapping[str, float]) -> str:
-    """One log line; `record` is what the metrics file holds of these steps."""
+    """One log line; `record`: the entry of these steps in the metrics file."""
     return (
         f"step {step}/{total_steps}  loss {record['train/loss']:.4f}  lr {record['lr']:.4g}  "
         f"{record['train/images_per_s']:.0f} images/s  data wait {record['train/data_wait']:.0%}"
@@ -82,11 +83,11 @@ def log_line(step: int, total_steps: int, record: Mapping[str, float]) -> str:
 
 
 class Saver:
-    """Saves a run when it is due, and ends it, saved, when a signal asks for that.
+    """Saves a run at intervals. When a signal asks the run to stop, saves it and ends it.
 
-    state: returns what a checkpoint holds; all ranks call it, so it may sum over ranks. The state
-    of the random generators is added to it under "rng". position: returns where the run stands, in
-    words ("step 12"). minutes: between two checkpoints. stop: None where no signal is listened to.
+    state: returns the checkpoint's content; all ranks call it, so it may sum over ranks. The state
+    of the random generators is added under "rng". position: returns the position in words ("step
+    12"). minutes: time between two checkpoints. stop: the StopSignal, or None.
     """
 
     def __init__(
@@ -108,12 +109,12 @@ class Saver:
         self.mark_saved()
 
     def mark_saved(self) -> None:
-        """The checkpoint on disk holds the present state: it was written, or the run resumed."""
+        """Note that the checkpoint on disk holds the present state (just written, or resumed)."""
         self.saved_at, self.saved_position = time.perf_counter(), self.position()
 
     def save_if_due(self, step: int) -> None:
-        """Save if the time has come; called after each step, by all ranks. Several ranks agree
-        every AGREE_EVERY steps. Raises Interrupted, after saving, where a rank was told to stop."""
+        """Save if the time has come. All ranks call this after each step; several ranks agree every
+        AGREE_EVERY steps. If a rank was asked to stop, save and raise Interrupted."""
         if self.world.size > 1 and step % AGREE_EVERY:
             return
         is_due = time.perf_counter() - self.saved_at >= 60 * self.minutes
@@ -124,13 +125,13 @@ class Saver:
             self._interrupt()
 
     def save_and_exit_if_asked(self) -> None:
-        """Save and raise Interrupted where a rank was told to stop."""
+        """If a rank was asked to stop, save and raise Interrupted."""
         if self.world.any(self._is_asked)[0]:
             self.save()
             self._interrupt()
 
     def exit_if_asked(self) -> None:
-        """Raise Interrupted where a rank was told to stop and all that counts is saved already."""
+        """If a rank was asked to stop, raise Interrupted without saving: all is saved already."""
         if self.world.any(self._is_asked)[0]:
             self._interrupt()
 

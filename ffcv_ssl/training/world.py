@@ -1,7 +1,7 @@
-"""The ranks of a run, and the few things they tell each other.
+"""The ranks of a run, and the few operations between them.
 
-One process alone is a world of size 1, and every call here is then free. Several are started by
-torchrun or Slurm; all of them must make the same calls in the same order.
+A single process is a world of size 1; every call here is then free. torchrun or Slurm starts
+several processes; all of them must make the same calls in the same order.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def choose_device(name: str) -> torch.device:
 
 
 class World:
-    """This process' place in the run. rank: of size; local_rank: on its node; device: its own."""
+    """This process' place in the run: its rank of `size`, its local rank, and its device."""
 
     def __init__(
         self, rank: int = 0, size: int = 1, local_rank: int = 0, device: str | torch.device = "cpu"
@@ -48,12 +48,12 @@ class World:
     def join(
         cls, device_name: str = "auto", num_threads: int = 0, launcher: dict[str, str] | None = None
     ) -> World:
-        """Meet the other ranks, if there are any, as torchrun's environment variables say, or as
-        `launcher` (dict with the same names) does, which is put into the environment.
+        """Connect to the other ranks, if there are any, as torchrun's environment variables say.
 
-        device_name: auto, cpu, cuda or cuda:N; several ranks take the CUDA device of their local
-        rank. num_threads: of torch on the CPU; 0: the cores, shared with the node's other ranks.
-        Raises UserError for a device that is not there.
+        launcher: dict of the same variables, put into the environment. device_name: auto, cpu, cuda
+        or cuda:N; each of several ranks takes the CUDA device of its local rank. num_threads:
+        torch's CPU threads; 0: divide the cores among the ranks of the node. Raises UserError for a
+        missing device.
         """
         environment = os.environ
         environment.update(launcher or {})
@@ -70,7 +70,7 @@ class World:
         if device.type == "cuda":
             device = choose_device(f"cuda:{local_rank}")
             torch.cuda.set_device(device)
-        # numbers on the host go by gloo, so that to agree on something never waits for a device
+        # tensors on the host use gloo, so that an agreement between ranks never waits for a device
         backends = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         store = meet(next(dist.rendezvous("env://", timeout=PATIENCE))[0], rank, size)
         dist.init_process_group(backends, timeout=PATIENCE, store=store, rank=rank, world_size=size)
@@ -78,19 +78,19 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the rank that writes and speaks."""
+        """Whether this is the first rank, which writes files and prints."""
         return self.rank == 0
 
     def say(self, text: object, file: TextIO | None = None) -> None:
-        """Print a line, on stdout if no file is given, once for all ranks."""
+        """Print a line in the first rank only; on stdout if no file is given."""
         if self.is_first:
             print(text, file=file, flush=True)
 
     def gather(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
-        """Every rank's tensor, of equal shape, one after the other along `dim`; gradients flow.
+        """all_gather: the tensors of all ranks (equal shapes), joined along `dim`; gradients flow.
 
-        What follows must be the same computation on every rank, as a loss over the global batch is,
-        and gradients must be averaged over ranks afterwards, as DistributedDataParallel does.
+        Every rank must then compute the same loss from it, such as a loss over the global batch.
+        Gradients must be averaged over ranks afterwards, as DistributedDataParallel does.
         """
         return tensor if self.size == 1 else _Gather.apply(tensor, self, dim)
 
@@ -102,7 +102,7 @@ class World:
 
     @torch.no_grad()
     def sum_gradients_(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace each gradient by its sum over ranks, in one message."""
+        """Replace each gradient by its sum over ranks, in one all_reduce."""
         if self.size == 1:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -112,7 +112,7 @@ class World:
         torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients)])
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag (bool) whether any rank raised it."""
+        """For each flag (bool), whether it is true on any rank."""
         if self.size == 1:
             return flags
         raised = torch.tensor(flags, dtype=torch.int32)
@@ -124,17 +124,17 @@ class World:
         return self.any(bool(flag) and self.is_first)[0]
 
     def broadcast_(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Overwrite tensors with the first rank's."""
+        """Overwrite tensors with those of the first rank."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait until every rank has called this."""
         self.any(False)
 
     def leave(self) -> None:
-        """Part from the other ranks; a second call does nothing."""
+        """Disconnect from the other ranks; a second call does nothing."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
             # gloo's threads may still hold tensors of the last calls. A thread that frees a
@@ -169,9 +169,9 @@ def meet(store: Any, rank: int, size: int) -> dist.Store:
 def share_learning(
     learner: nn.Module, world: World, unreached: bool = False, compiled: bool = False
 ) -> nn.Module:
-    """The learner, wrapped so that ranks share gradients and, on CUDA, batch statistics.
+    """Wrap the learner: ranks average gradients and, on CUDA, share batch-norm statistics.
 
-    unreached: some parameters may get no gradient in some steps. compiled: with torch.compile.
+    unreached: some parameters may get no gradient in some steps. compiled: use torch.compile.
     """
     if world.size > 1 and world.device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(learner)  # in place, as it is no layer itself
@@ -185,7 +185,7 @@ def share_learning(
         for buffer in getattr(module, "equal_on_all_ranks", ())
     ]
     ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
-    ignore(learner, kept_equal)  # else the first rank would send them at each step
+    ignore(learner, kept_equal)  # otherwise the first rank would broadcast them at each step
     devices = [world.device.index] if world.device.type == "cuda" else None
     return DistributedDataParallel(learner, devices, find_unused_parameters=unreached)
 
@@ -193,17 +193,17 @@ def share_learning(
 def average_gradients(
     network: nn.Module, now: bool = True
 ) -> contextlib.AbstractContextManager[Any]:
-    """The context of a backward pass through what `share_learning` returned: ranks average their
-    gradients at its end, or later, with those of a pass to come."""
+    """The context of a backward pass through the module that `share_learning` returned. The ranks
+    average gradients at the end of this pass (`now`), or in a later pass."""
     if now or not isinstance(network, DistributedDataParallel):
         return contextlib.nullcontext()
     return network.no_sync()
 
 
 class _Gather(torch.autograd.Function):
-    """All ranks' tensors. Its gradient needs no message: every rank computes the same loss from the
-    same tensors, so a rank's own slice of the gradient, times the number of ranks because gradients
-    are averaged over ranks later, is what a sum over ranks would give."""
+    """all_gather with a gradient that needs no communication. Every rank computes the same loss
+    from the same tensors, so a rank needs only its own slice of the gradient. The slice is
+    multiplied by the world size, because gradients are averaged over ranks later."""
 
     @staticmethod
     def forward(ctx, tensor, world, dim):
