@@ -24,7 +24,7 @@ class NewName(NamedTuple):
 
     name: str
     convert: Callable[[Any], Any]
-    """Converts a value from YAML, or its text on a command line. A group of settings is left alone."""
+    """Converts a value from YAML, or its text on a command line. Groups are left alone."""
 
 
 Table = Mapping[str, "NewName | str"]
