@@ -10,6 +10,8 @@ import train
 from benchmarks import step_case, step_record, train_step
 from ffcv_ssl.training.world import World
 
+pytestmark = pytest.mark.whole  # whole training runs
+
 THREADS = ["--threads", "1", "--device", "cpu"]
 SMALL = ["--backbone=resnet18", "--px=32", "--batch=4", "--image_px=32"]
 

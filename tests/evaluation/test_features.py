@@ -181,9 +181,9 @@ def test_open_settings_are_the_runs_and_imagenets_without_one(encoder):
     assert (loading.mean, side, ratio) == ((100, 101, 102), 16, 1.0)
     assert loading.std == settings.DataConfig().std
     encoder.config = None
-    loading, side, ratio = resolve_loading(DATA, encoder)
+    loading, side, ratio = resolve_loading(with_field_names(DATA, encoder), encoder)
     assert (loading.mean, side, ratio) == (settings.DataConfig().mean, 224, 224 / 256)
     given = EvalData(mean=(1, 2, 3), std=(4, 5, 6), resolution_px=40, center_ratio=0.5)
-    loading, side, ratio = resolve_loading(given, encoder)
+    loading, side, ratio = resolve_loading(with_field_names(given, encoder), encoder)
     assert (loading.mean, loading.std, side, ratio) == ((1, 2, 3), (4, 5, 6), 40, 0.5)
     assert torch.is_tensor(encoder.encode(torch.zeros(1, 3, 16, 16))["backbone"])

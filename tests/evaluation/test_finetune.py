@@ -33,6 +33,8 @@ from ffcv_ssl.evaluation.results import read_results
 from ffcv_ssl.evaluation.tuning import Classifier, ClassTargets, evaluate, make_tuning_optimizer
 from ffcv_ssl.training.optimizers import lr_at
 
+pytestmark = pytest.mark.whole  # whole training runs
+
 CONFIGS = sorted((REPOSITORY / "configs/finetune").glob("*.yaml"))
 
 

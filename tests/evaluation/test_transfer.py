@@ -29,6 +29,8 @@ from ffcv_ssl.evaluation.protocols.transfer import GridConfig, TransferConfig
 from ffcv_ssl.evaluation.results import read_results
 from ffcv_ssl.evaluation.tuning import Classifier, MultiTargets, Tuner
 
+pytestmark = pytest.mark.whole  # whole training runs
+
 CONFIGS = sorted((REPOSITORY / "configs/transfer").glob("*.yaml"))
 GRID = {"grid__lrs": "[0.001, 0.3]", "grid__weight_decays": "[0, 0.001]"}
 

@@ -29,6 +29,8 @@ from ffcv_ssl.evaluation.tuning_data import TuningData
 from ffcv_ssl.training import checkpoint
 from ffcv_ssl.training.world import World
 
+pytestmark = pytest.mark.whole  # whole training runs
+
 PROTOCOLS = {
     "finetune": (FineTuneConfig, finetune.run, {"epochs": 2, "optim__lr": 0.5}),
     "transfer": (

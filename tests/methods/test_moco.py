@@ -146,6 +146,7 @@ def test_two_ranks_have_the_losses_of_one_and_equal_queues(tmp_path):
         torch.testing.assert_close(found[1]["rows"], method.queue.rows, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.whole
 def test_a_ranks_keys_are_of_its_images_with_batch_norm_over_a_shuffled_batch(tmp_path):
     found = torch.cat([keys for _, _, keys in run_ranks(rank_main, tmp_path)])
     images, model = randn(8, 3, 4, 4, seed=7), FlatModel(norm=True)

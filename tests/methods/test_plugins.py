@@ -17,6 +17,8 @@ from ffcv_ssl.evaluation.encoder import load_encoder
 from ffcv_ssl.methods.find import find_method, source_digest
 from ffcv_ssl.training.metrics_log import read_metrics
 
+pytestmark = pytest.mark.whole  # whole training runs
+
 CLOCK = ("seconds", "train/images_per_s", "train/data_wait")
 
 # Every hook, a settings group, a teacher in evaluation mode that sees one view, a queue, a

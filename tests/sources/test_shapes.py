@@ -176,6 +176,7 @@ def colour_histograms(images):
     return np.sqrt(np.stack(rows))
 
 
+@pytest.mark.slow
 def test_linear_probes_on_raw_pixels_stay_near_chance(probe_data):
     train, labels, val, val_labels = probe_data
     train, val = (x.reshape(len(x), -1).astype(np.float32) for x in (train, val))

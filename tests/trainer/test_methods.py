@@ -26,6 +26,8 @@ from ffcv_ssl.training.step_data import NO_IMAGES, StepData, StepKind, images_of
 from ffcv_ssl.training.world import World
 from pipelines import Views
 
+pytestmark = pytest.mark.whole  # whole training runs
+
 SAMPLES, BATCH, STEPS, CLASSES, PX = 100, 20, 5, 7, 16
 WIDTH = tiny.WIDTH
 METHODS = ["simclr", "vicreg", "barlow", "byol", "supervised", "instance_simclr", "moco", "simsiam"]
@@ -174,7 +176,6 @@ def assert_same(a, b, where="checkpoint"):
 # ---- resume --------------------------------------------------------------------------------------
 
 
-@pytest.mark.whole
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_interrupted_in_two_epochs_is_bit_for_bit_the_undisturbed_one(
     case, undisturbed, tmp_path, files
