@@ -105,9 +105,11 @@ def test_without_locks_on_the_file_system_the_block_runs(tmp_path, monkeypatch, 
             raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    for _ in range(2):  # nothing that was left keeps the next one out
+    blocks = []
+    for turn in range(2):  # nothing that was left keeps the next one out
         with locked(tmp_path / "lock", wait_s=0):
-            pass
+            blocks.append(turn)
+    assert blocks == [0, 1]
 
 
 def test_a_run_in_a_held_or_impossible_folder_is_refused(tmp_path):
