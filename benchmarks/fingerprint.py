@@ -108,6 +108,15 @@ def digest(value) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=10).hexdigest()
 
 
+def numbers(metrics: dict) -> dict:
+    """Nested metrics without texts: the names of pictures depend on the folder."""
+    return {
+        key: numbers(value) if isinstance(value, dict) else value
+        for key, value in metrics.items()
+        if not isinstance(value, str)
+    }
+
+
 def call(tree: Path, *words: object) -> str:
     """The output of a Python command in a tree. If it fails, raises SystemExit with its output."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
@@ -170,7 +179,7 @@ def fingerprint(tree: Path, folder: Path) -> dict[str, str]:
     found |= {f"losses {name}": digest(losses_of(run)) for name, run in runs.items()}
     for protocol in EVALUATIONS:
         result = last_json((folder / protocol / "results.jsonl").read_text(encoding="utf-8"))
-        found[f"evaluation {protocol}"] = digest(result["metrics"])
+        found[f"evaluation {protocol}"] = digest(numbers(result["metrics"]))
     return found
 
 

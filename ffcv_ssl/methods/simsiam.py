@@ -49,7 +49,8 @@ class SimSiam(Method):
     def __init__(self, config: Any, model: Model, num_classes: int, world: World) -> None:
         super().__init__(config, model, num_classes, world)
         width = model.widths[model.last]
-        self.predictor = nn.Sequential(*make_mlp(f"{self.settings.predictor}-{width}", width))
+        norm = "none" if config.model.projector_norm == "none" else "hidden"
+        self.predictor = nn.Sequential(*make_mlp(f"{self.settings.predictor}-{width}", width, norm))
 
     def add_heads(self, outputs: list[Features]) -> None:
         apply_head(self.predictor, outputs, "prediction")

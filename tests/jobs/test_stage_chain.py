@@ -62,7 +62,7 @@ stages:
     overrides: {{checkpoint: "{{finetune}}/finetuned.safetensors"}}
     slurm: {{nodes: 1, gpus_per_node: 1}}
 """
-CHAINS = sorted(REPOSITORY.glob("configs/*/chain*.yaml"))
+CHAINS = sorted(REPOSITORY.glob("configs/*/chain_*.yaml"))
 STAGES = ["pretrain", "finetune", "npi"]
 
 
