@@ -512,7 +512,9 @@ def test_a_batch_submits_a_job_for_each_run(cluster, tmp_path, settings):
     runs = [{"config": "configs/demo.yaml", "overrides": {"out": f"{tmp_path}/{i}"}} for i in "ab"]
     (tmp_path / "list.yaml").write_text(json.dumps(runs))
     job = ["--slurm.partition=low", "--slurm.time=30", f"--slurm.batch={tmp_path}/list.yaml"]
-    command, where = [sys.executable, "train.py", *settings, *job], {"cwd": REPOSITORY}
+    long = "--epochs=1000"  # the jobs still run when they are submitted once more
+    command = [sys.executable, "train.py", *settings, long, *job]
+    where = {"cwd": REPOSITORY}
     done = subprocess.run(
         command, env=cluster.environment, capture_output=True, text=True, timeout=120, **where
     )
