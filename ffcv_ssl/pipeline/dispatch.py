@@ -186,8 +186,14 @@ def dispatch_for(ops: Iterable[ImageOp], neighbours: Iterable[ImageOp] = ()) -> 
     if all(map(BUILT_IN.knows, classes)):
         return BUILT_IN
     classes |= {SimpleRGBImageDecoder, *(type(op) for op in neighbours)}
-    ordered = tuple(sorted(classes, key=lambda op: (digest_of(op), id(op))))
+    # The order numbers the functions in kernels on disk: it must be the same in every process.
+    ordered = tuple(sorted(classes, key=lambda op: (_name_of(op), id(op))))
     if ordered not in _EXTENDED:
-        digest = hashlib.sha256("".join(map(digest_of, ordered)).encode()).hexdigest()[:16]
+        digest = hashlib.sha256("\0".join(map(_name_of, ordered)).encode()).hexdigest()[:16]
         _EXTENDED[ordered] = Dispatch(ordered, BUILT_IN, f"_{digest}")
     return _EXTENDED[ordered]
+
+
+def _name_of(op: type[ImageOp]) -> str:
+    """Which code an op is: its digest and its name."""
+    return f"{digest_of(op)} {op.__module__}.{op.__qualname__}"
