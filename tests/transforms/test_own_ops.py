@@ -159,7 +159,6 @@ def own_folder(tmp_path, raw_beton):
     return OwnFolder(tmp_path, raw_beton)
 
 
-@pytest.mark.xfail(strict=False, reason="failed before kernels were named after all their ops")
 @pytest.mark.slow
 def test_an_own_op_is_compiled_once_and_again_when_its_code_changes(own_folder):
     first, again = own_folder.run(), own_folder.run()
