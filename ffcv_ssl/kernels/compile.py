@@ -17,6 +17,7 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import itertools
 import logging
 import os
 import sys
@@ -28,6 +29,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numba
+from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
 
 from ffcv_ssl.files import locked
@@ -158,6 +160,17 @@ def _one_process_at_a_time() -> contextlib.AbstractContextManager:
     return locked(os.path.join(cache_folder(), "lock"))
 
 
+def _take_unique_names() -> None:
+    """Number the functions that are compiled from now on as no other process numbers its own.
+
+    numba counts functions from 1 in every process, and the number is all that tells two functions
+    of one qualified name apart: the dispatch of two sets of ops, an op before and after an edit.
+    Kernels from different processes that are loaded into one would then share one symbol, and the
+    second kernel would call the first one's function.
+    """
+    FunctionIdentity._unique_ids = itertools.count(int.from_bytes(os.urandom(6), "little"))
+
+
 @functools.cache
 def _announce() -> None:
     """Print once per process why the first batch takes long."""
@@ -190,6 +203,7 @@ class Kernel:
             else:
                 _announce()
                 with _one_process_at_a_time():
+                    _take_unique_names()
                     self.dispatcher.compile(self.signature)
             self.dispatcher.disable_compile()
             self._ready = True

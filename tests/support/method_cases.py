@@ -28,9 +28,11 @@ class FlatModel(nn.Module):
 
 
 def make_method(name, model, world, settings, num_classes=0):
-    """A method with these of its settings, in a configuration that has nothing else."""
+    """A method with these of its settings, in a configuration that has little else."""
     method = find_method(name)
-    config = SimpleNamespace(**{method.group: method.Settings(**settings)})
+    model_settings = SimpleNamespace(projector_norm="hidden")
+    groups = {"model": model_settings, method.group: method.Settings(**settings)}
+    config = SimpleNamespace(**groups)
     return method(config, model, num_classes, world)
 
 

@@ -181,6 +181,50 @@ def test_a_pipeline_without_own_ops_uses_the_kernels_that_are_there(own_folder):
     assert found["compiled"] == 0 and found["kernels"] == ["draw_view", "render_view"]
 
 
+DRAW = """
+import json, sys
+import numpy as np
+from ffcv_ssl.pipeline.plan import ViewPlan
+from ffcv_ssl.transforms import RandomHorizontalFlip, SimpleRGBImageDecoder
+from my_ops import Darken
+
+def draw(*ops):
+    plan = ViewPlan("view_0", "image", 0, [SimpleRGBImageDecoder(), *ops], 0, (4, 4))
+    zeros = np.zeros(3, np.int64)
+    raw = np.zeros((3, plan.num_columns))
+    plan.segments[0].draw(0, zeros, zeros, zeros + 8, zeros + 8, raw)
+    return raw.tolist()
+
+flip = RandomHorizontalFlip(1.0)
+pipelines = {"built_in": (flip,), "own": (flip, Darken(1.0))}
+print(json.dumps([draw(*pipelines[name]) for name in sys.argv[1:]]))
+"""
+
+
+@pytest.mark.whole
+def test_kernels_that_two_processes_compiled_work_side_by_side(tmp_path):
+    """Each process compiled its kernel first, so numba gave their functions the same names."""
+    (tmp_path / "my_ops.py").write_text(SOURCE)
+    (tmp_path / "helper.py").write_text(HELPER.format(scale=1.0))
+    (tmp_path / "draw.py").write_text(DRAW)
+    environment = {**os.environ, "FFCV_SSL_CACHE": str(tmp_path / "cache")}
+    environment["PYTHONPATH"] = str(Path(ffcv_ssl.__file__).parent.parent)
+    environment["PYTHONHASHSEED"] = "0"  # the flags in the names are in the order of a set
+
+    def draw(*names):
+        command = [sys.executable, "draw.py", *names]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    (built_in,), (own,) = draw("built_in"), draw("own")
+    assert built_in == [[1.0]] * 3 and [row[:2] for row in own] == [[1.0, 1.0]] * 3
+    assert draw("built_in", "own") == [built_in, own]
+    assert draw("own", "built_in") == [own, built_in]
+
+
 @numba.njit(nogil=True)
 def _invert(view, constants, raw, scratch):
     if raw[0] != 0.0:
