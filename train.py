@@ -105,19 +105,21 @@ class Config:
 
 def check_config(config: Config) -> None:
     """Raise UserError for settings of different groups that do not go together."""
-    if config.optim.warmup_epochs >= config.epochs:
-        got = f"got {config.optim.warmup_epochs}"
-        raise UserError(f"optim.warmup_epochs: {got}, expected less than epochs ({config.epochs})")
+    warmup, epochs = config.optim.warmup_epochs, config.epochs
+    num_views = config.labelled.num_views
+    if warmup >= epochs:
+        raise UserError(f"optim.warmup_epochs: got {warmup}, expected less than epochs ({epochs})")
     views, method = config.views.resolve(), method_class(config.method)
     if config.unlabelled_batch_size:
         method.check_views(len(views))
-    if config.labelled.num_views > len(views):
-        got = f"got {config.labelled.num_views}, expected at most the run's {len(views)} views"
-        raise UserError(f"labelled.num_views: {got}")
-    if config.resolution.min < config.resolution.max:
-        for name, view in views.items():
-            if view.crop != "random":
-                raise UserError(f"views.{name}.crop: a {view.crop} crop has one size: no ramp")
+    if num_views > len(views):
+        raise UserError(f"labelled.num_views: got {num_views}, but the run has {len(views)} views")
+    for name, view in views.items():
+        if view.crop != "random" and config.resolution.min < config.resolution.max:
+            raise UserError(
+                f"views.{name}.crop: got {view.crop}, expected random where resolution.min is "
+                "below resolution.max; make them equal"
+            )
 
 
 # What a resumed run may differ in, besides what every run may. (Which labels were chosen is in the
@@ -423,9 +425,10 @@ class Trainer:
         config, train, world = self.config, self.train_set, self.world
         needs_labels = method_class(config.method).needs_labels or config.labelled.loss != "none"
         if needs_labels and train.labels is None:
-            wanted = f"method {config.method} with labelled.loss {config.labelled.loss} needs them"
-            field_name = config.data.label_field
-            raise UserError(f"{train.path}: no labels in field '{field_name}'; {wanted}")
+            raise UserError(
+                f"{train.path}: no labels in field '{config.data.label_field}', but method "
+                f"{config.method} with labelled.loss {config.labelled.loss} needs them"
+            )
         ops = make_views(self.views, config.resolution.max)
         self.loader = self.labelled = None
         if config.unlabelled_batch_size:
@@ -449,8 +452,10 @@ class Trainer:
         self.steps_per_epoch = self.streams.steps_per_epoch
         self.total_steps = self.streams.total_steps
         if self.steps_per_epoch == 0:
-            got = f"{train.num_samples} samples make no batch of {config.unlabelled_batch_size}"
-            raise UserError(f"{train.path}: {got}; lower data.batch_size")
+            raise UserError(
+                f"{train.path}: got {train.num_samples} samples, expected at least one batch of "
+                f"{config.unlabelled_batch_size}; lower data.batch_size"
+            )
         if self.labelled is not None:
             world.say(self.streams.describe_labelled())
 
@@ -664,7 +669,7 @@ class Trainer:
     def _check_finite(self):
         """Raise NonFiniteLoss if a loss or a weight is not finite; waits for the device."""
         how = f"lr {self.optimizer.param_groups[0]['lr']:.4g}, {self.config.precision}"
-        kept = f"{CHECKPOINT} holds {self.saver.saved_position}, from before"
+        kept = f"{CHECKPOINT} still holds {self.saver.saved_position}"
         self.watch.check(self.learner.parameters(), self.step, self.folder.path, how, kept)
 
     def _finish(self):
@@ -729,8 +734,10 @@ class Trainer:
         if self.step < self.total_steps:
             self.world.say(f"{self.folder.path}: resumed at step {self.step} of {self.total_steps}")
         if self.method_source != saved.get("method_source", self.method_source):
-            what = f"the source of {self.config.method} has changed since the checkpoint"
-            self.world.say(f"{self.folder.path}: {what}; the run goes on with the new one")
+            self.world.say(
+                f"{self.folder.path}: the source of {self.config.method} has changed since the "
+                "checkpoint; the run continues with the new source"
+            )
         if note := self.folder.note_versions(saved):
             self.world.say(note)
 
@@ -745,8 +752,7 @@ class Trainer:
 
 
 def read_config(argv: Sequence[str]) -> Config:
-    """The command line as a Config, with the settings of its method, and with its folder. Raises
-    UserError."""
+    """The command line as a Config, with its method's settings and its folder. Raises UserError."""
     name, file = given_value(argv, "method", Config.method)
     try:
         config_class = config_class_of(str(name))

@@ -63,9 +63,8 @@ class Method(nn.Module, ABC):
     def check_views(cls, num_views: int) -> None:
         """Raise UserError for a number of views that the method cannot train on."""
         if not cls.min_views <= num_views <= cls.max_views:
-            expected = str(cls.min_views)
-            if cls.min_views < cls.max_views:
-                expected += f" to {cls.max_views}"
+            low, high = cls.min_views, cls.max_views
+            expected = f"{low}" if low == high else f"{low} to {high}"
             raise UserError(f"views: got {num_views}, expected {expected} for {cls.__name__}")
 
     @property

@@ -168,7 +168,7 @@ def test_without_a_selection_the_last_epoch_counts(tune):
 @pytest.mark.parametrize("looks", [0, 3, 4, 5, 9, 13, 17])
 def test_a_run_that_was_stopped_anywhere_goes_on_to_the_same_result(tune, tmp_path, looks):
     whole = tune("whole")
-    with pytest.raises(Interrupted, match="start it again"):
+    with pytest.raises(Interrupted, match="run the same command again"):
         tune("parts", StopAfter(looks))
     resumed = tune("parts")
     assert without_clock(resumed) == without_clock(whole)
@@ -204,7 +204,8 @@ def test_a_finished_run_is_not_trained_or_reported_again(tune, tmp_path, monkeyp
 def test_another_run_in_the_same_folder_is_refused_with_what_differs(tune):
     tune()
     with pytest.raises(
-        UserError, match="another run's: depth 'backbone' there, 'projector_1' here; restore"
+        UserError,
+        match="made by another run: depth 'backbone' in the checkpoint, 'projector_1' now; restore",
     ):
         tune(depth="projector_1")
 

@@ -197,7 +197,7 @@ def test_each_training_has_the_batch_norm_of_its_own_steps_an_epoch(transferred,
 def test_a_run_that_was_stopped_anywhere_goes_on_to_the_same_result(transferred, tmp_path, looks):
     settings = {"grid__weight_decays": "[0]"}
     whole = transferred("whole", **settings)
-    with pytest.raises(Interrupted, match="start it again"):
+    with pytest.raises(Interrupted, match="run the same command again"):
         transferred("parts", StopAfter(looks), **settings)
     assert without_clock(transferred("parts", **settings)) == without_clock(whole)
     assert records(tmp_path / "parts") == records(tmp_path / "whole")

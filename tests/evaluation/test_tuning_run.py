@@ -80,7 +80,7 @@ def test_a_list_of_labels_that_changed_under_its_name_is_refused(tune, tmp_path,
     with pytest.raises(UserError) as error:
         tune(protocol, **chosen)
     assert str(error.value).count("(60 labels of 4 classes, 15 each)") == 2
-    assert "another run's: labels data" in str(error.value) and "\n" not in str(error.value)
+    assert "made by another run: labels data" in str(error.value) and "\n" not in str(error.value)
     write_list(tmp_path / "list.txt", 0)
     assert tune(protocol, **chosen)["data"]["num_labels"] == 60
 
@@ -167,7 +167,7 @@ def test_a_run_that_was_stopped_under_the_old_names_goes_on_to_the_same_result(
     assert saved["config"].pop("depth") == "projector_1"
     saved["config"]["layer"] = 1
     checkpoint.save(path, saved)
-    with pytest.raises(UserError, match="depth 'projector_1' there, 'backbone' here"):
+    with pytest.raises(UserError, match="depth 'projector_1' in the checkpoint, 'backbone' now"):
         tune(protocol, "parts")
     assert without_clock(tune(protocol, "parts", layer=1)) == without_clock(whole)
     assert records(tmp_path / "parts") == records(tmp_path / "whole")

@@ -130,7 +130,7 @@ def test_a_fine_tuning_refuses_other_settings_and_labels_and_the_chain_says_what
     assert chain.main([str(file), "--finetune.epochs=2"]) == 2
     refusal, remedy = capfd.readouterr().err.splitlines()[-2:]
     folder = file.parent / "out/finetune"
-    assert "another run's: epochs 1 there, 2 here" in refusal
+    assert "made by another run: epochs 1 in the checkpoint, 2 now" in refusal
     assert f"move {folder} away to run the stage anew, or give the chain another --out" in remedy
     assert "goes on" not in remedy and calls(file) == [1, 1]
     (file.parent / "list.txt").write_text("".join(f"{i}\n" for i in range(32, 64)))

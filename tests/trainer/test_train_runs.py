@@ -197,8 +197,8 @@ def test_a_checkpoint_of_other_settings_is_refused_with_both_sides(finished, raw
     code = train.main(arguments(out, data__train=raw_beton, optim__lr=0.2))
     message = capsys.readouterr().err
     assert code == 2 and message.count("\n") == 1
-    assert "optim.lr 0.1 there, 0.2 here" in message
-    assert "val data" in message and "23 samples) there, None here" in message
+    assert "optim.lr 0.1 in the checkpoint, 0.2 now" in message
+    assert "val data" in message and "23 samples) in the checkpoint, None now" in message
 
 
 def test_a_checkpoint_of_another_dataset_is_refused_with_both_sides(
