@@ -202,7 +202,7 @@ def test_of_several_checkpoints_the_model_is_that_of_files_that_do_not_say_what_
     line = mistake(capsys, "knn", "--checkpoint", run, *words)
     assert "got a resnet18 with the imagenet stem, but --model asks for a resnet34" in line
     line = mistake(capsys, "knn", "--checkpoint", run, bare, "--ks", 3, *data)
-    assert f"{bare}: does not say what it is; give --model.backbone" in line
+    assert f"{bare}: names no network; give --model.backbone" in line
     suite = tmp_path / "tasks.yaml"
     suite.write_text(f"- {{name: colours, train: {files[0]}, val: {files[1]}}}\n")
     found = result(

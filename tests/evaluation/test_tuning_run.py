@@ -91,7 +91,9 @@ def test_a_run_from_before_labels_were_on_record_is_refused_in_one_line(tune, tm
     saved = checkpoint.load(path)
     del saved["datasets"]["labels"]
     checkpoint.save(path, saved)
-    with pytest.raises(UserError, match=r"labels data not on record there, .* use another --out"):
+    with pytest.raises(
+        UserError, match=r"labels data not on record in the checkpoint, .* use another --out"
+    ):
         tune()
 
 
