@@ -65,7 +65,9 @@ class Method(nn.Module, ABC):
         if not cls.min_views <= num_views <= cls.max_views:
             low, high = cls.min_views, cls.max_views
             expected = f"{low}" if low == high else f"{low} to {high}"
-            raise UserError(f"views: got {num_views}, expected {expected} for {cls.__name__}")
+            raise UserError(
+                f"views: got a recipe of {num_views} views, expected {expected} for {cls.__name__}"
+            )
 
     @property
     def settings(self) -> Any:

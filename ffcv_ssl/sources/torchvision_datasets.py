@@ -108,11 +108,11 @@ def _call(name: str, dataset_class: Any, arguments: dict[str, Any]) -> Any:
 
 def _check_sample(name: str, dataset: Any) -> None:
     if len(dataset) == 0:
-        raise SourceError(f"{name}: no samples")
+        raise SourceError(f"{name}: got no samples, expected at least 1")
     sample = dataset[0]
     label = sample[1] if isinstance(sample, tuple) and len(sample) == 2 else None
     if not isinstance(label, numbers.Integral) and getattr(label, "ndim", None) != 0:
-        raise SourceError(f"{name}: expected a dataset of (image, class label), got another kind")
+        raise SourceError(f"{name}: expected samples (image, class label), got other samples")
 
 
 def _keep_bytes(dataset: Any) -> list[str] | None:

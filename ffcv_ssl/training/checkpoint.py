@@ -43,8 +43,8 @@ def load(
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen types for bad files
-        reason = f"not a readable checkpoint ({_reason(path, error)})"
-        raise CheckpointError(f"{path}: {reason}; {remedy}") from error
+        reason = _reason(path, error)
+        raise CheckpointError(f"{path}: not a readable checkpoint ({reason}); {remedy}") from error
     if not isinstance(state, dict):
         raise CheckpointError(
             f"{path}: got a {type(state).__name__}, expected a checkpoint's dict of state"
