@@ -112,7 +112,7 @@ def _check_sample(name: str, dataset: Any) -> None:
     sample = dataset[0]
     label = sample[1] if isinstance(sample, tuple) and len(sample) == 2 else None
     if not isinstance(label, numbers.Integral) and getattr(label, "ndim", None) != 0:
-        raise SourceError(f"{name}: expected samples (image, class label), got other samples")
+        raise SourceError(f"{name}: expected a dataset of (image, class label), got another kind")
 
 
 def _keep_bytes(dataset: Any) -> list[str] | None:
