@@ -30,7 +30,7 @@ def refuse_ranks(protocol: str, world: World) -> None:
     """Raise UserError where a protocol that runs on one device was started on several."""
     if world.size > 1:
         raise UserError(
-            f"{protocol}: got {world.size} ranks, expected 1; start it without torchrun"
+            f"{protocol}: got {world.size} ranks, expected one; start it without torchrun"
         )
 
 

@@ -153,8 +153,8 @@ def test_a_rank_that_would_see_one_image_alone_is_refused():
     data = TuningData(None, None, None, "")
     with pytest.raises(UserError) as error:
         data.train_loader(np.arange(40), 4, 0, World(rank=3, size=4))
-    assert "data.batch_size: got 4 for 4 ranks, so that" in str(error.value)
-    assert str(error.value).endswith("expected 8 or more")
+    assert "data.batch_size: got 4 for 4 ranks, expected at least 8: batch-norm" in str(error.value)
+    assert str(error.value).endswith("needs two images per rank")
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

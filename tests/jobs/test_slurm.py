@@ -540,7 +540,7 @@ def test_without_slurm_a_submission_is_refused_in_one_line(tmp_path, monkeypatch
     monkeypatch.setenv("PATH", str(tmp_path))
     config = train.read_config([f"--out={tmp_path}/run", "--slurm.partition=p"])
     assert slurm.wants_submission(config)
-    with pytest.raises(UserError, match="no sbatch here; submit from a login node"):
+    with pytest.raises(UserError, match="found no sbatch command; submit from a login node"):
         slurm.submit(config, "train.py")
     assert not (tmp_path / "run").exists()
 
