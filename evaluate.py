@@ -67,8 +67,10 @@ def read_config(argv: Sequence[str]) -> Any:
     """The configuration of a job's run. Raises UserError for several checkpoints."""
     _, configs = read_configs(argv)
     if len(configs) > 1:
-        got = f"got {len(configs)}, expected one per job"
-        raise UserError(f"checkpoint: {got}; list the runs in a file for --slurm.batch")
+        raise UserError(
+            f"checkpoint: got {len(configs)}, expected one per job; list the runs in a file for "
+            "--slurm.batch"
+        )
     return configs[0]
 
 

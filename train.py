@@ -11,11 +11,11 @@ One forward pass gives the features of every view. The method's loss trains back
 perhaps together with a loss on a second stream of labelled images. Linear probes at every depth
 train on the same features, detached. The run's folder holds `config.yaml`, `metrics.jsonl`,
 `checkpoint.pt`, TensorBoard events, and at the end `report.png` and `backbone.safetensors`. The
-same command again goes on exactly where the run stopped, also in the middle of an epoch and on
+same command again continues exactly where the run stopped, also in the middle of an epoch and on
 another number of devices. The last line on stdout is JSON. Exit codes: 0 finished (also if it
 already was), 75 interrupted with a checkpoint, 2 a user's mistake, 1 a loss that is not finite.
 """
-# Shapes: B images a batch over all ranks, V views, D features, H W pixels, N rows, K classes.
+# Shapes: B images per batch over all ranks, V views, D features, H W pixels, N rows, K classes.
 
 from __future__ import annotations
 
@@ -105,23 +105,24 @@ class Config:
 
 def check_config(config: Config) -> None:
     """Raise UserError for settings of different groups that do not go together."""
-    if config.optim.warmup_epochs >= config.epochs:
-        got = f"got {config.optim.warmup_epochs}"
-        raise UserError(f"optim.warmup_epochs: {got}, expected less than epochs ({config.epochs})")
+    warmup, epochs, num_views = config.optim.warmup_epochs, config.epochs, config.labelled.num_views
+    if warmup >= epochs:
+        raise UserError(f"optim.warmup_epochs: got {warmup}, expected less than epochs ({epochs})")
     views, method = config.views.resolve(), method_class(config.method)
     if config.unlabelled_batch_size:
         method.check_views(len(views))
-    if config.labelled.num_views > len(views):
-        got = f"got {config.labelled.num_views}, expected at most the run's {len(views)} views"
-        raise UserError(f"labelled.num_views: {got}")
-    if config.resolution.min < config.resolution.max:
-        for name, view in views.items():
-            if view.crop != "random":
-                raise UserError(f"views.{name}.crop: a {view.crop} crop has one size: no ramp")
+    if num_views > len(views):
+        raise UserError(f"labelled.num_views: got {num_views}, but the run has {len(views)} views")
+    for name, view in views.items():
+        if view.crop != "random" and config.resolution.min < config.resolution.max:
+            raise UserError(
+                f"views.{name}.crop: got {view.crop}, expected random where resolution.min is "
+                "below resolution.max; make them equal"
+            )
 
 
-# What a resumed run may differ in, besides what every run may. (Which labels were chosen is in the
-# state of the labelled stream.)
+# Settings that a resumed run may change, besides those of `runtime`. (The labels' file may move:
+# the state of the labelled stream holds which labels were chosen.)
 FREE_KEYS = (*runtime.FREE_KEYS, "data.batches_ahead", "labelled.labels.file")
 FREE_GROUPS = (*runtime.FREE_GROUPS, "checkpoint.")
 
@@ -137,11 +138,8 @@ class Learner(nn.Module):
         self.model, self.method, self.classifier = model, method, classifier
 
     def forward(self, views: Sequence[Tensor], num_unlabelled: int) -> list[Features]:
-        """Views (B, 3, H, W), first the `num_unlabelled` ones of the method's loss, then those of
-        labelled images -> the features of each.
-
-        `embedding` is the last depth's; heads add what their losses need.
-        """
+        """Views (B, 3, H, W) -> the features of each; `embedding` is those of the last depth. The
+        first `num_unlabelled` views are for the method's loss, the others of labelled images."""
         outputs = self.model(views)
         for features in outputs:
             features["embedding"] = features[self.model.last]
@@ -170,8 +168,8 @@ class Contrast(NamedTuple):
 
 
 def contrast(embeddings: Tensor, groups: Tensor, temperature: float) -> Contrast:
-    """The terms of rows (N, D) whose positives are the other rows of their group, (N,) int64; -1:
-    takes no part."""
+    """The terms of rows (N, D). Rows of one group are positives of each other. groups: (N,) int64;
+    a row of group -1 takes no part."""
     z = unit_rows(embeddings)
     logits = z @ z.T / temperature  # (N, N)
     takes_part = groups >= 0
@@ -202,7 +200,7 @@ def supcon(embeddings: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """Supervised contrastive loss with the sum over positives outside the logarithm (Khosla et al.
     2020, eq. 2): l(i) = -mean_j log(exp(sim(i, j)/t) / sum_{k != i} exp(sim(i, k)/t)).
 
-    Inputs and mean over anchors as in `suncet`, of which it is the upper bound.
+    Inputs and mean over anchors as in `suncet`. This loss is an upper bound of suncet's.
     """
     terms = contrast(embeddings, labels, temperature)
     log_all_minus_mean = terms.log_all_minus_positives + terms.log_positives_minus_mean
@@ -213,7 +211,7 @@ def nt_xent(embeddings: Tensor, temperature: float) -> Loss:
     """SimCLR's normalised temperature-scaled cross-entropy (Chen et al. 2020, eq. 1).
 
     l(i, j) = -sim(i, j)/t + log sum_{k != i} exp(sim(i, k)/t), the mean over all VB anchors i and
-    the V - 1 other views j of each one's image. embeddings: (V, B, D), V >= 2. Returns the loss and
+    the V - 1 other views j of the same image. embeddings: (V, B, D), V >= 2. Returns the loss and
     its two terms, which add up to it.
     """
     num_views, batch, _ = embeddings.shape
@@ -306,7 +304,7 @@ class BarlowTwins(Method):
 
 
 class BYOL(Method):
-    """A predictor on one view finds the embedding that a slow teacher gives the other.
+    """From one view, a predictor predicts the teacher's embedding of the other view.
 
     The teacher averages weights only; its batch-norm uses the statistics of its own batches.
     """
@@ -382,8 +380,8 @@ def clean_view(config: Config) -> dict[str, list]:
 class Trainer:
     """A run: its state, a step, an epoch, an evaluation, and how it is saved and resumed.
 
-    After `__init__` it stands where its folder's checkpoint left it, or at step 0; `fit` brings it
-    to the end. `step` counts batches; `updates` leaves out those that fp16 skipped.
+    `__init__` restores the state of the folder's checkpoint, or starts at step 0; `fit` trains to
+    the end. `step` counts batches; `updates` leaves out the batches that fp16 skipped.
     """
 
     def __init__(self, config: Config, world: World, stop: command.StopSignal) -> None:
@@ -403,7 +401,7 @@ class Trainer:
         self._build_evaluation()
         self.done, self.averages = Counters(self.steps_per_epoch), Averages()
         self.interval, self.watch = Interval(), FiniteWatch(world.device)
-        # a loss is the same on all ranks: the first one's counts
+        # all ranks have the same loss, so only that of the first rank counts
         self.one = torch.full((), float(world.is_first), device=world.device)
         self.saver = runtime.Saver(
             self.folder, self._state, lambda: f"step {self.step}",
@@ -423,9 +421,10 @@ class Trainer:
         config, train, world = self.config, self.train_set, self.world
         needs_labels = method_class(config.method).needs_labels or config.labelled.loss != "none"
         if needs_labels and train.labels is None:
-            wanted = f"method {config.method} with labelled.loss {config.labelled.loss} needs them"
-            field_name = config.data.label_field
-            raise UserError(f"{train.path}: no labels in field '{field_name}'; {wanted}")
+            raise UserError(
+                f"{train.path}: no labels in field '{config.data.label_field}', but method "
+                f"{config.method} with labelled.loss {config.labelled.loss} needs them"
+            )
         ops = make_views(self.views, config.resolution.max)
         self.loader = self.labelled = None
         if config.unlabelled_batch_size:
@@ -449,8 +448,10 @@ class Trainer:
         self.steps_per_epoch = self.streams.steps_per_epoch
         self.total_steps = self.streams.total_steps
         if self.steps_per_epoch == 0:
-            got = f"{train.num_samples} samples make no batch of {config.unlabelled_batch_size}"
-            raise UserError(f"{train.path}: {got}; lower data.batch_size")
+            raise UserError(
+                f"{train.path}: got {train.num_samples} samples, expected at least one batch of "
+                f"{config.unlabelled_batch_size}; lower data.batch_size"
+            )
         if self.labelled is not None:
             world.say(self.streams.describe_labelled())
 
@@ -476,7 +477,7 @@ class Trainer:
         if self.train_set.labels is not None:
             probes = Probes(self.model.widths, num_classes).to(device)
             self.probes = ProbeTrainer(probes, config.probes, self.world)
-        # no loss may reach the classifier (its stream ended) or the heads (labels alone)
+        # some steps give no gradients to the classifier (its stream ended) or heads (labels alone)
         unreached = classifier is not None or self.loader is None
         self.network = share_learning(self.learner, self.world, unreached, config.system.compile)
 
@@ -503,8 +504,8 @@ class Trainer:
     def fit(self) -> dict[str, Any]:
         """Train to the end, evaluating on the way. Raises Interrupted with the checkpoint on disk.
 
-        The state between two epochs is the same whether the run came here or was resumed here:
-        what is still to be done at an epoch's end is read off the folder.
+        A resumed run does the same between two epochs as an uninterrupted one: the folder tells
+        what is still to be done at an epoch's end.
         """
         while True:
             epoch, rest = divmod(self.step, self.steps_per_epoch)
@@ -544,7 +545,7 @@ class Trainer:
         self._update()
         self.method.after_update(self.model, (self.step + 1) / self.total_steps)
         self.averages.add_losses(loss, terms, self.one)
-        if self.probes is not None:  # on the first view of the images that come first
+        if self.probes is not None:  # they train on the first view
             first = data.labelled if data.kind is StepKind.LABELS_ALONE else data.unlabelled
             self.probes.train_step(outputs[0], first.labels, self.averages)
         self.watch.see(loss, self.step + 1)
@@ -552,7 +553,7 @@ class Trainer:
 
     def _backward(self, data: StepData) -> tuple[list[Features], Tensor, dict[str, Tensor]]:
         """Leave the gradients of the loss in the parameters; returns (outputs, loss, terms). Large
-        batches go in parts: see ffcv_ssl/training/gradient_cache.py."""
+        batches are computed in parts: see ffcv_ssl/training/gradient_cache.py."""
         num_unlabelled = len(data.unlabelled.views)
         views = [*data.unlabelled.views, *data.labelled.views]
         parts = gradient_cache.split_views(views, self.config.data.chunk_size)
@@ -575,7 +576,7 @@ class Trainer:
         return outputs, loss, terms
 
     def _forward(self, network, views, num_unlabelled):
-        """The features of all views by way of `network`, with the method's targets."""
+        """The features of all views from `network`, with the method's targets."""
         with self._autocast():
             outputs = network(views, num_unlabelled)
             if num_unlabelled:
@@ -587,7 +588,7 @@ class Trainer:
         return outputs
 
     def _learner_once(self, views, num_unlabelled):
-        """The learner on this rank, in the first of two passes: only the second one counts for
+        """The learner on this rank, in the first of two passes. Only the second pass updates
         batch-norm's running statistics."""
         with gradient_cache.frozen_statistics(self.learner):
             return self.learner(views, num_unlabelled)
@@ -618,7 +619,7 @@ class Trainer:
         self.done.updates += int(self.scaler.get_scale() >= scale)
 
     def _count(self, num_unlabelled, num_labelled, px):
-        """Count a step over so many images of each rank."""
+        """Count a step; the numbers of images are those of one rank."""
         world_size, num_views = self.world.size, len(self.views)
         num_unlabelled, num_labelled = num_unlabelled * world_size, num_labelled * world_size
         flops, labelled_flops = self.flops_by_px[px]
@@ -641,7 +642,7 @@ class Trainer:
         if self.world.from_first(self.folder.has_evaluation(self.step)):
             return
         self.learner.eval()
-        self.world.broadcast_(self.learner.buffers())  # the ones the checkpoint holds
+        self.world.broadcast_(self.learner.buffers())  # those of the checkpoint
         results = self.evaluation.run(self._encode, self.probes.probes, self.saver.exit_if_asked)
         self.folder.write({**self.done.record(), **results})
         names = [key.split("/") for key in results]  # val/backbone/top1
@@ -664,7 +665,7 @@ class Trainer:
     def _check_finite(self):
         """Raise NonFiniteLoss if a loss or a weight is not finite; waits for the device."""
         how = f"lr {self.optimizer.param_groups[0]['lr']:.4g}, {self.config.precision}"
-        kept = f"{CHECKPOINT} holds {self.saver.saved_position}, from before"
+        kept = f"{CHECKPOINT} still holds {self.saver.saved_position}"
         self.watch.check(self.learner.parameters(), self.step, self.folder.path, how, kept)
 
     def _finish(self):
@@ -704,7 +705,7 @@ class Trainer:
         return {**state, **self.done.state_dict(), "averages": self.averages.over_ranks(self.world)}
 
     def _start(self):
-        """Begin at step 0; what a run without a checkpoint left in the folder is not part of it."""
+        """Begin at step 0. Files in the folder of a run without a checkpoint do not count."""
         config = self.config
         self.folder.open_log(None, config.log.tensorboard)
         self.saver.save()
@@ -729,8 +730,10 @@ class Trainer:
         if self.step < self.total_steps:
             self.world.say(f"{self.folder.path}: resumed at step {self.step} of {self.total_steps}")
         if self.method_source != saved.get("method_source", self.method_source):
-            what = f"the source of {self.config.method} has changed since the checkpoint"
-            self.world.say(f"{self.folder.path}: {what}; the run goes on with the new one")
+            self.world.say(
+                f"{self.folder.path}: the source of {self.config.method} has changed since the "
+                "checkpoint; the run continues with the new source"
+            )
         if note := self.folder.note_versions(saved):
             self.world.say(note)
 
@@ -745,8 +748,7 @@ class Trainer:
 
 
 def read_config(argv: Sequence[str]) -> Config:
-    """The command line as a Config, with the settings of its method, and with its folder. Raises
-    UserError."""
+    """The command line as a Config, with its method's settings and its folder. Raises UserError."""
     name, file = given_value(argv, "method", Config.method)
     try:
         config_class = config_class_of(str(name))
@@ -768,7 +770,7 @@ def config_class_of(method: str) -> type[Config]:
 
 
 def run(argv: Sequence[str]) -> tuple[int, dict[str, Any]]:
-    """The command: returns (exit code, summary)."""
+    """Run the command: returns (exit code, summary)."""
     if slurm.is_batch(argv):
         return 0, slurm.submit_batch(argv, lambda line: [slurm.job_of(read_config(line), __file__)])
     config = read_config(argv)

@@ -91,7 +91,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def _count(text: str) -> int:
     value = int(text) if text.isdecimal() else -1
     if value < 0:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number from 0 up")
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 0")
     return value
 
 
@@ -157,7 +157,7 @@ def _writer(args: argparse.Namespace, source: Source) -> DatasetWriter:
             names=source.names,
         )
     except OSError as error:
-        raise UserError(f"--out: {folder}: {error.strerror}") from None
+        raise UserError(f"--out: {folder}: cannot be written to ({error.strerror})") from None
     except ValueError as error:
         raise UserError(str(error)) from None
 

@@ -267,17 +267,17 @@ def _check_agreement(
     rows_end = table_offset + num_rows * ALLOC_ROW_TYPE.itemsize
     for what, got, expected in (
         ("locator and footer", number(locator, "footer_hash"), number(footer, "own_hash")),
-        ("start of the section", number(locator, "section_offset"), section),
-        ("place of the locator", number(footer, "locator_offset"), regions.metadata_end),
-        ("place of the table", table_offset, number(footer, "table_offset")),
-        ("end of the section", section_end, table_offset),
+        ("offset of the integrity section", number(locator, "section_offset"), section),
+        ("offset of the locator", number(footer, "locator_offset"), regions.metadata_end),
+        ("offset of the allocation table", table_offset, number(footer, "table_offset")),
+        ("end of the integrity section", section_end, table_offset),
         ("size of the file", file_bytes, number(locator, "file_bytes")),
-        ("end of the table", file_bytes, rows_end),
+        ("end of the allocation table", file_bytes, rows_end),
     ):
         if got != expected:
             raise BetonError(
-                f"{path}: {what}: found {got}, expected {expected}; "
-                "truncated or altered, re-write it"
+                f"{path}: {what}: got {got}, expected {expected}; truncated or altered, "
+                "re-write the file"
             )
 
 

@@ -146,7 +146,7 @@ class Reader:
     def _check_sample(self, sample: int) -> None:
         if not 0 <= sample < self.num_samples:
             raise IndexError(
-                f"{self.path}: sample {sample}, the file has samples 0 to {self.num_samples - 1}"
+                f"{self.path}: got sample {sample}, expected 0 to {self.num_samples - 1}"
             )
 
     # -- opening ----------------------------------------------------------------------------------
@@ -317,9 +317,9 @@ class Reader:
         owner, promised = self.alloc_table["sample_id"][row], expected[sample]
         size = np.zeros(self.num_samples, np.uint64)
         size[sample] = self.alloc_table["size"][row]
-        self._refuse(name, sample, owner != sample, "its pointer leads to another sample's data")
+        self._refuse(name, sample, owner != sample, "its pointer points to another sample's data")
         wrong_size = (promised != ANY_SIZE) & (promised != size[sample])
-        self._refuse(name, sample, wrong_size, "its size is not that of its allocation")
+        self._refuse(name, sample, wrong_size, "its size differs from that in the allocation table")
         checksum = None
         if self._checksums is not None:
             checksum = np.full(self.num_samples, xxh3_64(b""), np.uint64)

@@ -10,7 +10,6 @@ JSON. Exit codes: 0 drawn, 2 a user's mistake.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -18,8 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from ffcv_ssl.config.messages import one_line
+from ffcv_ssl.config.parsing import parse_config
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.fields import RGBImageField
 from ffcv_ssl.loader import Loader, OrderOption
@@ -34,51 +35,59 @@ MAX_SIZE_PX = 224
 
 
 @dataclass(frozen=True)
-class GridConfig:
-    """Which images to show, and how."""
+class GridConfig(Views):
+    """Which images and views to show, and how."""
 
-    beton: str
+    recipe: str = ""
+    """Name of the recipe, e.g. simclr."""
+    beton: str = ""
     """The dataset to take images from."""
     out: str = "views.png"
     """The picture to write."""
-    images: int = 4
+    images: PositiveInt = 4
     """Number of images, spread evenly over the file; one row per image."""
-    samples: int = 2
+    samples: PositiveInt = 2
     """Number of draws of each view; one column per draw."""
-    size: int = 0
+    size: NonNegativeInt = 0
     """Side of a global view in pixels; 0: the first image's short side, at most 224."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of all draws; as in training, each epoch draws anew."""
 
-    def __post_init__(self) -> None:
-        for key, low in (("images", 1), ("samples", 1), ("size", 0)):
-            if getattr(self, key) < low:
-                raise ValueError(f"{key}: got {getattr(self, key)}, expected at least {low}")
+
+def parse(argv: Sequence[str]) -> GridConfig:
+    """The command line's settings. Raises UserError; exits for --help."""
+    words, summary = _with_named_recipe(argv), str(__doc__).split("\n")[0]
+    config, _ = parse_config(GridConfig, words, "python -m pipelines RECIPE", summary, _check)
+    return config
 
 
-def parse(argv: Sequence[str]) -> tuple[GridConfig, Views]:
-    """Command line -> (GridConfig, Views). Raises UserError; exits for --help."""
-    from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+def _with_named_recipe(argv: Sequence[str]) -> list[str]:
+    """The command line with its only word without a key, the recipe, as `--recipe=NAME`."""
+    words, recipes, is_value = [], [], False
+    for word in argv:
+        is_key = word.startswith("--") or word == "-h"
+        if not is_key and not is_value:
+            recipes.append(word)
+            word = f"--recipe={word}"
+        words.append(word)
+        is_value = is_key and "=" not in word
+    if len(recipes) > 1:
+        raise UserError(f"recipe: got {' and '.join(recipes)}, expected one recipe")
+    return words
 
-    with contextlib.suppress(ImportError):  # docstring-parser (optional) adds the texts of --help
-        set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(
-        prog="python -m pipelines", description="Draw a recipe's views.", exit_on_error=False
-    )
-    parser.add_argument("recipe", help="name of the recipe, e.g. simclr")
-    parser.add_class_arguments(GridConfig, as_group=False)
-    parser.add_class_arguments(Views, skip={"recipe"}, as_group=False)
+
+def _check(config: GridConfig) -> None:
+    if not config.beton:
+        raise UserError("beton: got none, expected --beton FILE.beton")
     try:
-        values = vars(parser.parse_args(argv))
-        grid = {key: values.pop(key) for key in GridConfig.__dataclass_fields__}
-        return GridConfig(**grid), Views(**values)
-    except (ArgumentError, ValueError, TypeError) as error:
-        raise UserError(one_line(error)) from None
+        config.resolve()
+    except ValueError as error:
+        raise UserError(str(error).removeprefix("views.")) from None
 
 
-def draw(config: GridConfig, views: Views) -> dict[str, Any]:
+def draw(config: GridConfig) -> dict[str, Any]:
     """Draw the picture that `config` asks for and return its summary, a dict for JSON."""
-    resolved = views.resolve()
+    resolved = config.resolve()
     with Reader(config.beton) as reader:
         field = _image_field(reader)
         count = min(config.images, reader.num_samples)
@@ -88,11 +97,11 @@ def draw(config: GridConfig, views: Views) -> dict[str, Any]:
     pipelines = {name: build(view, size_px) for name, view in resolved.items()}
     draws = _draws(config, pipelines, field, indices)
     op_classes = {name: [type(op) for op in ops] for name, ops in pipelines.items()}
-    title = f"{views.recipe}, views of {size_px} px, seed {config.seed}: {config.beton}"
+    title = f"{config.recipe}, views of {size_px} px, seed {config.seed}: {config.beton}"
     draw_grid(originals, draws, op_classes, title, config.out)
     return {
         "out": config.out,
-        "recipe": views.recipe,
+        "recipe": config.recipe,
         "size_px": size_px,
         "views": list(resolved),
         "images": indices,
@@ -104,7 +113,7 @@ def _image_field(reader: Reader) -> str:
     for name, field in reader.fields.items():
         if isinstance(field, RGBImageField):
             return name
-    raise UserError(f"{reader.path}: no image field, it has {', '.join(reader.fields)}")
+    raise UserError(f"{reader.path}: no image field; the file has: {', '.join(reader.fields)}")
 
 
 def _draws(
@@ -136,7 +145,7 @@ def _draws(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     try:
-        summary = draw(*parse(sys.argv[1:] if argv is None else argv))
+        summary = draw(parse(sys.argv[1:] if argv is None else argv))
     except OSError as error:
         print(f"pipelines: {error.filename}: {error.strerror}", file=sys.stderr)
         return EXIT_USER_ERROR

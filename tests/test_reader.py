@@ -96,7 +96,7 @@ def test_wrong_names_and_numbers_are_one_line(sound):
             with pytest.raises(BetonError, match="no field 'picture'; it has raw, jpg"):
                 call("picture")
         for sample in (-1, SOUND_SAMPLES):
-            with pytest.raises(IndexError, match="samples 0 to 5"):
+            with pytest.raises(IndexError, match=f"got sample {sample}, expected 0 to 5"):
                 reader.read(sample, "raw")
 
 

@@ -196,11 +196,11 @@ def change_metadata(path, field, sample, **changes):
     [
         ("raw", {"data_ptr": 2**64 - 1}, "not in the allocation table"),
         ("raw", {"data_ptr": 0}, "not in the allocation table"),
-        ("raw", {"width": 20}, "size is not that of its allocation"),
+        ("raw", {"width": 20}, "size differs from that in the allocation table"),
         ("raw", {"mode": 7}, "mode"),
         ("jpg", {"width": 0}, "no pixels"),
         ("jpg", {"width": 65535, "height": 65535}, "larger than"),
-        ("blob", {"size": 2**63}, "size is not that of its allocation"),
+        ("blob", {"size": 2**63}, "size differs from that in the allocation table"),
     ],
 )
 def test_metadata_that_leads_astray_is_refused(foreign, field, changes, message):

@@ -30,14 +30,14 @@ def config_differences(
     free_keys: Collection[str] = (),
     free_groups: Collection[str] = (),
 ) -> list[str]:
-    """The differences of two `config_dict`s, each as `key VALUE there, VALUE here`.
+    """The differences of two `config_dict`s, each as `key VALUE in the checkpoint, VALUE now`.
 
     Keys in `free_keys`, and keys that start with one of `free_groups`, may differ.
     """
     before, now = flatten(before), flatten(now)
     free_groups = tuple(free_groups)
     return [
-        f"{key} {_shown(before, key)} there, {_shown(now, key)} here"
+        f"{key} {_shown(before, key)} in the checkpoint, {_shown(now, key)} now"
         for key in {**before, **now}
         if before.get(key) != now.get(key)
         and key not in free_keys

@@ -86,7 +86,7 @@ def _rename_keys(settings, old, new, convert):
     *groups, last = new.split(".")
     settings, target = _copied(settings, groups, missing={})
     if target is None or last in target:
-        raise UserError(f"{old}: got it and {new}, its new name; leave out {old}")
+        raise UserError(f"{old}: got both {old} and its new name {new}; leave out {old}")
     target[last] = value
     return settings, True
 

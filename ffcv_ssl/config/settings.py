@@ -70,8 +70,10 @@ class ResolutionConfig:
 
     def __post_init__(self):
         if self.min > self.max or self.start_ramp > self.end_ramp:
-            got = f"got {self.min}, {self.max}, {self.start_ramp}, {self.end_ramp}"
-            raise UserError(f"resolution: {got}, expected min <= max and start_ramp <= end_ramp")
+            raise UserError(
+                f"resolution: got min {self.min}, max {self.max}, start_ramp {self.start_ramp}, "
+                f"end_ramp {self.end_ramp}, expected min <= max and start_ramp <= end_ramp"
+            )
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,9 @@ class ModelConfig:
 
     def __post_init__(self):
         if not re.fullmatch(r"([1-9]\d*(-[1-9]\d*)*)?", self.projector):
-            raise UserError(f"model.projector: got {self.projector!r}, expected widths: 2048-512")
+            raise UserError(
+                f"model.projector: got {self.projector!r}, expected widths such as 2048-512"
+            )
         known = [file.stem for file in _BACKBONES.glob("[!_]*.py")]
         if self.backbone in known:
             return
@@ -234,7 +238,7 @@ class LabelledConfig:
         ends = self.supervised_epochs is not None or self.supervised_passes is not None
         if self.unsupervised_batch_size == 0 and ends:
             got = "got unsupervised_batch_size 0 and an end of the labelled stream"
-            raise UserError(f"labelled: {got}: nothing to train on then; leave out the end")
+            raise UserError(f"labelled: {got}: nothing to train on after it; leave out the end")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def read_layers(path: str, builders: tuple[str, ...] = ()) -> list[tuple[str, di
     where = " (base of ".join(reversed(chain)) + ")" * len(builders)
     if any(Path(path).resolve() == Path(builder).resolve() for builder in builders):
         steps = " -> ".join(chain)
-        raise ValueError(f"{builders[-1]}: base: {steps} never ends; take one of these steps out")
+        raise ValueError(f"{builders[-1]}: base: {steps} is a circle; remove one of these bases")
     try:
         settings = _load(path)
         bases = _pop_bases(settings)
@@ -76,7 +76,7 @@ def read_yaml(path: str | Path) -> Any:
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
-        raise ValueError("got other bytes than UTF-8, expected YAML") from None
+        raise ValueError("got bytes that are not UTF-8, expected YAML") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ValueError(f"line {line}: {error.problem}") from None

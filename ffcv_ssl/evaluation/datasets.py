@@ -86,12 +86,12 @@ def open_datasets(data: EvalData, labels: EvalLabels, encoder: Encoder) -> EvalD
         if dataset.labels is None:
             raise UserError(
                 f"{dataset.path}: no labels in field '{data.label_field}'; "
-                "name another with --data.label_field"
+                "name another field with --data.label_field"
             )
     if train.fingerprint == val.fingerprint:
         tell_once(
-            f"warning: {val.path} has the same content as {train.path}: "
-            "accuracies are those of training images"
+            f"warning: {val.path} has the same content as {train.path}, "
+            "so accuracies are measured on training images"
         )
     names = check_classes(train, val, label_field)
     return EvalDatasets(

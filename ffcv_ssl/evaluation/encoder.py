@@ -124,13 +124,13 @@ def load_encoder(
         weights = _renamed(found)
         named = _model_config(about) if about else model
         if named is None:
-            raise UserError(f"{file}: does not say what it is; give --model.backbone (resnet50...)")
+            raise UserError(f"{file}: names no network; give --model.backbone (resnet50...)")
         architecture = named
         config, known = _origin(file, about)
     if model is not None and _kind(model) != _kind(architecture):
         raise UserError(
             f"{file}: got a {_kind(architecture)}, but --model asks for a {_kind(model)}; "
-            "leave --model out, the file says what it is"
+            "leave out --model: the file names its network"
         )
     encoder = _build(file, architecture, weights, next(iter(found))).to(device).eval()
     encoder.requires_grad_(False)
@@ -207,7 +207,7 @@ def _run_config(file: Path, state: dict[str, Any]) -> dict[str, Any] | None:
         return config
     if "format" in state:
         raise UserError(
-            f"{file}: got the state of another command, "
+            f"{file}: got the checkpoint of another command, "
             f"expected that of a pretraining run, or a fine-tuning's {FINETUNED}"
         )
     return None
@@ -283,12 +283,12 @@ def _build(
             )
         if not weights[key].isfinite().all():  # features of NaN would all have rank 0: top-1 of 1
             raise UserError(
-                f"{file}: {key} has values that are not finite: the training diverged; "
+                f"{file}: {key} has values that are not finite, so its training diverged; "
                 "take an earlier checkpoint"
             )
     for key in weights:
         if key not in wanted:
-            raise UserError(f"{file}: not a {architecture}: it has {key}, which that has not")
+            raise UserError(f"{file}: not a {architecture}: it has {key}, expected no such key")
     model.load_state_dict(weights)
     return model
 

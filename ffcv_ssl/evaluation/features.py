@@ -194,7 +194,7 @@ class _Files:
         if not np.isfinite(values).all():
             remedy = "take another checkpoint"
             if np.isfinite(rows).all():
-                remedy = f"{self.dtype.name} is too short for them; use --features.dtype float32"
+                remedy = f"{self.dtype.name} cannot hold them; use --features.dtype float32"
             raise UserError(f"{self.checkpoint}: features at {depth} are not finite; {remedy}")
         return values
 
@@ -208,15 +208,15 @@ class _Files:
             raise self._disk_error(error) from None
         if free < needed:
             raise UserError(
-                f"{self.folder}: {needed / 1e6:.0f} MB wanted, {free / 1e6:.0f} MB free; "
-                "use --features.folder, or dtype float16"
+                f"{self.folder}: got {free / 1e6:.0f} MB free, the features need "
+                f"{needed / 1e6:.0f} MB; use another --features.folder, or --features.dtype float16"
             )
 
     def _disk_error(self, error: OSError) -> UserError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return UserError(
                 f"{self.folder}: the disk is full; "
-                "free some space, use --features.folder elsewhere, or dtype float16"
+                "free some space, use another --features.folder, or --features.dtype float16"
             )
         return UserError(f"{self.folder}: features cannot be written ({error.strerror})")
 

@@ -133,8 +133,8 @@ def evaluate_probes(
     judge = config.select if data.size(config.select) else None
     if judge is None and len(config.grid) > 1:
         raise UserError(
-            f"holdout: got {config.holdout:g} of {len(data)} labels, which leaves none to choose "
-            "on; use more labels, or one of lrs and of weight_decays"
+            f"holdout: got {config.holdout:g} of {len(data)} labels, which holds out no label to "
+            "choose settings on; use more labels, or one value for lrs and for weight_decays"
         )
     grids = dict.fromkeys(data.widths, config.grid)
     part = "all" if judge is None else "rest"

@@ -44,7 +44,7 @@ def protocol_config(
     say_notes(notes, f"{where} of {protocol}")
     for name in fixed:
         if name in settings:
-            raise UserError(f"{where}.{name}: set it outside, as --{name}")
+            raise UserError(f"{where}.{name}: got it here, expected it as --{name}")
     try:
         config: Any
         config_class = PROTOCOLS[protocol].config_class
@@ -109,7 +109,7 @@ def call_protocol(
         asked = settings_key(make_record(protocol, encoder, data, config, {}))
         same = [record for record in known if settings_key(record) == asked]
         if same:
-            world.say(f"{protocol} on {encoder.name}: on record since {same[-1]['time']}")
+            world.say(f"{protocol} on {encoder.name}: measured before, at {same[-1]['time']}")
             return same[-1]
     return command.run(config, world, stop)
 

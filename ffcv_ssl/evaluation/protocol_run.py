@@ -80,4 +80,4 @@ def finish_frozen(
 def stop_if_asked(stop: StopSignal | None) -> None:
     """Raise Interrupted where a signal asked a command to stop that has nothing to save."""
     if stop is not None and stop.asked:
-        raise Interrupted("evaluation: interrupted; start it again")
+        raise Interrupted("evaluation: interrupted; run the same command again")

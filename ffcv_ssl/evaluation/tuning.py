@@ -141,7 +141,7 @@ def evaluate(
         rows.append(batch.indices.masked_fill(~torch.as_tensor(batch.valid), -1).to(world.device))
     if world.any(not is_finite)[0]:
         raise NonFiniteLoss(
-            f"{path}: an output of the network is not finite when it is measured, in {precision}; "
+            f"{path}: an output of the network is not finite in its evaluation, in {precision}; "
             "lower the learning rate or raise the precision"
         )
     all_digests, all_rows = world.gather(torch.cat(digests)), world.gather(torch.cat(rows))

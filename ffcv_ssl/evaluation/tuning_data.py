@@ -46,11 +46,11 @@ class TuningData:
         where nothing can be selected on the held-out ones."""
         rest, held_out = split_holdout(self.datasets.labels, share, seed)
         if len(held_out) == 0:
-            raise UserError("holdout: no class has two labels to hold one out; choose more labels")
+            raise UserError("holdout: every class has fewer than two labels; choose more labels")
         has_several = isinstance(self.train, MultiTargets)
         if has_several and not (self.train.labels[held_out] == 1).any():
             raise UserError(
-                f"holdout: none of the {len(held_out)} images held out has any of the labels; "
+                f"holdout: none of the {len(held_out)} held-out images has a label of 1; "
                 "use a larger --holdout or another --seed"
             )
         return rest, held_out
@@ -61,8 +61,8 @@ class TuningData:
         share = rank_share("data.batch_size", batch_size, world)
         if share == 1:
             raise UserError(
-                f"data.batch_size: got {batch_size} for {world.size} ranks, so that batch-norm "
-                f"would see one image alone; expected {2 * world.size} or more"
+                f"data.batch_size: got {batch_size} for {world.size} ranks, expected at least "
+                f"{2 * world.size}: batch-norm needs two images per rank"
             )
         loader = augmented_loader(
             self.datasets.train, self.datasets, world, seed, indices=indices, batch_size=share
@@ -70,8 +70,8 @@ class TuningData:
         if len(loader) == 0:
             loader.close()
             raise UserError(
-                f"{self.datasets.train.path}: {len(indices)} labelled samples make no batch of "
-                f"{batch_size}; lower data.batch_size"
+                f"{self.datasets.train.path}: got {len(indices)} labelled samples, expected at "
+                f"least one batch of {batch_size}; lower data.batch_size"
             )
         return loader
 
@@ -118,7 +118,7 @@ def _open_several_labels(
 ) -> TuningData:
     """The data of files whose label field is an array of K numbers, 1, 0 or -1."""
     if not labels.is_all:
-        raise UserError("labels: got a choice, but the images have several labels each; use all")
+        raise UserError("labels: got a choice, expected all for images with several labels")
     if not data.val:
         raise UserError("data.val: got none, expected --data.val FILE.beton")
     image_field, label_field = str(data.image_field), str(data.label_field)
@@ -132,7 +132,7 @@ def _open_several_labels(
             f"expected {train.shape[1]} as in {data.train}"
         )
     if not (val == 1).any():
-        raise UserError(f"{data.val}: field '{data.label_field}': no image has any of the labels")
+        raise UserError(f"{data.val}: field '{data.label_field}': no image has a label of 1")
     loading, resolution_px, center_ratio = resolve_loading(data, encoder)
     one_class = np.zeros(len(train), np.int64)  # so that any sample may be held out
     datasets = EvalDatasets(
@@ -149,7 +149,7 @@ def _read_labels(dataset: RunData, field_name: str) -> np.ndarray:
     with Reader(dataset.path) as reader:
         shape = getattr(reader.fields.get(field_name), "shape", ())
         if len(shape) != 1:
-            raise UserError(f"{where}: got no list of labels, expected an array of (K,) a sample")
+            raise UserError(f"{where}: expected an array field of shape (K,), one number per label")
         labels = np.stack([reader.decode(i, field_name) for i in range(dataset.num_samples)])
     bad = np.argwhere(~np.isin(labels, (-1, 0, 1)))
     if len(bad):

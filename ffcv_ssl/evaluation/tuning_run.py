@@ -185,7 +185,7 @@ def tune(
     config, data = open_tuning(config, encoder, world)
     with open_run(make.protocol, config, encoder, data, world) as (folder, saved, results):
         if saved is not None and "result" in saved:
-            world.say(f"{folder.path}: finished before")
+            world.say(f"{folder.path}: already finished")
             return saved["result"]
         run = make(config, encoder, data, folder, world, stop)
         try:

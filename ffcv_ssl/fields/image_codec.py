@@ -54,7 +54,7 @@ def to_rgb(value: Any) -> np.ndarray:
             f"expected a uint8 array, a PIL image or EncodedImage, got {type(value).__name__}"
         )
     if value.dtype != np.uint8:
-        raise ValueError(f"expected uint8 pixels, got {value.dtype}; scale them to 0..255 first")
+        raise ValueError(f"expected uint8 pixels, got {value.dtype}; scale them to 0 to 255 first")
     if value.ndim == 2:
         value = value[:, :, None]
     if value.ndim != 3 or value.shape[2] not in (1, 3):
@@ -159,7 +159,7 @@ def check_jpeg(
     """
     count_scans = not is_trusted or height_px * width_px > _SMALL_IMAGE_PX
     if count_scans and bytes(payload).count(_START_OF_SCAN) > _MAX_SCANS:
-        raise ValueError(f"JPEG of more than {_MAX_SCANS} scans")
+        raise ValueError(f"got a JPEG of more than {_MAX_SCANS} scans, expected at most that many")
     height, width = simplejpeg.decode_jpeg_header(payload)[:2]
     if (height, width) != (height_px, width_px):
         raise ValueError(f"JPEG is {width}x{height} px, the metadata says {width_px}x{height_px}")

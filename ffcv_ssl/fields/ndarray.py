@@ -78,7 +78,9 @@ class NDArrayField(Field):
         arguments = np.frombuffer(raw[:header_bytes], NDARRAY_ARGUMENTS_TYPE)[0]
         length = int(arguments["type_length"])
         if not 0 < length <= len(raw) - header_bytes:
-            raise ValueError(f"got an array type of {length} bytes")
+            raise ValueError(
+                f"got an array type of {length} bytes, expected 1 to {len(raw) - header_bytes}"
+            )
         shape = [int(extent) for extent in arguments["shape"]]
         while shape and shape[-1] == 0:
             shape.pop()

@@ -69,7 +69,7 @@ def unfinished_of(stages: Sequence[Stage]) -> list[Stage]:
     for number, stage in enumerate(stages):
         if not is_finished(stage.folder, stage.settings):
             return list(stages[number:])
-        _say(f"{stage.name}: finished before, in {stage.folder}")
+        _say(f"{stage.name}: already finished, in {stage.folder}")
     return []
 
 
@@ -89,7 +89,7 @@ def run_stages(unfinished: list[Stage], stop: command.StopSignal) -> tuple[int, 
         later = [other.folder for other in unfinished[number:]]
         mark_finished(stage.folder, stage.settings, inputs, summaries[stage.name], later)
         if stop.asked and later:
-            _say(f"{stage.name}: finished; stopped here, the same command goes on")
+            _say(f"{stage.name}: finished, then stopped; run the same command again to continue")
             return command.EXIT_INTERRUPTED, summaries
     return 0, summaries
 
@@ -137,9 +137,9 @@ def _pass_on(stop: command.StopSignal, process: subprocess.Popen) -> None:
 def _remedy(stage: Stage, code: int) -> str:
     """What to do about a stage's exit code, where the stage's own last line does not say it."""
     if code == command.EXIT_INTERRUPTED:
-        return "; the same command goes on from here"
+        return "; run the same command again to continue from here"
     if code == command.EXIT_USER_ERROR and (stage.folder / CHECKPOINT).exists():
-        return f"; if that is about another run in its folder, {how_to_run_anew(stage.folder)}"
+        return f"; if the folder holds another run, {how_to_run_anew(stage.folder)}"
     return ""
 
 

@@ -82,7 +82,7 @@ def read_chain(argv: Sequence[str]) -> list[Stage]:
     if not stages:
         raise UserError(f"{path}: stages: got none, expected a mapping of at least one stage")
     for reserved in {"config", "out", "all", "slurm"} & set(stages):
-        raise UserError(f"{path}: stages: {reserved!r} is no name for a stage, it has a meaning")
+        raise UserError(f"{path}: stages: {reserved!r} is a reserved word; rename the stage")
     for group in set(given) - {"config", "out", "all", "slurm", *stages}:
         expected = f"expected out, all, slurm or a stage: {', '.join(stages)}"
         raise UserError(f"{path}: --{group}: no such stage, {expected}")

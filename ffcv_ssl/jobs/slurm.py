@@ -135,7 +135,7 @@ def wants_submission(config: Any) -> bool:
     """Whether a command should submit its run instead of doing it here. A job's own command does
     not: its settings have no partition."""
     if config.slurm.batch is not None:
-        raise UserError("slurm.batch: got a key in a file, expected --slurm.batch LIST.yaml")
+        raise UserError("slurm.batch: got it in a file, expected it as --slurm.batch LIST.yaml")
     return config.slurm.partition is not None
 
 
@@ -170,7 +170,7 @@ def submit_batch(
     folders = [job.command.folder for job in itertools.chain(*launches)]
     for job in itertools.chain(*launches):
         if folders.count(job.command.folder) > 1:
-            raise UserError(f"{path}: two runs in {job.out}; give one a name of its own")
+            raise UserError(f"{path}: two runs have the folder {job.out}; give one another name")
     jobs = submit_jobs(launches)
     width = max([len(job["out"]) for job in jobs], default=0)
     print(f"{'job':>10}  {'folder':{width}}  log")
@@ -202,7 +202,7 @@ def submit_jobs(launches: Sequence[Sequence[Job]]) -> list[dict[str, str]]:
                 if sum(map(len, launches)) == 1:
                     raise
                 ids = ", ".join(made["job_id"] for made in done) or "none"
-                raise UserError(f"{job.out}: {error}; submitted before it: {ids}") from None
+                raise UserError(f"{job.out}: {error}; jobs submitted before it: {ids}") from None
             before = done[-1]["job_id"]
     return done
 
@@ -228,7 +228,7 @@ def _check(job: Job) -> None:
 def check_sbatch() -> None:
     """Raise UserError where jobs cannot be submitted."""
     if shutil.which("sbatch") is None:
-        raise UserError("slurm.partition: there is no sbatch here; submit from a login node")
+        raise UserError("slurm.partition: found no sbatch command; submit from a login node")
 
 
 def check_not_queued(run: str) -> None:
@@ -239,7 +239,7 @@ def check_not_queued(run: str) -> None:
         queued = subprocess.run(words, capture_output=True, text=True, timeout=60).stdout.split()
         for job_id in sorted(made & set(queued)):
             remedy = f"wait for it, or end it: scancel {job_id}"
-            raise UserError(f"{run}: job {job_id} of this folder waits or runs; {remedy}")
+            raise UserError(f"{run}: job {job_id} of this folder is waiting or running; {remedy}")
 
 
 def sbatch_parameters(config: SlurmConfig, name: str, script: Path) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class RequeueingCommand:
     def __call__(self) -> None:
         """Run the command; raises SystemExit unless it ended with exit code 0."""
         if num_requeues() > self.max_requeues:  # by Slurm itself
-            _say(f"{_too_often(self.max_requeues)}; not started again; the same command goes on")
+            _say(f"{_too_often(self.max_requeues)}; run the command again to continue")
             raise SystemExit(EXIT_INTERRUPTED)
         for number in StopSignal.SIGNALS:  # submitit's handlers must not come back; see above
             signal.signal(number, lambda number, frame: None)
@@ -106,15 +106,15 @@ def requeue(job_id: str, received: Sequence[signal.Signals], max_requeues: int) 
     job = f"job {job_id}"
     state, preempt_time = _job_state(job_id)
     if state != "RUNNING":
-        return f"{job}: not requeued from here, since Slurm calls it {state.lower()}"
+        return f"{job}: not requeued, since Slurm reports it as {state.lower()}"
     if signal.SIGUSR2 not in received and preempt_time == "None":
         names = ", ".join(number.name for number in received)
-        return f"{job}: stopped by {names}, not requeued; the same command goes on"
+        return f"{job}: stopped by {names}, not requeued; run the command again to continue"
     if num_requeues() >= max_requeues:
-        return f"{job}: {_too_often(max_requeues)}; not requeued again; the same command goes on"
+        return f"{job}: {_too_often(max_requeues)}; not requeued; run the command again to continue"
     done = _scontrol("requeue", job_id)
     if done.returncode:
-        return f"{job}: not requeued: {one_line(done.stderr)}; the same command goes on"
+        return f"{job}: not requeued: {one_line(done.stderr)}; run the command again to continue"
     return f"{job}: requeued ({num_requeues() + 1} of at most {max_requeues} times)"
 
 

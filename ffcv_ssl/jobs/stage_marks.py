@@ -102,7 +102,7 @@ def is_finished(folder: str | Path, settings: str) -> bool:
     for path, now in read_inputs(folder, settings).items() if is_same else ():
         if before.get(path, now) != now:
             remedy = f"restore it, or {how_to_run_anew(folder)}"
-            raise UserError(f"{folder}: {path} has changed since this finished; {remedy}")
+            raise UserError(f"{folder}: {path} has changed since this stage finished; {remedy}")
     return is_same
 
 

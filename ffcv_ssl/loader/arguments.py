@@ -34,7 +34,9 @@ def check_positive(name: str, value: Any) -> None:
 
 def count_workers(num_workers: Any) -> int:
     if num_workers != int(num_workers) or num_workers < -1:
-        raise ValueError(f"Loader: num_workers is {num_workers!r}, must be -1 (one a core) or more")
+        raise ValueError(
+            f"Loader: num_workers is {num_workers!r}, must be -1 (one per core) or more"
+        )
     if num_workers > 0:
         return int(num_workers)
     has_affinity = hasattr(os, "sched_getaffinity")
@@ -57,8 +59,8 @@ def check_indices(reader: Reader, indices: Any) -> np.ndarray:
     indices = np.ascontiguousarray(np.asarray(indices).reshape(-1), np.int64)
     if len(indices) and not (indices.min() >= 0 and indices.max() < reader.num_samples):
         raise ValueError(
-            f"{reader.path}: indices reach from {indices.min()} to {indices.max()}, "
-            f"the file has samples 0 to {reader.num_samples - 1}"
+            f"{reader.path}: got indices from {indices.min()} to {indices.max()}, expected "
+            f"0 to {reader.num_samples - 1}, the samples of the file"
         )
     return indices
 
@@ -70,13 +72,13 @@ def find_rank(distributed: bool, rank: int | None, world_size: int | None) -> tu
 
         if not group.is_initialized():
             raise ValueError(
-                "Loader: distributed=True without a process group; call "
+                "Loader: distributed is True, but there is no process group; call "
                 "torch.distributed.init_process_group first, or give rank and world_size"
             )
         rank, world_size = group.get_rank(), group.get_world_size()
     if (rank is None) != (world_size is None):
         raise ValueError(
-            f"Loader: got rank {rank} and world_size {world_size}, give both or neither"
+            f"Loader: got rank {rank} and world_size {world_size}; give both or neither"
         )
     if rank is None or world_size is None:
         return 0, 1

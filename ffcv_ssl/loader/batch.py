@@ -20,7 +20,8 @@ def make_batch_type(names: list[str]) -> Any:
     clash = [name for name in names if name in _ATTRIBUTES]
     if clash:
         raise ValueError(
-            f"a pipeline cannot be called '{clash[0]}': batches have an attribute of that name"
+            f"Loader: pipelines: a pipeline cannot have the name '{clash[0]}', as batches have an "
+            "attribute of that name; choose another name"
         )
     bad = [n for n in names if not n.isidentifier() or keyword.iskeyword(n) or n.startswith("_")]
     make: Any = namedtuple  # Any: a type checker would require literal names

@@ -59,9 +59,9 @@ class PayloadReader:
 
     def _error(self, sample: int, status: int) -> BetonError:
         if status == TRUNCATED:
-            return self.error(sample, "the file ends inside it", "copy the file anew")
+            return self.error(sample, "the file ends inside this sample", "copy the file anew")
         if status == ALTERED:
-            return self.error(sample, "its bytes do not have their checksum")
+            return self.error(sample, "checksum does not match")
         return self.error(sample, self._system_error(sample), "check the disk")
 
     def _system_error(self, sample: int) -> str:

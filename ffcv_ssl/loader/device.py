@@ -35,7 +35,7 @@ def needs_cuda(tails: dict[str, list]) -> bool:
     that device is missing."""
     needed = any(_is_cuda(op) for ops in tails.values() for op in ops)
     if needed and not torch.cuda.is_available():
-        raise ValueError("Loader: ToDevice('cuda'), but torch finds no CUDA device; use 'cpu'")
+        raise ValueError("Loader: got ToDevice('cuda'), but torch finds no CUDA device; use 'cpu'")
     return needed
 
 

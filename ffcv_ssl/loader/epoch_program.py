@@ -81,7 +81,7 @@ class EpochProgram:
                 compiled = CompiledOperation(op, source.field, column, state)
                 state, op = compiled.state, compiled
             elif not callable(op):
-                raise ValueError(f"pipeline '{name}': {op!r} is neither an op nor callable")
+                raise ValueError(f"pipeline '{name}': got {op!r}, expected an op or a callable")
             tail.append(op)
         self.tails[name] = tail
 

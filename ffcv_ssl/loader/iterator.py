@@ -78,8 +78,8 @@ class EpochIterator:
             raise StopIteration
         if os.getpid() != self._process:
             raise RuntimeError(
-                f"{self._program.reader.path}: this loader was made in another process; its "
-                "threads did not come along with the fork: make a Loader in this process"
+                f"{self._program.reader.path}: this loader was made in another process, and a fork "
+                "has no threads of its parent; make a Loader in this process"
             )
         started = time.perf_counter()
         job = self._jobs[0]

@@ -121,7 +121,7 @@ class BatchJob:
                 shared.count_replaced(self.epoch, error)
                 return
         raise BetonError(
-            f"{error} (no valid sample found in its place in {_REPLACEMENT_TRIES} tries)"
+            f"{error} (no valid sample to replace it was found in {_REPLACEMENT_TRIES} tries)"
         )
 
     def _end_stage(self, stage: int, scratch: Scratch) -> None:
@@ -152,8 +152,8 @@ class BatchJob:
             expected = (len(self.indices), height, width, 3)
             if batch.shape != expected or batch.dtype != np.uint8:
                 raise ValueError(
-                    f"view '{plan.name}': {plan.between[stage]} left {batch.dtype} {batch.shape} "
-                    f"for the image ops behind it, expected uint8 {expected}"
+                    f"view '{plan.name}': {plan.between[stage]} returned {batch.dtype} "
+                    f"{batch.shape}, expected uint8 {expected} for the image ops after it"
                 )
             batch = np.ascontiguousarray(batch)
         return batch

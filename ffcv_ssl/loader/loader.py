@@ -97,7 +97,11 @@ class Loader:
         self.batch_size, self.drop_last = int(batch_size), bool(drop_last)
         self.reader = Reader(path, custom_fields=custom_fields)
         if not self.reader.verified:
-            _log.warning("%s: unverified: it has no checksums (written by FFCV?)", self.reader.path)
+            _log.warning(
+                "%s: unverified: the file has no checksums (written by FFCV?), so damage may go "
+                "unnoticed; write it anew to add them",
+                self.reader.path,
+            )
         self.indices = check_indices(self.reader, indices)
         order = make_order(order)
         seed = self._choose_seed(seed)
@@ -204,7 +208,7 @@ class Loader:
         """The next `iter()` starts this epoch from its beginning."""
         if epoch != int(epoch) or not 0 <= epoch < 2**32:
             raise ValueError(
-                f"Loader.set_epoch: got {epoch!r}, expected a number of 0 to 2**32 - 1"
+                f"Loader.set_epoch: got {epoch!r}, expected a whole number from 0 to 2**32 - 1"
             )
         self._next = self._position = (int(epoch), 0)
 
@@ -227,20 +231,20 @@ class Loader:
         BetonError, naming both sides, for another dataset or order."""
         if state.get("version") != STATE_VERSION:
             raise BetonError(
-                f"{self.reader.path}: loader state has version {state.get('version')}, "
-                f"expected {STATE_VERSION}"
+                f"{self.reader.path}: got a loader state of version {state.get('version')}, "
+                f"expected {STATE_VERSION}; begin the epoch anew"
             )
         if state["fingerprint"] != self.fingerprint:
             raise BetonError(
-                f"{self.reader.path}: the state was made from "
-                f"{_in_words(state['fingerprint'], state['num_samples'])}, this one is "
+                f"{self.reader.path}: the loader state was made from "
+                f"{_in_words(state['fingerprint'], state['num_samples'])}, but this is "
                 f"{_in_words(self.fingerprint, len(self.indices))}; "
-                "resume with the same file and the same choice of samples"
+                "resume with the same file and the same indices"
             )
         if state["order"] != self._shared.order.name:
             raise BetonError(
-                f"{self.reader.path}: the state was made with order {state['order']}, "
-                f"this loader has {self._shared.order.name}; use the same order"
+                f"{self.reader.path}: the loader state was made with order {state['order']}, "
+                f"but this loader has order {self._shared.order.name}; use the same order"
             )
         self._end_iterator()
         self._shared.seed = int(state["seed"])
@@ -268,7 +272,7 @@ class Loader:
                 )
             seed = int.from_bytes(os.urandom(7), "little")
         if seed != int(seed) or not 0 <= seed < 2**63:
-            raise ValueError(f"Loader: seed is {seed!r}, must be an integer of 0 to 2**63 - 1")
+            raise ValueError(f"Loader: seed is {seed!r}, must be an integer from 0 to 2**63 - 1")
         return int(seed)
 
     # -- changes and inspection
@@ -284,8 +288,8 @@ class Loader:
                         op.output_size = RandomResizedCrop(px).output_size
                         found = True
         if not found:
-            which = "no view" if pipeline is None else f"pipeline '{pipeline}'"
-            raise ValueError(f"Loader.set_resolution: {which} has a RandomResizedCrop")
+            which = "in any view" if pipeline is None else f"in a pipeline '{pipeline}'"
+            raise ValueError(f"Loader.set_resolution: found no RandomResizedCrop {which}")
 
     def filter(self, field: str, condition: Callable) -> Loader:
         """A loader of the samples for which `condition(values)` holds. values: the field's default

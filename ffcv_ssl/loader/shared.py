@@ -50,9 +50,12 @@ class Shared:
             self._replaced_in_epoch += 1
             first, count = self.replaced == 1, self._replaced_in_epoch
         if first:
-            _log.warning("%s (replaced; further ones are only counted, see loader.stats)", error)
+            _log.warning(
+                "%s (replaced by another sample; later ones are only counted, in loader.stats)",
+                error,
+            )
         if count > max(1, _MAX_REPLACED * len(self.indices)):
             raise BetonError(
                 f"{self.reader.path}: {count} of {len(self.indices)} samples of epoch {epoch} are "
-                f"bad, more than 1 %: re-write the file; the last one: {error}"
+                f"bad, more than 1 %; re-write the file; the last bad sample: {error}"
             )

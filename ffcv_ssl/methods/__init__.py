@@ -1,4 +1,4 @@
-"""Methods: what one is, parts they share, and all methods beyond those in train.py, one a file.
+"""Methods: what one is, parts they share, and all methods beyond those in train.py, one per file.
 
 A user's method imports what it needs from here:
 

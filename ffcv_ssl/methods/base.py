@@ -11,7 +11,7 @@ A step of the trainer, in order (all calls on every rank):
     clipping, the optimizer's step
     method.after_update(model, progress)             moving averages, queues
 
-Shapes: B images a batch, V views, D features, H W pixels.
+Shapes: B images per batch, V views, D features, H W pixels.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Method(nn.Module, ABC):
     """A loss with the heads and teachers it needs. Subclasses override what differs.
 
     It is a module: its parameters are trained, and all its parameters and buffers are in the
-    checkpoint. config: the run's; model: the Model that is trained, (views) -> outputs, not a part
-    of the method. num_classes: of the training file, 0 without labels.
+    checkpoint. config: the run's. model: the Model that is trained, (views) -> outputs; it is not
+    part of the method. num_classes: of the training file, 0 without labels.
     """
 
     group: ClassVar[str] = ""
@@ -63,10 +63,11 @@ class Method(nn.Module, ABC):
     def check_views(cls, num_views: int) -> None:
         """Raise UserError for a number of views that the method cannot train on."""
         if not cls.min_views <= num_views <= cls.max_views:
-            expected = str(cls.min_views)
-            if cls.min_views < cls.max_views:
-                expected += f" to {cls.max_views}"
-            raise UserError(f"views: got {num_views}, expected {expected} for {cls.__name__}")
+            low, high = cls.min_views, cls.max_views
+            expected = f"{low}" if low == high else f"{low} to {high}"
+            raise UserError(
+                f"views: got a recipe of {num_views} views, expected {expected} for {cls.__name__}"
+            )
 
     @property
     def settings(self) -> Any:
@@ -74,11 +75,11 @@ class Method(nn.Module, ABC):
         return getattr(self.config, self.group)
 
     def add_heads(self, outputs: list[Features]) -> None:
-        """Add to the features of each view what heads compute; part of the forward pass."""
+        """Add the outputs of heads to the features of each view; part of the forward pass."""
 
     def targets(self, views: list[torch.Tensor]) -> list[Features]:
-        """For each of the views `target_views` a dict of features that get no gradient. They are
-        added to those of the view. views: (B of this rank, 3, H, W) each."""
+        """Features without gradient for each of `views`, those of `target_views`; they are added to
+        the view's other features. views: (B of this rank, 3, H, W) each."""
         return [{} for _ in views]
 
     @abstractmethod
@@ -86,7 +87,7 @@ class Method(nn.Module, ABC):
         """The loss of the global batch, and its named terms for the log, all scalars.
 
         outputs: features of V views of this rank's images; labels: (B of this rank,), -1: none.
-        Called once a step, outside autocast. Every rank must return the same number: gather what
+        Called once per step, outside autocast. Every rank must return the same number: gather what
         the loss needs with `all_gather`.
         """
 
@@ -96,8 +97,8 @@ class Method(nn.Module, ABC):
         `set_weight_decay`. Nothing done here is saved: make it a function of `progress`."""
 
     def after_backward(self, progress: float) -> None:
-        """Called when all gradients exist (unscaled in fp16), before clipping and the optimizer's
-        step: a layer is frozen by setting its parameters' `grad` to None."""
+        """Called when all gradients exist (unscaled in fp16), before clipping and the
+        optimizer's step. To freeze a layer, set its parameters' `grad` to None here."""
 
     def after_update(self, model: nn.Module, progress: float) -> None:
         """Called after each step of the optimizer; progress in (0, 1]."""
@@ -107,30 +108,29 @@ class Method(nn.Module, ABC):
         return ()
 
     def train(self, mode: bool = True) -> Method:
-        """As of any module, but for `modules_in_eval`."""
+        """Set the mode of all modules, except `modules_in_eval`."""
         super().train(mode)
         for module in self.modules_in_eval():
             module.eval()
         return self
 
     def constant_lr(self) -> dict[nn.Module, float]:
-        """{module: its learning rate, constant, as a multiple of the peak of the others}."""
+        """{module with a constant learning rate: the rate, as a multiple of the others' peak}."""
         return {}
 
     def extra_flops(self, sides_px: list[int]) -> int:
-        """Floating-point operations an image, of views with these sides, beyond those of the
-        trained model and the heads: a teacher's."""
+        """Floating-point operations per image, for views with these sides, in addition to those of
+        the trained model and the heads: a teacher's."""
         return 0
 
     def all_gather(self, outputs: list[Features], name: str = "embedding") -> torch.Tensor:
-        """(V, B, D): one kind of feature of all these views, of the global batch. Gradients
-        flow."""
+        """The features `name` of all these views and all ranks, (V, B, D). Gradients flow."""
         return self.world.gather(torch.stack([features[name] for features in outputs]), dim=1)
 
 
 def apply_head(head: nn.Module, outputs: list[Features], name: str) -> None:
-    """Add head(embedding) to each view's features as `name`. All views share one pass, and so
-    batch-norm's statistics."""
+    """Add head(embedding) to each view's features as `name`. All views share one pass, and so they
+    share batch-norm's statistics."""
     if outputs:
         rows = [len(features["embedding"]) for features in outputs]
         joined = head(torch.cat([features["embedding"] for features in outputs]))

@@ -39,17 +39,17 @@ class EMATeacher(nn.Module):
         return [features[last] for features in self.model(views)]
 
     def momentum_at(self, progress: float) -> float:
-        """m when `progress` (0 to 1) of the run is done."""
+        """The momentum m at `progress` (0 to 1) of the run."""
         if self.schedule == "constant":
             return self.momentum
         return 1 - (1 - self.momentum) * (math.cos(math.pi * progress) + 1) / 2
 
     def move(self, model: nn.Module, progress: float) -> None:
-        """Take in the model's weights; called after each update of them."""
+        """Move the teacher towards the model; called after each update of the model."""
         move_average_(self.model, model, self.momentum_at(progress))
 
     def flops(self, sides_px: list[int]) -> int:
-        """Floating-point operations an image with views of these sides."""
+        """Floating-point operations per image, for views of these sides."""
         return flops_per_image(self.model, sides_px, backward=False)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -58,6 +58,6 @@ class EMATeacher(nn.Module):
 
 
 def _add_model_prefix(module: nn.Module, state: dict, prefix: str, *args: Any) -> None:
-    """Turn the keys of `EMATeacher.state_dict` into those that loading looks for, in place."""
+    """Turn the keys of `EMATeacher.state_dict` into the keys that loading expects, in place."""
     for key in [key for key in state if key.startswith(prefix)]:
         state[f"{prefix}model.{key.removeprefix(prefix)}"] = state.pop(key)

@@ -12,8 +12,8 @@ class FeatureQueue(nn.Module):
     """The last K rows (K, D) that were pushed, in float32; a new row replaces the oldest one.
 
     It starts with random unit rows (He et al. 2020). Its content is in the checkpoint. All ranks
-    must push the same rows, those of the global batch: then their queues are equal, and they are
-    not sent between ranks.
+    must push the same rows, those of the global batch. Then all queues are equal, and ranks need
+    not exchange them.
     """
 
     rows: torch.Tensor
@@ -27,7 +27,7 @@ class FeatureQueue(nn.Module):
 
     @torch.no_grad()
     def push(self, rows: torch.Tensor) -> None:
-        """Replace the oldest rows by these (N, D). Of more than K rows the last K stay."""
+        """Replace the oldest rows by these (N, D). If N > K, the last K of them stay."""
         size = len(self.rows)
         skipped = max(0, len(rows) - size)
         rows = rows[skipped:].detach().float()

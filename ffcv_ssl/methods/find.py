@@ -4,7 +4,7 @@
     find_method("path/to/mine.py:MyMethod")
     find_method("my_package.my_module:MyMethod")     # importable from the current folder, too
 
-Guarantees: what is wrong with a name or a user's file is a UserError of one line.
+Guarantees: a mistake in a name or in a user's file is a UserError of one line.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def library_methods() -> dict[str, type[Method]]:
 @functools.cache
 def find_method(name: str, others: tuple[str, ...] = ()) -> type[Method]:
     """The class of a method. others: names that are known elsewhere, for the error's list. Raises
-    UserError for a name that leads to none, and for a class that cannot be used."""
+    UserError for a name without a method, and for a class that cannot be used."""
     if ":" not in name:
         found = library_methods()
         if name not in found:
@@ -62,14 +62,14 @@ def find_method(name: str, others: tuple[str, ...] = ()) -> type[Method]:
 
 
 def source_digest(method: type[Method]) -> str:
-    """16 hex digits of the file that a method's class stands in: equal for equal source."""
+    """A digest (16 hex digits) of the file with a method's class: equal for equal source."""
     text = Path(inspect.getfile(method)).read_bytes()
     return hashlib.blake2b(text, digest_size=8).hexdigest()
 
 
 def with_settings(config_class: type, method: type[Method]) -> type:
-    """A configuration's dataclass with the method's group of settings, if it lacks that. Raises
-    UserError where the group's name is taken."""
+    """A configuration's dataclass, with the method's group of settings, which is added if missing.
+    Raises UserError where the group's name is taken."""
     if method.Settings is None:
         return config_class
     fields = {field.name: field for field in dataclasses.fields(config_class)}
@@ -86,8 +86,8 @@ def with_settings(config_class: type, method: type[Method]) -> type:
 
 
 def groups_of_others(method: type[Method], others: Mapping[str, type[Method]]) -> set[str]:
-    """Names of the groups of settings that a method does not read: those of `others` and of all
-    methods here."""
+    """Names of the groups of settings that a method does not read: the groups of `others` and of
+    all methods here."""
     known = [*others.values(), *library_methods().values()]
     return {other.group for other in known if other.Settings is not None} - {method.group}
 
@@ -136,7 +136,8 @@ def _load_module(name: str) -> ModuleType:
 
 
 def _import_error(where: str, error: Exception) -> str:
-    """`FILE:LINE: what` of an error in a user's file: its last line outside Python's own import."""
+    """`FILE:LINE: what` of an error in a user's file. The line is the last one outside Python's own
+    import code."""
     what = f"{type(error).__name__}: {error}"
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"

@@ -4,9 +4,9 @@
 
 The keys are those of view 0; all other views are queries. The key and the query of an image must
 not see the same batch-norm statistics, by which a network can recognise them (He et al. 2020, 3.3).
-So the images of all ranks are shuffled among ranks for the teacher's pass, where batch-norm sees a
-rank's own rows (ranks on CPUs). With synchronised batch-norm (ranks on GPUs) statistics are of the
-global batch whatever the order, and on one rank there is nobody to shuffle with: nothing is done.
+So, where batch-norm sees only a rank's own rows (ranks on CPUs), the images of all ranks are
+shuffled among ranks for the teacher's pass. Nothing is shuffled on a single rank, nor with
+synchronised batch-norm (ranks on GPUs), which sees the global batch in any order.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def info_nce(
 
 
 class MoCo(Method):
-    """A query finds the key that a slow teacher gives its image, among those of past batches."""
+    """A query finds the teacher's key of its own image among the keys of past batches."""
 
     group, Settings = "moco", MoCoConfig
     max_views = 12

@@ -1,6 +1,6 @@
 """Numeric parts that losses share; all of them compute in float32 or more.
 
-Shapes: B images a batch, D features, N rows, K classes.
+Shapes: B images per batch, D features, N rows, K classes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""SimSiam (Chen and He 2021): a predictor and a stop-gradient, without negatives and teacher.
+"""SimSiam (Chen and He 2021): a predictor and a stop-gradient, without negatives or a teacher.
 
 python train.py --method simsiam --model.projector 2048-2048-2048 --model.projector_norm all
 """
@@ -41,7 +41,7 @@ def simsiam(predictions: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor
 
 
 class SimSiam(Method):
-    """A predictor on one view finds the embedding of the other, which gets no gradient."""
+    """A predictor predicts one view's embedding from the other; the target gets no gradient."""
 
     group, Settings = "simsiam", SimSiamConfig
     max_views = 12

@@ -220,7 +220,7 @@ class ViewPlan:
                 )
         for op in ops:
             if not (isinstance(op, (ImageOp, Operation)) or callable(op)):
-                raise ValueError(f"view '{self.name}': {op!r} is neither an op nor callable")
+                raise ValueError(f"view '{self.name}': got {op!r}, expected an op or a callable")
         head = list(ops[:stop])
         if not head or not isinstance(head[0], ImageOp) or head[0].start is None:
             head.insert(0, SimpleRGBImageDecoder())

@@ -108,7 +108,7 @@ def _call(name: str, dataset_class: Any, arguments: dict[str, Any]) -> Any:
 
 def _check_sample(name: str, dataset: Any) -> None:
     if len(dataset) == 0:
-        raise SourceError(f"{name}: no samples")
+        raise SourceError(f"{name}: got no samples, expected at least 1")
     sample = dataset[0]
     label = sample[1] if isinstance(sample, tuple) and len(sample) == 2 else None
     if not isinstance(label, numbers.Integral) and getattr(label, "ndim", None) != 0:

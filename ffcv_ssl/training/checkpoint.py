@@ -43,8 +43,8 @@ def load(
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen types for bad files
-        reason = f"not a readable checkpoint ({_reason(path, error)})"
-        raise CheckpointError(f"{path}: {reason}; {remedy}") from error
+        reason = _reason(path, error)
+        raise CheckpointError(f"{path}: not a readable checkpoint ({reason}); {remedy}") from error
     if not isinstance(state, dict):
         raise CheckpointError(
             f"{path}: got a {type(state).__name__}, expected a checkpoint's dict of state"
@@ -65,7 +65,7 @@ def _reason(path, error):
     if start != b"PK\x03\x04" and start[:1] != b"\x80":  # a zip archive; a pickle, before torch 1.6
         return "torch.save did not write it"
     is_foreign = isinstance(error, pickle.UnpicklingError)
-    return "it holds other objects than tensors" if is_foreign else "it is damaged or cut off"
+    return "it holds objects that are not tensors" if is_foreign else "it is damaged or cut off"
 
 
 def keep_copy(path: StrPath, kept: StrPath) -> None:

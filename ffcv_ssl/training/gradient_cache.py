@@ -50,11 +50,17 @@ def check_parts(config: Any, sides_px: Sequence[int], world: World) -> None:
         rows_by_side: Counter = Counter()
         for number, side in views:
             rows_by_side[side] += number // max(1, num_parts)
-        if 1 in rows_by_side.values():
-            what = f"data.chunk_size: got {chunk_size} for {most_rows} images a rank"
-            if num_parts == 1:
-                what = "data.batch_size, labelled: got 1 image a rank in one view of its size"
-            raise UserError(f"{what}, but batch-norm needs two at once; give it more")
+        if 1 not in rows_by_side.values():
+            continue
+        if num_parts == 1:
+            raise UserError(
+                "data.batch_size or labelled.classes_per_batch: got 1 image per rank in a forward "
+                "pass, expected at least 2 for batch-norm; give larger batches"
+            )
+        raise UserError(
+            f"data.chunk_size: got {chunk_size} for {most_rows} images per rank, which leaves 1 "
+            "image in a forward pass, expected at least 2 for batch-norm; give a larger one"
+        )
 
 
 def join_parts(outputs: Sequence[Outputs]) -> Outputs:

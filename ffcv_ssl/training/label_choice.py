@@ -134,8 +134,8 @@ def _from_file(path, labels, names):
         names = names() if callable(names) else names
         if names is None:
             raise UserError(
-                f"{path}: names samples, but the dataset has no file names; give indices, or "
-                "write it anew from an imagefolder"
+                f"{path}: got names of samples, but the dataset has no file names; give indices, "
+                "or write the dataset anew from an imagefolder"
             )
         find = _find_name(names, entries.values())
     lines = {}  # sample -> the line that named it
@@ -143,8 +143,8 @@ def _from_file(path, labels, names):
         sample = find(f"{path}:{line}", entry)
         if sample in lines:
             raise UserError(
-                f"{path}:{line}: got {entry}, sample {sample} again, first on line "
-                f"{lines[sample]}; name it once"
+                f"{path}:{line}: got {entry}, which is sample {sample} again, first named on line "
+                f"{lines[sample]}; name each sample once"
             )
         if labels[sample] < 0:
             raise UserError(f"{path}:{line}: got {entry}, but sample {sample} has no label")
@@ -162,7 +162,7 @@ def _entries(path):
     entries = {number: line.strip() for number, line in enumerate(lines, 1)}
     entries = {number: e for number, e in entries.items() if e and not e.startswith("#")}
     if not entries:
-        raise UserError(f"{_WHERE}.file: {path}: no entries, expected one sample a line")
+        raise UserError(f"{_WHERE}.file: {path}: no entries, expected one sample per line")
     return entries
 
 
@@ -190,7 +190,7 @@ def _find_name(names, entries):
             if len(same_path) != 1:
                 raise UserError(
                     f"{where}: got {entry}, which may be {names[samples[0]]} or "
-                    f"{names[samples[1]]}; give the path"
+                    f"{names[samples[1]]}; give the whole path"
                 )
             samples = same_path
         if not samples:

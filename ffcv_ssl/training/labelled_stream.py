@@ -47,8 +47,10 @@ class LabelledStream:
         size = settings.classes_per_batch * settings.images_per_class
         num_classes = len(np.unique(labels[labels >= 0]))
         if settings.classes_per_batch > num_classes:
-            got = f"got {settings.classes_per_batch}, but {num_classes} classes have labels"
-            raise UserError(f"labelled.classes_per_batch: {got}; at most so many fit in a batch")
+            raise UserError(
+                f"labelled.classes_per_batch: got {settings.classes_per_batch}, expected at most "
+                f"{num_classes}, the number of classes with labelled images"
+            )
         order = ClassStratified(
             labels, settings.classes_per_batch, settings.images_per_class,
             settings.unique_classes_per_rank,
@@ -56,7 +58,7 @@ class LabelledStream:
         self.loader = make_loader(
             dataset, data, ops, world, channels_last, drop_last=True, order=order,
             seed=derive_seed(seed, "labelled"), indices=np.flatnonzero(labels >= 0),
-            batch_size=rank_share("labelled: classes x images", size, world),
+            batch_size=rank_share("labelled.classes_per_batch * images_per_class", size, world),
         )  # fmt: skip
         self.batches: Iterator | None = None
 

@@ -139,9 +139,15 @@ class FiniteWatch:
         norms = torch.stack(torch._foreach_norm(list(parameters)))
         if first < 0 and bool(torch.isfinite(norms).all()):
             return
-        what = f"the loss of step {first}" if first >= 0 else f"a weight, by step {step},"
-        remedy = "lower optim.lr or raise the precision"
-        raise NonFiniteLoss(f"{path}: {what} is not finite ({settings}); {kept}; {remedy}")
+        if first < 0:
+            raise NonFiniteLoss(
+                f"{path}: a weight is not finite after step {step} ({settings}); {kept}; "
+                "lower optim.lr or raise the precision"
+            )
+        raise NonFiniteLoss(
+            f"{path}: the loss of step {first} is not finite ({settings}); {kept}; "
+            "lower optim.lr or raise the precision"
+        )
 
 
 def flops_per_image(

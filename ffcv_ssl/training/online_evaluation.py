@@ -49,7 +49,10 @@ def open_evaluation(
     """
     for dataset in (train, val):
         if dataset is not None and dataset.labels is None:
-            world.say(f"{dataset.path}: no labels in field '{data.label_field}': no probes")
+            world.say(
+                f"{dataset.path}: no labels in field '{data.label_field}', so the run has no "
+                "evaluation"
+            )
         if dataset is None or dataset.labels is None:
             return None
     assert train is not None and val is not None

@@ -127,11 +127,14 @@ def open_dataset(path: StrPath, image_field: str = "image", label_field: str = "
     """Read what training needs to know of a file. Raises UserError where the file does not fit a
     training run, and BetonError where it is damaged."""
     if not Path(path).is_file():
-        raise UserError(f"data.train or data.val: no file '{path}'; make one: write_dataset.py")
+        raise UserError(
+            f"data.train or data.val: no file '{path}'; write one with write_dataset.py"
+        )
     with Reader(path) as reader:
         if not isinstance(reader.fields.get(image_field), RGBImageField):
-            names = ", ".join(reader.fields)
-            raise UserError(f"{path}: no image field '{image_field}'; the file has: {names}")
+            raise UserError(
+                f"{path}: no image field '{image_field}'; the file has: {', '.join(reader.fields)}"
+            )
         labels = None
         if isinstance(reader.fields.get(label_field), IntField):
             labels = _labels(path, reader, label_field)
@@ -161,15 +164,21 @@ def check_classes(train: RunData, val: RunData, label_field: str) -> tuple[str, 
             names.append(tuple(reader.class_names.get(label_field) or ()))
     if all(names) and len(names[0]) == len(names[1]) and names[0] != names[1]:
         label = next(i for i, pair in enumerate(zip(*names)) if pair[0] != pair[1])
-        sides = f"class {label} is {names[1][label]!r}, expected {names[0][label]!r}"
-        raise UserError(f"{val.path}: {sides} as in {train.path}; write both from one source")
+        raise UserError(
+            f"{val.path}: class {label} is {names[1][label]!r}, expected {names[0][label]!r} as in "
+            f"{train.path}; write both files from one source"
+        )
     if val.num_classes > train.num_classes or (all(names) and len(names[0]) != len(names[1])):
-        got = f"got {val.num_classes} classes in field '{label_field}'"
-        raise UserError(f"{val.path}: {got}, expected those of {train.path} ({train.num_classes})")
+        raise UserError(
+            f"{val.path}: got {val.num_classes} classes in field '{label_field}', expected the "
+            f"{train.num_classes} classes of {train.path}; write both files from one source"
+        )
     if any(names) and not all(names):
         without, having = (val, train) if names[0] else (train, val)
-        got = f"no class names in field '{label_field}', but {having.path} has"
-        tell_once(f"note: {without.path}: {got}: names could not be compared")
+        tell_once(
+            f"note: {without.path}: no class names in field '{label_field}', so they could not be "
+            f"compared with the class names in {having.path}"
+        )
     return names[0] or None
 
 
@@ -185,7 +194,9 @@ def _labels(path, reader, field):
     if len(labels) and labels.min() < -1:
         raise UserError(f"{path}: field '{field}': got label {labels.min()}, expected -1 or more")
     if len(labels) and labels.max() >= MAX_CLASSES:
-        got = f"got label {labels.max()}, expected at most {MAX_CLASSES - 1}"
-        remedy = "is this a field of identifiers? name another with --data.label_field"
-        raise UserError(f"{path}: field '{field}': {got}; {remedy}")
+        raise UserError(
+            f"{path}: field '{field}': got label {labels.max()}, expected at most "
+            f"{MAX_CLASSES - 1}; is this a field of identifiers? name another with "
+            "--data.label_field"
+        )
     return labels if len(labels) and labels.max() >= 0 else None

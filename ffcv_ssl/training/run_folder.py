@@ -56,18 +56,21 @@ class RunFolder:
             return None
         saved = checkpoint.load(path)
         if saved.get("format") != FORMAT:
-            got = f"got format {saved.get('format')!r}, expected {FORMAT}"
-            raise UserError(f"{path}: {got}; use another --out")
+            raise UserError(
+                f"{path}: got format {saved.get('format')!r}, expected {FORMAT}; use another --out"
+            )
         saved["config"], _ = rename(saved["config"], self.renamed)
         sides = (saved["config"], self.config)
         differences = config_differences(*sides, self.free_keys, self.free_groups)
         for name, now in self.datasets.items():
             before = saved["datasets"].get(name, "not on record")
             if before != now:
-                differences.append(f"{name} data {before} there, {now} here")
+                differences.append(f"{name} data {before} in the checkpoint, {now} now")
         if differences:
-            what = "; ".join(differences)
-            raise UserError(f"{path}: another run's: {what}; restore that or use another --out")
+            raise UserError(
+                f"{path}: made by another run: {'; '.join(differences)}; restore what has changed, "
+                "or use another --out"
+            )
         return saved
 
     def open_log(self, last_step: int | None, tensorboard: bool) -> None:

@@ -101,7 +101,7 @@ class Saver:
     ) -> None:
         self.folder, self.state, self.position = folder, state, position
         self.minutes, self.world, self.stop = minutes, world, stop
-        self.saved_at, self.saved_position = time.perf_counter(), "nothing yet"
+        self.saved_at, self.saved_position = time.perf_counter(), "no step"
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -140,5 +140,7 @@ class Saver:
         return self.stop is not None and self.stop.asked
 
     def _interrupt(self) -> None:
-        where = f"{CHECKPOINT} holds {self.saved_position}"
-        raise Interrupted(f"{self.folder.path}: interrupted; {where}; start it again to go on")
+        raise Interrupted(
+            f"{self.folder.path}: interrupted; {CHECKPOINT} holds {self.saved_position}; "
+            "run the same command again to continue"
+        )

@@ -184,8 +184,8 @@ def check_op(op: ImageOp) -> None:
             raise UserError(f"{name}: column '{column}' is declared twice; give each its own name")
     if cls.describe is ImageOp.describe and len(names) > cls.num_raw_columns:
         raise UserError(
-            f"{name}: {len(names)} columns of {cls.num_raw_columns} raw numbers; "
-            "raise num_raw_columns or override describe"
+            f"{name}: got {len(names)} columns, expected at most num_raw_columns "
+            f"({cls.num_raw_columns}); raise num_raw_columns or override describe"
         )
     if cls.apply is None and cls.start is None:
         raise UserError(
@@ -193,7 +193,7 @@ def check_op(op: ImageOp) -> None:
         )
     if cls.draw is None and cls.num_raw_columns:
         raise UserError(
-            f"{name}: has {cls.num_raw_columns} raw numbers, but no compiled function "
+            f"{name}: num_raw_columns is {cls.num_raw_columns}, but there is no compiled function "
             f"draw({', '.join(FUNCTION_ARGUMENTS['draw'])})"
         )
     for kind, arguments in FUNCTION_ARGUMENTS.items():

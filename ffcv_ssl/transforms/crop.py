@@ -166,7 +166,7 @@ class RandomResizedCrop(Crop):
         scale = check_range(self, "scale", self.scale, 0.0, 1.0)
         ratio = check_range(self, "ratio", self.ratio, 1e-3, 1e3)
         if scale[1] == 0:
-            raise ValueError(f"RandomResizedCrop: scale is {self.scale!r}, must reach above 0")
+            raise ValueError(f"RandomResizedCrop: scale is {self.scale!r}, max must be above 0")
         return (*scale, *ratio, self._cubic())
 
     @staticmethod

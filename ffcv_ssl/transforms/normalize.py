@@ -28,7 +28,7 @@ class NormalizeImage(BatchOp):
         if self.mean.shape != self.std.shape or not (self.std > 0).all():
             raise ValueError(
                 f"NormalizeImage: got mean {self.mean.tolist()} and std {self.std.tolist()}, "
-                "expected one number a channel each, std above 0"
+                "expected one number per channel in each, and std above 0"
             )
 
     def __call__(self, batch: Any) -> Any:

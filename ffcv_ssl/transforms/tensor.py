@@ -29,7 +29,7 @@ def torch_dtype(dtype: Any) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype
     if np.dtype(dtype) not in TORCH_DTYPES:
-        raise ValueError(f"{dtype!r} has no torch dtype")
+        raise ValueError(f"got {dtype!r}, expected a dtype that torch has too")
     return TORCH_DTYPES[np.dtype(dtype)]
 
 

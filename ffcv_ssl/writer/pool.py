@@ -128,9 +128,9 @@ def _encode_value(
     def malloc(num_bytes: int) -> tuple[int, np.ndarray]:
         if not has_payload:
             name = type(field).__name__
-            raise TypeError(f"{name} allocates memory, but its method pointers finds no pointers")
+            raise TypeError(f"{name}.encode calls malloc, but {name}.pointers returns None")
         if buffers:
-            raise TypeError(f"{type(field).__name__} allocates twice for a sample, expected once")
+            raise TypeError(f"{type(field).__name__}.encode calls malloc twice, expected once")
         buffers.append(np.zeros(int(num_bytes), np.uint8))
         return 0, buffers[0]
 

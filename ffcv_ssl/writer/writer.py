@@ -90,7 +90,9 @@ class DatasetWriter:
             )
         for name in self.class_names:
             if not isinstance(self.fields.get(name), IntField):
-                raise ValueError(f"class_names: '{name}' is not an IntField of this file")
+                raise ValueError(
+                    f"class_names: got names for '{name}', which is not an IntField of this file"
+                )
         try:
             beton.pack_text(self.class_names, self.made)
         except TypeError as error:
@@ -111,7 +113,7 @@ class DatasetWriter:
         """
         sources = [int(i) for i in (range(len(dataset)) if indices is None else indices)]
         if not sources:
-            raise ValueError(f"{self.path}: the dataset is empty")
+            raise ValueError(f"{self.path}: the dataset is empty, expected at least 1 sample")
         if chunksize < 1:
             raise ValueError(f"chunksize: got {chunksize}, expected at least 1")
         if shuffle_indices:

@@ -199,10 +199,10 @@ BAD_FILES = {
         {"a": "base: sub/b.yaml", "sub/b": "base: ../c.yaml"},
         "c.yaml (base of sub/b.yaml (base of a.yaml)): no such configuration file",
     ),
-    "itself": ({"a": "base: a.yaml"}, "a.yaml: base: a.yaml -> a.yaml never ends"),
+    "itself": ({"a": "base: a.yaml"}, "a.yaml: base: a.yaml -> a.yaml is a circle"),
     "cycle": (
         {"a": "base: b.yaml", "b": "base: [c.yaml]", "c": "base: ./a.yaml"},
-        "c.yaml: base: a.yaml -> b.yaml -> c.yaml -> a.yaml never ends",
+        "c.yaml: base: a.yaml -> b.yaml -> c.yaml -> a.yaml is a circle",
     ),
     "a list": (
         {"a": "base: b.yaml", "b": "- 1"},
@@ -233,7 +233,7 @@ def test_a_file_that_cannot_be_built_on_is_named_with_the_chain_to_it(write, nam
 
 def test_a_file_of_other_bytes_than_text_and_a_folder_are_refused(write, tmp_path):
     (tmp_path / "a.yaml").write_bytes(b"time: \xff\n")
-    assert refusal("--config=a.yaml") == "a.yaml: got other bytes than UTF-8, expected YAML"
+    assert refusal("--config=a.yaml") == "a.yaml: got bytes that are not UTF-8, expected YAML"
     assert re.match(r"\S+: no such configuration file", refusal(f"--config={tmp_path}"))
 
 

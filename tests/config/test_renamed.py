@@ -46,5 +46,7 @@ def test_nested_settings_get_their_new_names_and_the_original_is_left_as_it_was(
 
 
 def test_both_names_of_a_setting_in_one_mapping_are_refused():
-    with pytest.raises(UserError, match="layer: got it and depth, its new name; leave out layer"):
+    with pytest.raises(
+        UserError, match="layer: got both layer and its new name depth; leave out layer"
+    ):
         rename({"layer": 1, "depth": "backbone"}, TABLE)

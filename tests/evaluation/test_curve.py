@@ -130,7 +130,7 @@ def test_a_run_that_does_not_say_its_validation_data_is_taken_and_named(tmp_path
     bare = write_run(tmp_path / "bare", [0.1, 0.3])
     result = measure(known, bare, protocol="online")
     assert result["data"]["bare"] is None and result["savings"]["bare"]["epoch"]["share"] == 1
-    assert capsys.readouterr().err.startswith("bare: does not hold which validation file")
+    assert capsys.readouterr().err.startswith("bare: does not name the validation file")
     measure(bare, protocol="online")
     assert capsys.readouterr().err == ""
 
@@ -305,7 +305,10 @@ def test_a_record_that_does_not_say_its_weights_and_labels_is_not_used(checkpoin
     [
         ([], "checkpoint: got none"),
         (["--checkpoint=x", "--settings.kk=5"], "settings of knn: unknown key 'kk'"),
-        (["--checkpoint=x", "--settings.checkpoint=5"], "settings.checkpoint: set it outside"),
+        (
+            ["--checkpoint=x", "--settings.checkpoint=5"],
+            "settings.checkpoint: got it here, expected it as --checkpoint",
+        ),
         (
             ["--checkpoint=x", "--protocol=nope"],
             "protocol: got 'nope', expected one of online, finetune, knn",

@@ -257,7 +257,9 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(plain, tmp_path):
     (tmp_path / "none.pt").write_bytes(b"")
     assert f"(it is empty); {SAVED_HOW}" in refusal(tmp_path / "none.pt", RESNET18)
     torch.save(plain, tmp_path / "module.pt")
-    assert f"(it holds other objects than tensors); {SAVED_HOW}" in refusal(tmp_path / "module.pt")
+    assert f"(it holds objects that are not tensors); {SAVED_HOW}" in refusal(
+        tmp_path / "module.pt"
+    )
     (tmp_path / "cut.pt").write_bytes((tmp_path / "a.pth").read_bytes()[:5000])
     assert f"(it is damaged or cut off); {SAVED_HOW}" in refusal(tmp_path / "cut.pt", RESNET18)
     (tmp_path / "text.safetensors").write_text("hello")

@@ -202,7 +202,7 @@ def test_of_several_checkpoints_the_model_is_that_of_files_that_do_not_say_what_
     line = mistake(capsys, "knn", "--checkpoint", run, *words)
     assert "got a resnet18 with the imagenet stem, but --model asks for a resnet34" in line
     line = mistake(capsys, "knn", "--checkpoint", run, bare, "--ks", 3, *data)
-    assert f"{bare}: does not say what it is; give --model.backbone" in line
+    assert f"{bare}: names no network; give --model.backbone" in line
     suite = tmp_path / "tasks.yaml"
     suite.write_text(f"- {{name: colours, train: {files[0]}, val: {files[1]}}}\n")
     found = result(
@@ -321,7 +321,7 @@ def test_classes_that_differ_between_the_files_are_named(run, files, tmp_path, c
 
     line = val("swapped", 3, ["red", "blue", "green"])
     assert "class 1 is 'blue', expected 'green' as in" in line and files[0] in line
-    assert "got 4 classes in field 'label', expected those of" in val("four", 4, None)
+    assert "got 4 classes in field 'label', expected the 3 classes of" in val("four", 4, None)
     assert "got 2 classes in field 'label'" in val("two", 2, ["red", "green"])
     assert "got 4 classes" in val("more", 4, ["red", "green", "blue", "white"])
 
@@ -337,14 +337,16 @@ def test_class_names_in_one_file_alone_are_not_compared_which_is_told_once(
         return capsys.readouterr().err
 
     assert notes(files[0], unnamed) == (
-        f"note: {unnamed}: no class names in field 'label', but {files[0]} has: "
-        "names could not be compared\n"
+        f"note: {unnamed}: no class names in field 'label', so they could not be compared with "
+        f"the class names in {files[0]}\n"
     )
     assert notes(files[0], unnamed) == ""
     same = write_colours(tmp_path / "same.beton", 40, num_classes=2)
     assert notes(same, unnamed) == ""
     named = write_colours(tmp_path / "named.beton", 30, 2, ["red", "green"])
-    assert f"note: {same}: no class names in field 'label', but {named}" in notes(same, named)
+    without, having = f"note: {same}: no class names in field 'label'", f"class names in {named}"
+    line = notes(same, named)
+    assert line.startswith(without) and line.endswith(f"{having}\n")
 
 
 @pytest.mark.parametrize("largest", [99_999, 100_000, 10**7])

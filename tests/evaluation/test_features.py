@@ -157,7 +157,7 @@ def test_features_that_cannot_fit_are_refused_before_any_is_computed(
 ):
     usage = type("usage", (), {"free": 1000})
     monkeypatch.setattr(features.shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(UserError, match="0 MB wanted, 0 MB free; use"):
+    with pytest.raises(UserError, match="got 0 MB free, the features need 0 MB; use another"):
         take(encoder, tmp_path)
     assert encoder.seen == 0
 

@@ -168,7 +168,7 @@ def test_without_a_selection_the_last_epoch_counts(tune):
 @pytest.mark.parametrize("looks", [0, 3, 4, 5, 9, 13, 17])
 def test_a_run_that_was_stopped_anywhere_goes_on_to_the_same_result(tune, tmp_path, looks):
     whole = tune("whole")
-    with pytest.raises(Interrupted, match="start it again"):
+    with pytest.raises(Interrupted, match="run the same command again"):
         tune("parts", StopAfter(looks))
     resumed = tune("parts")
     assert without_clock(resumed) == without_clock(whole)
@@ -204,7 +204,8 @@ def test_a_finished_run_is_not_trained_or_reported_again(tune, tmp_path, monkeyp
 def test_another_run_in_the_same_folder_is_refused_with_what_differs(tune):
     tune()
     with pytest.raises(
-        UserError, match="another run's: depth 'backbone' there, 'projector_1' here; restore"
+        UserError,
+        match="made by another run: depth 'backbone' in the checkpoint, 'projector_1' now; restore",
     ):
         tune(depth="projector_1")
 
@@ -322,12 +323,18 @@ def test_the_papers_configurations_have_their_settings(name, epochs, batch_size,
         ({"depth": "projector_3"}, "depth: got 'projector_3', but tiny.pt has no such depth; exp"),
         ({"layer": 3}, "depth: got 'projector_3', but tiny.pt has no such depth; expected one of"),
         ({"holdout": 0}, "holdout: got 0, expected above 0, below 1"),
-        ({"data__batch_size": 121}, "labelled samples make no batch of 121; lower data.batch_size"),
+        (
+            {"data__batch_size": 121},
+            "labelled samples, expected at least one batch of 121; lower data.batch_size",
+        ),
         (
             {"data__batch_size": 1, "depth": "projector_1"},
-            "batch-norm would see one image alone; expected 2 or",
+            "got 1 for 1 ranks, expected at least 2: batch-norm needs two images",
         ),
-        ({"labels__count": 4, "labels__scheme": "balanced"}, "no class has two labels"),
+        (
+            {"labels__count": 4, "labels__scheme": "balanced"},
+            "every class has fewer than two labels",
+        ),
         ({"optim__warmup_epochs": 3}, "optim.warmup_epochs: got 3, expected less than epochs"),
         ({"optim__name": "adam"}, "optim.name: got 'adam'"),
         ({"optim__momentum": 0}, "optim.nesterov: got true with momentum 0"),

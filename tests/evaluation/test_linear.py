@@ -165,7 +165,10 @@ def test_a_choice_without_held_out_labels_is_refused_with_a_remedy():
     one_each = (made(300, 0)[0][:NUM_CLASSES], np.arange(NUM_CLASSES))
     config = LinearConfig(epochs=1)
     data = probe_data(config, one_each, made(50, 1))
-    with pytest.raises(UserError, match="leaves none to choose on; use more labels, or one of lrs"):
+    with pytest.raises(
+        UserError,
+        match="holds out no label to choose settings on; use more labels, or one value for lrs",
+    ):
         evaluate_probes(config, data, say=silent)
 
 

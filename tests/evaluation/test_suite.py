@@ -118,7 +118,7 @@ def test_fields_that_are_not_named_are_the_runs(checkpoint, two_tasks, tmp_path,
     record = last_record(capsys, *words, "--data.label_field=label", f"--out={tmp_path}/out")
     assert record["data"]["label_field"] == "label" and record["data"]["num_classes"] == 7
     assert evaluate.main([*words, "--data.label_field=nope", f"--out={tmp_path}/no"]) == 2
-    assert "no labels in field 'nope'; name another with --data.l" in capsys.readouterr().err
+    assert "no labels in field 'nope'; name another field with --data.l" in capsys.readouterr().err
 
 
 def test_one_value_or_several_words_are_a_list_in_a_protocol_of_a_suite_too():
@@ -237,9 +237,9 @@ def test_settings_of_an_entry_win_over_those_of_the_command(tmp_path):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"name": "a"}, "got no list"),
+        ({"name": "a"}, "expected a list of {name, train, val, ...}"),
         ([{"name": "a", "train": "t"}], "entry 1: got {'name': 'a', 'train': 't'}, expected"),
-        ([{"name": "a", "train": "t", "val": "v"}] * 2, "entry 2: 'a' again"),
+        ([{"name": "a", "train": "t", "val": "v"}] * 2, "entry 2: the name 'a' occurs twice"),
         ([{"name": "a", "train": "t", "val": "v", "x": 1}], "entry 1: "),
         ([{"name": "a", "train": "/no", "val": "v"}], "a: data.train or data.val: no file '/no'"),
     ],
@@ -260,7 +260,7 @@ def test_a_mistake_in_a_suite_is_one_line_before_anything_is_measured(
         ([], "suite: got none"),
         (["--suite=/nope.yaml"], "/nope.yaml: cannot be read"),
         (["--linear.depths=[projector_9]"], "got 'projector_9', but"),
-        (["--linear.data.train=x"], "linear.data: set it outside, as --data"),
+        (["--linear.data.train=x"], "linear.data: got it here, expected it as --data"),
         (["--mlp.layers=3"], "mlp of mlp: unknown key 'layers'"),
     ],
 )

@@ -197,7 +197,7 @@ def test_each_training_has_the_batch_norm_of_its_own_steps_an_epoch(transferred,
 def test_a_run_that_was_stopped_anywhere_goes_on_to_the_same_result(transferred, tmp_path, looks):
     settings = {"grid__weight_decays": "[0]"}
     whole = transferred("whole", **settings)
-    with pytest.raises(Interrupted, match="start it again"):
+    with pytest.raises(Interrupted, match="run the same command again"):
         transferred("parts", StopAfter(looks), **settings)
     assert without_clock(transferred("parts", **settings)) == without_clock(whole)
     assert records(tmp_path / "parts") == records(tmp_path / "whole")
@@ -223,10 +223,10 @@ def test_images_of_which_none_has_a_label_select_and_measure_nothing(transferred
     sparse = write_coloured(tmp_path / "sparse.beton", labels)
     held_out = {s: split_holdout(np.zeros(100, int), 0.02, s)[1] for s in range(50)}
     seed = next(s for s, rows in held_out.items() if not labels[rows].any())
-    with pytest.raises(UserError, match="none of the 2 images held out has any of the labels; use"):
+    with pytest.raises(UserError, match="none of the 2 held-out images has a label of 1; use"):
         transferred(kind="multi", data__train=sparse, seed=seed, holdout=0.02)
     empty = write_coloured(tmp_path / "empty.beton", np.zeros((9, NUM_CLASSES), np.int8))
-    with pytest.raises(UserError, match=r"empty.beton: field 'label': no image has any of the"):
+    with pytest.raises(UserError, match=r"empty.beton: field 'label': no image has a label of 1"):
         transferred(kind="multi", data__val=empty)
 
 
@@ -253,10 +253,13 @@ def test_the_precision_is_that_of_the_samples_rows():
     "settings, message",
     [
         ({"grid__lrs": "[]"}, "grid.lrs: got [], expected one or more"),
-        ({"grid__lrs": "[0.1, 0.1]"}, "each once"),
+        ({"grid__lrs": "[0.1, 0.1]"}, "expected one or more different values"),
         ({"grid__lrs": "[-1]"}, "grid.lrs"),
         ({"momentum": 1}, "momentum: got 1, expected below 1"),
-        ({"kind": "multi", "labels__fraction": 0.5}, "labels: got a choice, but the images have"),
+        (
+            {"kind": "multi", "labels__fraction": 0.5},
+            "labels: got a choice, expected all for images",
+        ),
         ({"depth": "projector_9"}, "depth: got 'projector_9'"),
     ],
 )
@@ -276,5 +279,5 @@ def test_labels_that_cannot_be_are_named(transferred, tmp_path):
     with pytest.raises(UserError, match="got 3 labels per image, expected 4 as in"):
         transferred(kind="multi", data__val=other)
     single = write_coloured(tmp_path / "single.beton", np.arange(9) % 4)
-    with pytest.raises(UserError, match="field 'label': got no list of labels, expected"):
+    with pytest.raises(UserError, match="field 'label': expected an array field of shape"):
         transferred(kind="multi", data__val=single)

@@ -80,7 +80,7 @@ def test_a_list_of_labels_that_changed_under_its_name_is_refused(tune, tmp_path,
     with pytest.raises(UserError) as error:
         tune(protocol, **chosen)
     assert str(error.value).count("(60 labels of 4 classes, 15 each)") == 2
-    assert "another run's: labels data" in str(error.value) and "\n" not in str(error.value)
+    assert "made by another run: labels data" in str(error.value) and "\n" not in str(error.value)
     write_list(tmp_path / "list.txt", 0)
     assert tune(protocol, **chosen)["data"]["num_labels"] == 60
 
@@ -91,7 +91,9 @@ def test_a_run_from_before_labels_were_on_record_is_refused_in_one_line(tune, tm
     saved = checkpoint.load(path)
     del saved["datasets"]["labels"]
     checkpoint.save(path, saved)
-    with pytest.raises(UserError, match=r"labels data not on record there, .* use another --out"):
+    with pytest.raises(
+        UserError, match=r"labels data not on record in the checkpoint, .* use another --out"
+    ):
         tune()
 
 
@@ -151,8 +153,8 @@ def test_a_rank_that_would_see_one_image_alone_is_refused():
     data = TuningData(None, None, None, "")
     with pytest.raises(UserError) as error:
         data.train_loader(np.arange(40), 4, 0, World(rank=3, size=4))
-    assert "data.batch_size: got 4 for 4 ranks, so that" in str(error.value)
-    assert str(error.value).endswith("expected 8 or more")
+    assert "data.batch_size: got 4 for 4 ranks, expected at least 8: batch-norm" in str(error.value)
+    assert str(error.value).endswith("needs two images per rank")
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -167,7 +169,7 @@ def test_a_run_that_was_stopped_under_the_old_names_goes_on_to_the_same_result(
     assert saved["config"].pop("depth") == "projector_1"
     saved["config"]["layer"] = 1
     checkpoint.save(path, saved)
-    with pytest.raises(UserError, match="depth 'projector_1' there, 'backbone' here"):
+    with pytest.raises(UserError, match="depth 'projector_1' in the checkpoint, 'backbone' now"):
         tune(protocol, "parts")
     assert without_clock(tune(protocol, "parts", layer=1)) == without_clock(whole)
     assert records(tmp_path / "parts") == records(tmp_path / "whole")

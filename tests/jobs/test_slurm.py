@@ -195,7 +195,7 @@ def test_times_and_groups_in_a_batch_are_as_in_a_configuration(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("- a.yaml\n- x/a.yaml\n", "two runs in runs/a; give one a name of its own"),
+        ("- a.yaml\n- x/a.yaml\n", "two runs have the folder runs/a; give one another name"),
         ("- a.yaml\n- {config: b.yaml, overrides: {lr: bad}}\n", "--config=b.yaml: lr: got 'bad'"),
         ("- a.yaml\n- {config: b.yaml, nam: c}\n", "entry 2: unknown key 'nam'"),
         ("- {overrides: {}}\n", "entry 1: got {'overrides': {}}, expected a file or {config"),
@@ -528,7 +528,10 @@ def test_a_batch_submits_a_job_for_each_run(cluster, tmp_path, settings):
         command, env=cluster.environment, capture_output=True, text=True, timeout=120, **where
     )
     assert again.returncode == 2 and again.stderr.count("\n") == 1
-    assert f"{tmp_path}/a: job {jobs[0]['job_id']} of this folder waits or runs" in again.stderr
+    assert (
+        f"{tmp_path}/a: job {jobs[0]['job_id']} of this folder is waiting or running"
+        in again.stderr
+    )
     for entry in jobs:
         cluster.run("scancel", entry["job_id"])
 
@@ -537,12 +540,12 @@ def test_without_slurm_a_submission_is_refused_in_one_line(tmp_path, monkeypatch
     monkeypatch.setenv("PATH", str(tmp_path))
     config = train.read_config([f"--out={tmp_path}/run", "--slurm.partition=p"])
     assert slurm.wants_submission(config)
-    with pytest.raises(UserError, match="no sbatch here; submit from a login node"):
+    with pytest.raises(UserError, match="found no sbatch command; submit from a login node"):
         slurm.submit(config, "train.py")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_list_of_runs_in_a_configuration_is_refused():
     config = train.read_config(["--slurm.batch=list.yaml"])
-    with pytest.raises(UserError, match=r"got a key in a file, expected --slurm\.batch LIST"):
+    with pytest.raises(UserError, match=r"got it in a file, expected it as --slurm\.batch LIST"):
         slurm.wants_submission(config)

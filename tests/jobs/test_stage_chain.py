@@ -140,7 +140,7 @@ def test_an_exit_code_ends_the_chain_and_is_its_own_and_it_goes_on_from_there(fi
     assert json.loads(printed.out.splitlines()[-1])["status"] == "failed"
     assert printed.err.splitlines()[-1] == "finetune: exit code 7"
     assert run(file, "--finetune.code=75") == 75
-    line = "finetune: exit code 75; the same command goes on from here"
+    line = "finetune: exit code 75; run the same command again to continue from here"
     assert capfd.readouterr().err.splitlines()[-1] == line
     assert run(file) == 0
     assert [len(calls(file, stage)) for stage in STAGES] == [1, 3, 1]
@@ -199,7 +199,7 @@ def test_a_chain_may_build_on_another(file):
     [
         ("stages: {}", [], "stages: got none, expected a mapping of at"),
         ("stages: {a: {command: train}}\nx: 1", [], "chain.yaml: unknown key 'x'"),
-        ("stages: {all: {command: train}}", [], "'all' is no name for a stage"),
+        ("stages: {all: {command: train}}", [], "'all' is a reserved word; rename the stage"),
         ("stages: {a: train}", [], "stages.a: got 'train', expected a mapping of settings"),
         ("stages: {a: {config: a.yaml}}", [], "stages.a.command: got none, expected train"),
         ("stages: {a: {command: train, slurm: {x: 1}}}", [], "a.slurm: unknown key 'x'"),
@@ -354,7 +354,7 @@ def test_only_the_first_rank_of_a_job_notes_that_it_finished_and_only_if_it_did(
 def test_without_slurm_a_chain_of_jobs_is_refused_in_one_line(file, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "/nowhere")
     assert run(file, "--slurm.partition=p") == 2
-    assert "there is no sbatch here" in capsys.readouterr().err
+    assert "found no sbatch command" in capsys.readouterr().err
 
 
 @pytest.mark.slurm
@@ -369,7 +369,9 @@ def test_a_chain_on_slurm_runs_in_order_and_a_failed_stage_cancels_the_rest(file
         words = ["--slurm.partition=low", "--slurm.cpus_per_task=1", "--npi.slurm.gpus_per_node=0"]
         stages = chain.read_chain([str(file), *words])
         jobs = submit_chain(stages)
-        with pytest.raises(UserError, match=r"pretrain: job \d+ of this folder waits or runs"):
+        with pytest.raises(
+            UserError, match=r"pretrain: job \d+ of this folder is waiting or running"
+        ):
             submit_chain(stages)
         ends = {name: cluster.wait_for_end(job["job_id"], 120) for name, job in jobs.items()}
         assert [end["JobState"] for end in ends.values()] == ["COMPLETED"] * 3
@@ -400,5 +402,7 @@ def test_a_refused_job_tells_which_were_submitted_before_it(file, monkeypatch):
 
     monkeypatch.setattr(slurm, "_submit", submit)
     monkeypatch.setattr(slurm, "check_sbatch", lambda: None)
-    with pytest.raises(UserError, match="finetune: slurm: sbatch: no; submitted before it: 41"):
+    with pytest.raises(
+        UserError, match="finetune: slurm: sbatch: no; jobs submitted before it: 41"
+    ):
         submit_chain(chain.read_chain([str(file), "--slurm.partition=p"]))

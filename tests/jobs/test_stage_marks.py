@@ -41,7 +41,7 @@ def test_a_file_that_changed_since_is_named_with_what_to_do(stage):
     (data / "list.txt").write_text("2\n3\n")
     with pytest.raises(UserError) as error:
         stage_marks.is_finished(folder, settings)
-    assert f"{data}/list.txt has changed since this finished; restore it, or move" in str(
+    assert f"{data}/list.txt has changed since this stage finished; restore it, or move" in str(
         error.value
     )
     assert str(error.value).endswith("or give the chain another --out")
@@ -130,13 +130,13 @@ def test_a_fine_tuning_refuses_other_settings_and_labels_and_the_chain_says_what
     assert chain.main([str(file), "--finetune.epochs=2"]) == 2
     refusal, remedy = capfd.readouterr().err.splitlines()[-2:]
     folder = file.parent / "out/finetune"
-    assert "another run's: epochs 1 there, 2 here" in refusal
+    assert "made by another run: epochs 1 in the checkpoint, 2 now" in refusal
     assert f"move {folder} away to run the stage anew, or give the chain another --out" in remedy
-    assert "goes on" not in remedy and calls(file) == [1, 1]
+    assert "again to continue" not in remedy and calls(file) == [1, 1]
     (file.parent / "list.txt").write_text("".join(f"{i}\n" for i in range(32, 64)))
     assert chain.main([str(file)]) == 2
     (line,) = capfd.readouterr().err.splitlines()[1:]
-    assert f"{file.parent}/list.txt has changed since this finished" in line
+    assert f"{file.parent}/list.txt has changed since this stage finished" in line
     shutil.move(folder, folder.with_name("first"))
     assert chain.main([str(file), "--finetune.epochs=2"]) == 0 and calls(file) == [1, 2]
     summary = json.loads(capfd.readouterr().out.splitlines()[-1])

@@ -8,6 +8,7 @@ import pytest
 from support.loading import make_loader, samples_of, two_views
 
 from ffcv_ssl import BetonError, Loader, OrderOption, Reader
+from ffcv_ssl.fields.basics import IntDecoder
 from ffcv_ssl.transforms import RandomResizedCrop, ToTensor
 
 
@@ -101,7 +102,7 @@ def test_a_file_truncated_while_open_gives_an_error_and_not_a_dead_process(small
         iterator = iter(loader)
         next(iterator)
         os.truncate(path, 4 << 20)
-        with pytest.raises(BetonError, match="the file ends inside it"):
+        with pytest.raises(BetonError, match="the file ends inside this sample"):
             for _ in iterator:
                 pass
             next(iter(loader))
@@ -128,7 +129,7 @@ def test_an_error_in_whole_batch_code_names_pipeline_and_op(small_beton):
         ({"batches_ahead": 0}, "batches_ahead is 0"),
         ({"on_error": "ignore"}, "on_error is 'ignore'"),
         ({"order": "random"}, "order is 'random'"),
-        ({"indices": [0, 97]}, "samples 0 to 96"),
+        ({"indices": [0, 97]}, "got indices from 0 to 97, expected 0 to 96"),
         ({"rank": 2, "world_size": 2}, "rank is 2"),
         ({"rank": 0}, "give both or neither"),
         ({"distributed": True}, "process group"),
@@ -139,7 +140,11 @@ def test_an_error_in_whole_batch_code_names_pipeline_and_op(small_beton):
             {"pipelines": {"v": ("image", [ToTensor(), RandomResizedCrop(8)])}},
             "image ops come first",
         ),
-        ({"pipelines": {"v": ("image", [RandomResizedCrop(8), 3])}}, "neither an op nor callable"),
+        (
+            {"pipelines": {"v": ("image", [RandomResizedCrop(8), 3])}},
+            "got 3, expected an op or a callable",
+        ),
+        ({"pipelines": {"image": None, "label": [IntDecoder(), 3]}}, "'label': got 3, expected an"),
         ({"pipelines": {"valid": ("image", [RandomResizedCrop(8)])}}, "'valid'"),
     ],
 )
@@ -147,6 +152,13 @@ def test_wrong_arguments_raise_one_clear_line_at_once(small_beton, arguments, me
     with pytest.raises(ValueError, match=message) as caught:
         Loader(small_beton, **{"batch_size": 8, **arguments})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("pipeline", "where"), [(None, "any view"), ("v", "a pipeline 'v'")])
+def test_a_resolution_without_a_random_crop_is_refused(small_beton, pipeline, where):
+    with Loader(small_beton, 8, pipelines={"image": None}) as loader:
+        with pytest.raises(ValueError, match=f"found no RandomResizedCrop in {where}"):
+            loader.set_resolution(8, pipeline)
 
 
 def test_a_closed_loader_says_so(small_beton):

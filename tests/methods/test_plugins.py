@@ -335,4 +335,4 @@ def test_settings_of_other_methods_are_not_compared_on_resume(beton, tmp_path, m
     assert train.main([*line, "--byol.momentum=0.5"]) == 0
     assert "resumed at step 2" in capsys.readouterr().out
     assert train.main([*line, "--simclr.temperature=0.5"]) == 2
-    assert "simclr.temperature 0.15 there, 0.5 here" in capsys.readouterr().err
+    assert "simclr.temperature 0.15 in the checkpoint, 0.5 now" in capsys.readouterr().err

@@ -385,6 +385,26 @@ def test_the_command_draws_every_recipe(recipe, small_beton, tmp_path, capsys):
     assert pixels.shape[1] > 150 * (1 + len(summary["views"])) and pixels.std() > 10
 
 
+def test_the_recipe_may_stand_behind_settings():
+    config = __main__.parse(["--images", "3", "byol", "--beton=a.beton", "--view_0.blur_prob", "0"])
+    assert (config.recipe, config.images, config.view_0) == ("byol", 3, {"blur_prob": 0})
+
+
+def test_help_tells_how_to_call_the_command_and_what_each_setting_means(capsys):
+    with pytest.raises(SystemExit) as end:
+        __main__.main(["--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert end.value.code == 0
+    assert "usage: python -m pipelines RECIPE [" in printed
+    assert "Draw the views that a recipe makes of a few images" in printed
+    for text in (
+        "Number of draws of each view",
+        "The dataset to take images",
+        "settings of view 0",
+    ):
+        assert text in printed
+
+
 def test_an_override_of_the_command_changes_the_picture(small_beton, tmp_path, capsys):
     pictures = []
     for number, extra in enumerate([[], [], ["--view_1.gray_prob=1"]]):
@@ -398,12 +418,18 @@ def test_an_override_of_the_command_changes_the_picture(small_beton, tmp_path, c
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["simclr"], "required: beton"),
-        (["simclr2", "--beton={file}"], "views.recipe: got 'simclr2', expected one of"),
+        (["simclr"], "pipelines: beton: got none, expected --beton FILE.beton"),
+        (["--beton={file}"], "pipelines: recipe: got '', expected one of byol, "),
+        (["simclr2", "--beton={file}"], "pipelines: recipe: got 'simclr2', expected one of byol, "),
+        (["simclr", "byol", "--beton={file}"], "recipe: got simclr and byol, expected one recipe"),
         (["simclr", "--beton=none.beton"], "none.beton"),
-        (["simclr", "--beton={file}", "--bogus=1"], "bogus"),
-        (["simclr", "--beton={file}", "--images=0"], "images: got 0, expected at least 1"),
-        (["simclr", "--beton={file}", "--view_0.blur_prb=1"], "blur_prb"),
+        (["simclr", "--beton={file}", "--bogus=1"], "pipelines: unknown key 'bogus'"),
+        (["simclr", "--beton={file}", "--images=0"], "images: got 0, expected a whole number abo"),
+        (["simclr", "--beton={file}", "--images", "a"], "images: got 'a', expected a whole number"),
+        (["simclr", "--beton={file}", "--size=-1"], "size: got -1, expected a whole number of at"),
+        (["--seed", "x", "simclr", "--beton={file}"], "seed: got 'x', expected a whole number"),
+        (["simclr", "--beton={file}", "--view_0.blur_prb=1"], "view_0: unknown key 'blur_prb'"),
+        (["simclr", "--beton={file}", "--view_0.blur_prob=b"], "view_0.blur_prob: got 'b', expec"),
         (["simclr", "--beton={file}", "--view_0.blur_prob=2"], "view_0.blur_prob: got 2"),
         (["simclr", "--beton={file}", "--view_3.blur_prob=1"], "view_3: recipe 'simclr' has no"),
     ],

@@ -197,8 +197,8 @@ def test_a_checkpoint_of_other_settings_is_refused_with_both_sides(finished, raw
     code = train.main(arguments(out, data__train=raw_beton, optim__lr=0.2))
     message = capsys.readouterr().err
     assert code == 2 and message.count("\n") == 1
-    assert "optim.lr 0.1 there, 0.2 here" in message
-    assert "val data" in message and "23 samples) there, None here" in message
+    assert "optim.lr 0.1 in the checkpoint, 0.2 now" in message
+    assert "val data" in message and "23 samples) in the checkpoint, None now" in message
 
 
 def test_a_checkpoint_of_another_dataset_is_refused_with_both_sides(
@@ -208,7 +208,7 @@ def test_a_checkpoint_of_another_dataset_is_refused_with_both_sides(
     code = train.main(arguments(finished[0], data__train=other, data__val=val_beton))
     message = capsys.readouterr().err
     assert code == 2 and message.count("\n") == 1
-    assert "(200 samples) there" in message and "(80 samples) here" in message
+    assert "(200 samples) in the checkpoint" in message and "(80 samples) now" in message
 
 
 def test_two_processes_cannot_train_in_one_folder(tmp_path, raw_beton, capsys):
@@ -341,7 +341,10 @@ BAD_COMMANDS = {
     "more labelled views than views": (["--labelled.num_views=3"], "labelled.num_views: got 3"),
     "one view": (["--views.recipe=supervised"], "expected 2 to 12 for SimCLR"),
     "warm-up as long as the run": (["--epochs=5"], "optim.warmup_epochs: got 10.0"),
-    "ramp the wrong way": (["--resolution.min=300"], "resolution: got 300, 224"),
+    "ramp the wrong way": (
+        ["--resolution.min=300"],
+        "resolution: got min 300, max 224, start_ramp 0",
+    ),
     "nesterov without momentum": (
         ["--optim.name=sgd", "--optim.nesterov=true", "--optim.momentum=0"],
         "optim.nesterov: got true with momentum 0",

@@ -189,7 +189,9 @@ SMALL = [
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_a_part_of_a_single_row_is_refused(case):
-    got = f"data.chunk_size: got {case[3]} for " if case[3] else "data.batch_size, labelled: got 1"
+    got = "data.batch_size or labelled.classes_per_batch: got 1 image"
+    if case[3]:
+        got = f"data.chunk_size: got {case[3]} for "
     with pytest.raises(UserError, match=got):
         assert_parts_checked(*case)
 
@@ -206,7 +208,7 @@ def test_parts_of_two_rows_and_whole_batches_are_not_refused(case):
 
 def test_a_single_row_is_enough_where_batch_norm_sees_other_ranks():
     assert_parts_checked(2, 0, 1, 0, [32], World(1, 2, device="cuda:1"))
-    with pytest.raises(UserError, match="got 1 image a rank"):
+    with pytest.raises(UserError, match="got 1 image per rank"):
         assert_parts_checked(2, 0, 1, 0, [32], World(1, 2))
 
 

@@ -335,10 +335,16 @@ def short(view, raw):
         ({}, "has no compiled function apply(view, constants, raw, scratch)"),
         ({"apply": staticmethod(plain_function)}, "apply: got function, expected a compiled"),
         ({"apply": staticmethod(short)}, "apply: takes (view, raw), expected (view, constants"),
-        ({"columns": (("a", bool),)}, "has 1 raw numbers, but no compiled function draw(key"),
+        (
+            {"columns": (("a", bool),)},
+            "num_raw_columns is 1, but there is no compiled function draw(key",
+        ),
         ({"columns": (("a", bool), ("a", int))}, "column 'a' is declared twice"),
         ({"columns": ("a",)}, "columns is ('a',), expected ((name, dtype), ...)"),
-        ({"columns": (("a", bool),), "num_raw_columns": 0}, "1 columns of 0 raw numbers"),
+        (
+            {"columns": (("a", bool),), "num_raw_columns": 0},
+            "got 1 columns, expected at most num_raw_columns (0)",
+        ),
         ({"constants": lambda self: (0.0,) * 9}, "constants() gives 9 numbers, expected at most 8"),
     ],
 )

@@ -138,7 +138,7 @@ def test_a_field_may_reserve_one_payload_a_sample_at_most(tmp_path):
             super().encode(destination, value, malloc)
             super().encode(destination, value, malloc)
 
-    with pytest.raises(BetonError, match="allocates twice for a sample, expected once"):
+    with pytest.raises(BetonError, match="encode calls malloc twice, expected once"):
         write(tmp_path / "a", {"x": Twice()}, [(b"a",)])
 
 

@@ -71,7 +71,7 @@ class GridConfig:
         for name in ("lrs", "weight_decays"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
-                raise UserError(f"grid.{name}: got {values}, expected one or more, each once")
+                raise UserError(f"grid.{name}: got {values}, expected one or more different values")
 
     def trials(self) -> list[tuple[float, float]]:
         """Pairs (lr, weight decay), in the grid's order."""

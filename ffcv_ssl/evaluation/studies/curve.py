@@ -242,8 +242,8 @@ def refuse_other_data(data: dict[str, dict | None], world: World, remedy: str) -
     for name in data if len(data) > 1 else ():
         if name not in known:
             world.say(
-                f"{name}: does not hold which validation file its numbers are of; "
-                "taken to be the other runs'",
+                f"{name}: does not name the validation file it was measured on; "
+                "assumed to be that of the other runs",
                 sys.stderr,
             )
     first = next(iter(known), "")

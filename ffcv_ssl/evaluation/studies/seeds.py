@@ -155,7 +155,7 @@ def _refuse_other_run(
     if sides[0] != sides[1]:
         raise UserError(
             f"{sides[0]}, {sides[1]}: {shown['protocol']} on {shown['data']} has equal seeds and "
-            "settings in both; give one of them"
+            "settings in both; give only one of them"
         )
 
 

@@ -121,7 +121,7 @@ def read_suite(path: str, data: EvalData) -> dict[str, EvalData]:
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     if not isinstance(entries, list) or not entries:
-        raise UserError(f"{path}: got no list, expected one of {{name, train, val, ...}}")
+        raise UserError(f"{path}: expected a list of {{name, train, val, ...}}")
     datasets: dict[str, EvalData] = {}
     for number, entry in enumerate(entries, 1):
         where = f"{path}: entry {number}"
@@ -129,7 +129,7 @@ def read_suite(path: str, data: EvalData) -> dict[str, EvalData]:
             raise UserError(f"{where}: got {entry!r}, expected a mapping with name, train and val")
         name = str(entry["name"])
         if name in datasets:
-            raise UserError(f"{where}: {name!r} again; give it another name")
+            raise UserError(f"{where}: the name {name!r} occurs twice; choose another name")
         settings = {key: value for key, value in entry.items() if key != "name"}
         datasets[name] = _data(settings, data, where)
     return datasets
