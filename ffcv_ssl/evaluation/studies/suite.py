@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.config.parsing import parse_config
+from ffcv_ssl.config.plain import as_words
 from ffcv_ssl.config.settings import SystemConfig
 from ffcv_ssl.config.yaml_layers import read_yaml
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.evaluation import protocol_calls
-from ffcv_ssl.evaluation.command_words import words_of
 from ffcv_ssl.evaluation.commands import Command
 from ffcv_ssl.evaluation.datasets import open_datasets
 from ffcv_ssl.evaluation.protocol_run import refuse_ranks, stop_if_asked
@@ -140,7 +140,7 @@ def _data(entry: dict[str, Any], data: EvalData, where: str) -> EvalData:
     `label`: the pretraining run's names belong to another file."""
     settings = {"image_field": "image", "label_field": "label"}
     settings |= {key: value for key, value in vars(data).items() if value is not None} | entry
-    words = words_of({"data": settings})
+    words = as_words({"data": settings})
     try:
         return parse_config(Entry, words, "suite", "")[0].data
     except UserError as error:
