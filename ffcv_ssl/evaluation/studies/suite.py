@@ -220,12 +220,10 @@ def write(folder: Path, stem: str, columns: Columns, datasets: Sequence[str]) ->
 
 def draw(path: Path, columns: Columns, datasets: Sequence[str]) -> None:
     """A group of bars for each dataset, one bar per column; atomic."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # no pyplot: it would choose a backend for the process
 
     inches = max(2 + 1.6 * len(datasets), 1.5 + 0.09 * max(map(len, columns)))  # for the legend
     figure = Figure(figsize=(inches, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     panel, width = figure.subplots(), 0.8 / len(columns)
     for place, (label, values) in enumerate(columns.items()):
         left = [group - 0.4 + (place + 0.5) * width for group in range(len(datasets))]
