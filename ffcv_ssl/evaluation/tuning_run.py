@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from jsonargparse.typing import PositiveFloat
 
 from ffcv_ssl.config import settings
@@ -94,6 +95,11 @@ class TuningRun(ABC):
         self.used: dict[str, int] = {}
         minutes = config.saving.every_minutes
         self.saver = runtime.Saver(folder, self.state, self.position, minutes, world, stop)
+        self.prepare()
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Open the loaders, and set all that the run begins with."""
 
     @abstractmethod
     def plan(self) -> str:
@@ -118,6 +124,17 @@ class TuningRun(ABC):
     @abstractmethod
     def fit(self, results: Path) -> dict[str, Any]:
         """Train to the end; returns the record of the result, reported in the folder `results`."""
+
+    def open_measured(self) -> tuple[np.ndarray, np.ndarray]:
+        """Open the loaders `val` and, where something is held out, `holdout`. Returns the indices
+        (rest, held out) of the training samples that may be used."""
+        config, data = self.config, self.data
+        rest, held_out = data.datasets.chosen, np.empty(0, np.int64)
+        if config.select == "holdout":
+            rest, held_out = data.split(config.holdout, config.seed)
+            self.loaders["holdout"] = data.clean_loader("train", self.world, held_out)
+        self.loaders["val"] = data.clean_loader("val", self.world)
+        return rest, held_out
 
     def start(self, saved: dict[str, Any] | None) -> None:
         """Begin at step 0, or where the checkpoint `saved` left the run."""
@@ -196,27 +213,22 @@ def tune(
 
 
 def open_tuning(config: Any, encoder: Encoder, world: World) -> tuple[Any, TuningData]:
-    """(config with what its data left open, the data). Raises UserError where the data or the depth
-    are missing."""
+    """(config with what its data left open, the data): runs that see other pixels differ in config.
+    Raises UserError where the data or the depth are missing."""
     config = replace(config, data=with_field_names(config.data, encoder))
     encoder.check_depths([config.depth], "depth")
     data = open_tuning_data(config.data, config.labels, encoder, world)
-    return resolved(config, data.datasets), data
+    loading, datasets = data.datasets.loading, data.datasets
+    found = replace(
+        config.data, train=datasets.train.path, val=datasets.val.path, mean=loading.mean,
+        std=loading.std, resolution_px=datasets.resolution_px, center_ratio=datasets.center_ratio,
+    )  # fmt: skip
+    return replace(config, data=found), data
 
 
 def open_tuning_datasets(config: Any, encoder: Encoder, world: World) -> EvalDatasets:
     """The datasets alone, to check a call. Raises as `open_tuning`."""
     return open_tuning(config, encoder, world)[1].datasets
-
-
-def resolved(config: Any, datasets: EvalDatasets) -> Any:
-    """A TuningConfig with what its data left open: runs that see other pixels differ in it."""
-    loading = datasets.loading
-    data = replace(
-        config.data, train=datasets.train.path, val=datasets.val.path, mean=loading.mean,
-        std=loading.std, resolution_px=datasets.resolution_px, center_ratio=datasets.center_ratio,
-    )  # fmt: skip
-    return replace(config, data=data)
 
 
 @dataclass(frozen=True)
