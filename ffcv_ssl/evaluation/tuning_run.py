@@ -213,22 +213,27 @@ def tune(
 
 
 def open_tuning(config: Any, encoder: Encoder, world: World) -> tuple[Any, TuningData]:
-    """(config with what its data left open, the data): runs that see other pixels differ in config.
-    Raises UserError where the data or the depth are missing."""
+    """(config with what its data left open, the data). Raises UserError where the data or the depth
+    are missing."""
     config = replace(config, data=with_field_names(config.data, encoder))
     encoder.check_depths([config.depth], "depth")
     data = open_tuning_data(config.data, config.labels, encoder, world)
-    loading, datasets = data.datasets.loading, data.datasets
-    found = replace(
-        config.data, train=datasets.train.path, val=datasets.val.path, mean=loading.mean,
-        std=loading.std, resolution_px=datasets.resolution_px, center_ratio=datasets.center_ratio,
-    )  # fmt: skip
-    return replace(config, data=found), data
+    return resolved(config, data.datasets), data
 
 
 def open_tuning_datasets(config: Any, encoder: Encoder, world: World) -> EvalDatasets:
     """The datasets alone, to check a call. Raises as `open_tuning`."""
     return open_tuning(config, encoder, world)[1].datasets
+
+
+def resolved(config: Any, datasets: EvalDatasets) -> Any:
+    """A TuningConfig with what its data left open: runs that see other pixels differ in it."""
+    loading = datasets.loading
+    data = replace(
+        config.data, train=datasets.train.path, val=datasets.val.path, mean=loading.mean,
+        std=loading.std, resolution_px=datasets.resolution_px, center_ratio=datasets.center_ratio,
+    )  # fmt: skip
+    return replace(config, data=data)
 
 
 @dataclass(frozen=True)
