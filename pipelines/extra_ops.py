@@ -7,16 +7,11 @@ with `extra_ops[i]` and says what is expected.
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
+from ffcv_ssl.config.user_code import load_module
 from ffcv_ssl.transforms import ImageOp
 from ffcv_ssl.transforms.base import check_op
 
@@ -69,7 +64,7 @@ def _load_class(where: str, target: str) -> type[ImageOp]:
             f"{where}.op: got {target!r}, expected path/to/file.py:Class or package.module:Class"
         )
     try:
-        module = _load_file(place) if place.endswith(".py") else importlib.import_module(place)
+        module = load_module(place)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{where}.op: {place} cannot be imported: {reason}") from error
@@ -77,24 +72,3 @@ def _load_class(where: str, target: str) -> type[ImageOp]:
     if not isinstance(found, type) or not issubclass(found, ImageOp):
         raise ValueError(f"{where}.op: {place} has no class {name} derived from ImageOp")
     return found
-
-
-def _load_file(path: str) -> ModuleType:
-    """The module of a file. It runs at its first use, with its folder first on the import path."""
-    path = os.path.realpath(path)
-    name = f"extra_ops_{hashlib.sha256(path.encode()).hexdigest()[:16]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    folder = os.path.dirname(path)
-    sys.path.insert(0, folder)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    finally:
-        sys.path.remove(folder)
-    return module

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import is_dataclass
 from typing import Any, get_origin, get_type_hints
 
-from ffcv_ssl.config.plain import flatten_as_text
+from ffcv_ssl.config.plain import as_words
 from ffcv_ssl.errors import UserError
 
 
@@ -41,7 +40,7 @@ def with_lists(config_class: type, groups: Iterable[tuple[str, list[str]]]) -> l
     return words
 
 
-def kind_of(config_class: type | None, key: str) -> Any:
+def kind_of(config_class: type, key: str) -> Any:
     """The generic type of a dotted setting: list; dict for open settings and for all within them;
     None or another type for the rest."""
     kind: Any = config_class
@@ -52,13 +51,12 @@ def kind_of(config_class: type | None, key: str) -> Any:
     return get_origin(kind)
 
 
-def words_of(settings: dict[str, Any], config_class: type | None = None) -> list[str]:
+def words_of(settings: dict[str, Any], config_class: type) -> list[str]:
     """A nested dict of settings as words of a command line, one value as a list where the
     dataclass has a list."""
     words = []
-    for key, value in flatten_as_text(settings).items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        if kind_of(config_class, key) is list and not text.startswith("["):
-            text = f"[{text}]"
-        words.append(f"--{key}={text}")
+    for word in as_words(settings):
+        key, _, text = word.partition("=")
+        is_list = kind_of(config_class, key) is list and not text.startswith("[")
+        words.append(f"{key}=[{text}]" if is_list else word)
     return words

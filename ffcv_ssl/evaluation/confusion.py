@@ -36,14 +36,12 @@ def draw_confusion(
 
     Atomic: a reader never sees half a picture.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # no pyplot: it would choose a backend for the process
 
     num_classes = len(matrix)
     shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
     side = min(14.0, 4.0 + 0.3 * min(num_classes, MAX_NAMED))
     figure = Figure(figsize=(side, side), layout="constrained")
-    FigureCanvasAgg(figure)
     panel = figure.subplots()
     image = panel.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(image, ax=panel, shrink=0.8, label="share of the class")

@@ -64,11 +64,6 @@ class Encoder:
         """D of each depth by name, `backbone` first."""
         return self.model.widths
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
-
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """(B, 3, H, W) -> {depth: (B, D) float32}, without gradients, in evaluation mode."""

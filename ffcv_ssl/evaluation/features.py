@@ -26,6 +26,7 @@ from ffcv_ssl.evaluation.datasets import EvalDatasets
 from ffcv_ssl.evaluation.encoder import Encoder
 from ffcv_ssl.evaluation.image_loaders import clean_loader
 from ffcv_ssl.evaluation.protocol_run import stop_if_asked
+from ffcv_ssl.evaluation.results import results_folder
 from ffcv_ssl.training.command import StopSignal
 from ffcv_ssl.training.run_data import RunData
 from ffcv_ssl.training.world import World
@@ -91,6 +92,28 @@ def extract(
         batches = _encode(encoder, dataset, datasets, missing, world, stop, indices)
         files.write(batches, missing)
     return files.open(depths)
+
+
+def extract_labelled(
+    part: str,
+    config: Any,
+    encoder: Encoder,
+    datasets: EvalDatasets,
+    world: World,
+    stop: StopSignal | None,
+) -> Features:
+    """Features of the images of `train` or `val` whose labels may be used. Raises as `extract`.
+
+    config: a FrozenConfig with a field `features`, a FeaturesConfig.
+    """
+    is_train = part == "train"
+    dataset = datasets.train if is_train else datasets.val
+    indices = datasets.chosen if is_train else np.flatnonzero(datasets.val_labels >= 0)
+    folder = config.features.folder or results_folder(config) / FOLDER
+    return extract(
+        encoder, dataset, datasets, config.depths, folder, config.features.dtype, world, stop,
+        indices,
+    )  # fmt: skip
 
 
 def _encode(

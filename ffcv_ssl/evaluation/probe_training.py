@@ -22,7 +22,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFl
 from ffcv_ssl.errors import NonFiniteLoss, UserError
 from ffcv_ssl.evaluation.confusion import confusion_matrix, per_class_accuracy
 from ffcv_ssl.evaluation.datasets import open_datasets
-from ffcv_ssl.evaluation.features import FOLDER, FeaturesConfig, extract
+from ffcv_ssl.evaluation.features import FeaturesConfig, extract_labelled
 from ffcv_ssl.evaluation.probe_data import ROWS_AT_ONCE, AugmentedData, ProbeData
 from ffcv_ssl.evaluation.probe_grid import (
     GridProbe,
@@ -36,7 +36,6 @@ from ffcv_ssl.evaluation.probe_grid import (
 )
 from ffcv_ssl.evaluation.protocol_run import finish_frozen, open_frozen, stop_if_asked
 from ffcv_ssl.evaluation.protocol_settings import FrozenConfig
-from ffcv_ssl.evaluation.results import results_folder
 from ffcv_ssl.seeding import derive_seed
 from ffcv_ssl.training.command import StopSignal
 from ffcv_ssl.training.probes import topk_correct
@@ -102,17 +101,12 @@ def run_probes(
     """Train, choose and measure probes on a checkpoint's features; returns the record."""
     encoder = open_frozen(protocol, config, world)
     datasets = open_datasets(config.data, config.labels, encoder)
-    folder = results_folder(config)
-    store = (config.features.folder or folder / FOLDER, config.features.dtype, world, stop)
-    val_ids = np.flatnonzero(datasets.val_labels >= 0)
-    train = extract(
-        encoder, datasets.train, datasets, config.depths, *store, indices=datasets.chosen
-    )
-    val = extract(encoder, datasets.val, datasets, config.depths, *store, indices=val_ids)
+    train = extract_labelled("train", config, encoder, datasets, world, stop)
+    val = extract_labelled("val", config, encoder, datasets, world, stop)
     data = ProbeData(config, datasets, train, val, world.device)
     source = AugmentedData(data, encoder, datasets, world) if config.augment else data
     metrics = evaluate_probes(config, data, source, stop, world.say)
-    return finish_frozen(protocol, config, encoder, datasets, metrics, folder, world)
+    return finish_frozen(protocol, config, encoder, datasets, metrics, world)
 
 
 def evaluate_probes(

@@ -6,6 +6,7 @@ what is on record with the same settings is not measured again.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -83,15 +84,14 @@ def opened(calls: Iterable[Any]) -> Iterator[tuple[Any, Encoder]]:
     """
     calls = list(calls)
     are_several = len({call.checkpoint for call in calls}) > 1
-    path = encoder = model = None
-    for call in calls:
-        if call.checkpoint != path:
-            path, encoder, model = call.checkpoint, None, call.model  # free the one before
-            if are_several and model.backbone and says_architecture(path):
-                model = Architecture()
-            encoder = load_encoder(path, model.resolve())
-        assert encoder is not None
-        yield replace(call, model=model), encoder
+    for path, same in itertools.groupby(calls, key=lambda call: call.checkpoint):
+        first, *more = same
+        model = first.model
+        if are_several and model.backbone and says_architecture(path):
+            model = Architecture()
+        encoder = load_encoder(path, model.resolve())
+        for call in (first, *more):
+            yield replace(call, model=model), encoder
 
 
 def call_protocol(

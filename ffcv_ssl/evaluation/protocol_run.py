@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ffcv_ssl.errors import Interrupted, UserError
@@ -12,7 +11,7 @@ from ffcv_ssl.evaluation.confusion import draw_confusion
 from ffcv_ssl.evaluation.datasets import EvalDatasets, open_datasets
 from ffcv_ssl.evaluation.encoder import Encoder, load_encoder
 from ffcv_ssl.evaluation.protocol_settings import FrozenConfig, ProtocolConfig
-from ffcv_ssl.evaluation.results import make_record, report, settings_key
+from ffcv_ssl.evaluation.results import make_record, report, results_folder, settings_key
 from ffcv_ssl.training.command import StopSignal
 from ffcv_ssl.training.world import World
 
@@ -59,7 +58,6 @@ def finish_frozen(
     encoder: Encoder,
     datasets: EvalDatasets,
     metrics: dict[str, dict],
-    folder: Path,
     world: World,
 ) -> dict[str, Any]:
     """Draw the confusion matrices, write the record and return it.
@@ -67,6 +65,7 @@ def finish_frozen(
     metrics: dict by depth; each has top1 and confusion (K, K), which becomes its picture's name.
     """
     record = make_record(protocol, encoder, datasets.describe(), config, metrics)
+    folder = results_folder(config)
     for depth, result in metrics.items():
         title = f"{protocol} on {encoder.name}, {depth}: {result['top1']:.1%}"
         early = f", early stopping {result['best_top1']:.1%}" if "best_top1" in result else ""

@@ -22,11 +22,10 @@ from ffcv_ssl.errors import UserError
 from ffcv_ssl.evaluation.confusion import confusion_matrix, per_class_accuracy
 from ffcv_ssl.evaluation.datasets import EvalDatasets, open_datasets
 from ffcv_ssl.evaluation.encoder import Encoder
-from ffcv_ssl.evaluation.features import FOLDER, Features, FeaturesConfig, extract
+from ffcv_ssl.evaluation.features import Features, FeaturesConfig, extract_labelled
 from ffcv_ssl.evaluation.image_loaders import augmented_loader
 from ffcv_ssl.evaluation.protocol_run import finish_frozen, open_frozen, stop_if_asked
 from ffcv_ssl.evaluation.protocol_settings import FrozenConfig
-from ffcv_ssl.evaluation.results import results_folder
 from ffcv_ssl.loader import OrderOption
 from ffcv_ssl.seeding import derive_seed
 from ffcv_ssl.training.command import StopSignal
@@ -90,10 +89,7 @@ def classify(
             f"ks: got {config.max_k}, but the bank has {bank_size} images; "
             "give smaller --ks or more labels"
         )
-    folder = results_folder(config)
-    store = (config.features.folder or folder / FOLDER, config.features.dtype, world, stop)
-    ids = np.flatnonzero(datasets.val_labels >= 0)
-    val = extract(encoder, datasets.val, datasets, config.depths, *store, indices=ids)
+    val = extract_labelled("val", config, encoder, datasets, world, stop)
     labels = torch.from_numpy(datasets.val_labels[val.ids]).to(world.device)
     scorers = {}
     for depth in config.depths:
@@ -102,16 +98,14 @@ def classify(
     if config.num_views:
         bank = _in_blocks(_augmented_bank(config, encoder, datasets, world))
     else:
-        train = extract(
-            encoder, datasets.train, datasets, config.depths, *store, indices=datasets.chosen
-        )
+        train = extract_labelled("train", config, encoder, datasets, world, stop)
         bank = _stored_bank(train, config.depths, datasets)
     _show(bank, scorers, world, stop)
     metrics = {
         depth: measure(scorer.scores(), labels, datasets.num_classes)
         for depth, scorer in scorers.items()
     }
-    return finish_frozen(protocol, config, encoder, datasets, metrics, folder, world)
+    return finish_frozen(protocol, config, encoder, datasets, metrics, world)
 
 
 def _show(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from jsonargparse.typing import PositiveFloat
 
 from ffcv_ssl.config import settings
@@ -94,6 +95,11 @@ class TuningRun(ABC):
         self.used: dict[str, int] = {}
         minutes = config.saving.every_minutes
         self.saver = runtime.Saver(folder, self.state, self.position, minutes, world, stop)
+        self.prepare()
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Open the loaders, and set all that the run begins with."""
 
     @abstractmethod
     def plan(self) -> str:
@@ -118,6 +124,17 @@ class TuningRun(ABC):
     @abstractmethod
     def fit(self, results: Path) -> dict[str, Any]:
         """Train to the end; returns the record of the result, reported in the folder `results`."""
+
+    def open_measured(self) -> tuple[np.ndarray, np.ndarray]:
+        """Open the loaders `val` and, where something is held out, `holdout`. Returns the indices
+        (rest, held out) of the training samples that may be used."""
+        config, data = self.config, self.data
+        rest, held_out = data.datasets.chosen, np.empty(0, np.int64)
+        if config.select == "holdout":
+            rest, held_out = data.split(config.holdout, config.seed)
+            self.loaders["holdout"] = data.clean_loader("train", self.world, held_out)
+        self.loaders["val"] = data.clean_loader("val", self.world)
+        return rest, held_out
 
     def start(self, saved: dict[str, Any] | None) -> None:
         """Begin at step 0, or where the checkpoint `saved` left the run."""

@@ -13,15 +13,14 @@ import dataclasses
 import functools
 import hashlib
 import importlib
-import importlib.util
 import inspect
-import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
 from ffcv_ssl import methods
+from ffcv_ssl.config import user_code
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.methods.base import Method
 
@@ -52,7 +51,7 @@ def find_method(name: str, others: tuple[str, ...] = ()) -> type[Method]:
             raise UserError(f"method: got {name!r}, expected one of {known}; or {_FORMS}")
         return found[name]
     place, _, class_name = name.rpartition(":")
-    module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
+    module = _load(place)
     method = getattr(module, class_name, None)
     if method is None:
         there = ", ".join(c.__name__ for c in _methods_in(module)) or "none"
@@ -103,36 +102,18 @@ def _methods_in(module: ModuleType) -> list[type[Method]]:
     ]
 
 
-def _load_file(path: Path) -> ModuleType:
-    """The module in a file that is on no search path."""
-    if not path.is_file():
-        raise UserError(f"method: no file '{path}'; expected {_FORMS}")
-    digest = hashlib.blake2b(str(path.resolve()).encode(), digest_size=8).hexdigest()
-    name = f"user_method_{path.stem}_{digest}"
-    spec = importlib.util.spec_from_file_location(name, path.resolve())
-    assert spec is not None and spec.loader is not None  # as the name ends in .py
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses look up the types of their fields
+def _load(place: str) -> ModuleType:
+    """The module that a user's method stands in. Raises UserError."""
+    is_file = place.endswith(".py")
+    if is_file and not Path(place).is_file():
+        raise UserError(f"method: no file '{place}'; expected {_FORMS}")
     try:
-        spec.loader.exec_module(module)
+        return user_code.load_module(place)
     except Exception as error:
-        del sys.modules[name]
-        raise UserError(_import_error(str(path), error)) from error
-    return module
-
-
-def _load_module(name: str) -> ModuleType:
-    """An installed module, or one below the current folder."""
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # `python train.py` puts only train.py's folder there
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
-            raise UserError(f"method: no module '{name}'; expected {_FORMS}") from None
-        raise UserError(_import_error(name, error)) from error
-    except Exception as error:
-        raise UserError(_import_error(name, error)) from error
+        missing = error.name if isinstance(error, ModuleNotFoundError) and not is_file else None
+        if missing is not None and f"{place}.".startswith(f"{missing}."):
+            raise UserError(f"method: no module '{place}'; expected {_FORMS}") from None
+        raise UserError(_import_error(place, error)) from error
 
 
 def _import_error(where: str, error: Exception) -> str:
@@ -142,7 +123,8 @@ def _import_error(where: str, error: Exception) -> str:
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)
-    outside = [f for f in frames if "importlib" not in f.filename and f.filename != __file__]
+    own = (__file__, user_code.__file__)
+    outside = [f for f in frames if "importlib" not in f.filename and f.filename not in own]
     return f"{outside[-1].filename}:{outside[-1].lineno}: {what}" if outside else f"{where}: {what}"
 
 

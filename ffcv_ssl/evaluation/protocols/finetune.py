@@ -25,14 +25,10 @@ from jsonargparse.typing import PositiveInt
 from ffcv_ssl.config import settings
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.evaluation.commands import Command
-from ffcv_ssl.evaluation.encoder import Encoder
 from ffcv_ssl.evaluation.tuning import Classifier, Tuner
-from ffcv_ssl.evaluation.tuning_data import TuningData
 from ffcv_ssl.evaluation.tuning_run import TuningConfig, TuningRun, open_tuning_datasets, tune
-from ffcv_ssl.loader import Loader
 from ffcv_ssl.training.command import StopSignal
 from ffcv_ssl.training.optimizers import lr_at, make_optimizer
-from ffcv_ssl.training.run_folder import RunFolder
 from ffcv_ssl.training.world import World
 
 
@@ -81,41 +77,21 @@ class FineTuning(TuningRun):
 
     protocol = "finetune"
 
-    def __init__(
-        self,
-        config: FineTuneConfig,
-        encoder: Encoder,
-        data: TuningData,
-        folder: RunFolder,
-        world: World,
-        stop: StopSignal | None,
-    ) -> None:
-        super().__init__(config, encoder, data, folder, world, stop)
-        self.loaders = self._open_loaders()
-        steps_per_epoch = len(self.loaders["train"])
+    def prepare(self) -> None:
+        config, data = self.config, self.data
+        train, held_out = self.open_measured()
+        self.used = {"num_trained": len(train), "num_held_out": len(held_out)}
+        loader = data.train_loader(train, config.data.batch_size, config.seed, self.world)
+        self.loaders["train"], steps_per_epoch = loader, len(loader)
 
         def lr_of(step):
             return lr_at(step, config.optim, config.data.batch_size, config.epochs, steps_per_epoch)
 
         torch.manual_seed(config.seed)
-        network = Classifier(encoder.model, config.depth, data.train.num_outputs)
-        self.tuner = Tuner(
-            network, self.loaders["train"], data.train, config.optim, lr_of, config, world
-        )
+        network = Classifier(self.encoder.model, config.depth, data.train.num_outputs)
+        self.tuner = Tuner(network, loader, data.train, config.optim, lr_of, config, self.world)
         self.best: dict[str, Any] | None = None
         self.is_due = False
-
-    def _open_loaders(self) -> dict[str, Loader]:
-        config, data, world = self.config, self.data, self.world
-        loaders, train, num_held_out = {}, data.datasets.chosen, 0
-        if config.select == "holdout":
-            train, held_out = data.split(config.holdout, config.seed)
-            num_held_out = len(held_out)
-            loaders["holdout"] = data.clean_loader("train", world, held_out)
-        self.used = {"num_trained": len(train), "num_held_out": num_held_out}
-        loaders["train"] = data.train_loader(train, config.data.batch_size, config.seed, world)
-        loaders["val"] = data.clean_loader("val", world)
-        return loaders
 
     def plan(self) -> str:
         return (

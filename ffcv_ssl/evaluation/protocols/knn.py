@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -34,11 +35,7 @@ class KNNConfig(BankConfig):
 
 def run(config: KNNConfig, world: World, stop: StopSignal | None) -> dict[str, Any]:
     """Classify by k-NN; returns the record. Raises UserError."""
-
-    def make_scorer(queries: torch.Tensor, num_classes: int) -> KNNScorer:
-        return KNNScorer(config, queries, num_classes)
-
-    return classify("knn", config, world, stop, make_scorer)
+    return classify("knn", config, world, stop, partial(KNNScorer, config))
 
 
 class KNNScorer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,11 +32,7 @@ class NPIConfig(BankConfig):
 
 def run(config: NPIConfig, world: World, stop: StopSignal | None) -> dict[str, Any]:
     """Classify by NPI; returns the record. Raises UserError."""
-
-    def make_scorer(queries: torch.Tensor, num_classes: int) -> NPIScorer:
-        return NPIScorer(config, queries, num_classes)
-
-    return classify("snn", config, world, stop, make_scorer)
+    return classify("snn", config, world, stop, partial(NPIScorer, config))
 
 
 class NPIScorer:

@@ -33,14 +33,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ffcv_ssl.config import settings
 from ffcv_ssl.errors import NonFiniteLoss, UserError
 from ffcv_ssl.evaluation.commands import Command
-from ffcv_ssl.evaluation.encoder import Encoder
 from ffcv_ssl.evaluation.tuning import Classifier, Tuner
-from ffcv_ssl.evaluation.tuning_data import TuningData
 from ffcv_ssl.evaluation.tuning_run import TuningConfig, TuningRun, open_tuning_datasets, tune
 from ffcv_ssl.training.command import StopSignal
 from ffcv_ssl.training.meters import Counters
 from ffcv_ssl.training.optimizers import lr_at
-from ffcv_ssl.training.run_folder import RunFolder
 from ffcv_ssl.training.world import World
 
 # Batch-norm's statistics over about ten steps of an epoch, but over ten batches at least.
@@ -126,36 +123,18 @@ class Transferring(TuningRun):
 
     protocol = "transfer"
 
-    def __init__(
-        self,
-        config: TransferConfig,
-        encoder: Encoder,
-        data: TuningData,
-        folder: RunFolder,
-        world: World,
-        stop: StopSignal | None,
-    ) -> None:
-        super().__init__(config, encoder, data, folder, world, stop)
+    def prepare(self) -> None:
+        config, everything = self.config, self.data.datasets.chosen
+        rest, held_out = self.open_measured()
+        self.used = {"num_trained": len(everything), "num_held_out": len(held_out)}
+        for name, indices in (("trial", rest), ("final", everything)):
+            self.loaders[name] = self.data.train_loader(
+                indices, config.data.batch_size, config.seed, self.world
+            )
         self.trials = config.grid.trials()
         self.scores: list[float | None] = []
         self.spent: dict[str, Any] = dict.fromkeys((*Counters.NAMES, "seconds"), 0)
         self.tuner: Tuner | None = None
-        self._open_loaders()
-
-    def _open_loaders(self) -> None:
-        config, data, world = self.config, self.data, self.world
-        everything = part = data.datasets.chosen
-        num_held_out = 0
-        self.loaders["val"] = data.clean_loader("val", world)
-        if config.select == "holdout":
-            part, held_out = data.split(config.holdout, config.seed)
-            num_held_out = len(held_out)
-            self.loaders["holdout"] = data.clean_loader("train", world, held_out)
-        self.used = {"num_trained": len(everything), "num_held_out": num_held_out}
-        for name, indices in (("trial", part), ("final", everything)):
-            self.loaders[name] = data.train_loader(
-                indices, config.data.batch_size, config.seed, world
-            )
 
     def plan(self) -> str:
         return (

@@ -346,11 +346,9 @@ def _number(value: float | None) -> str:
 
 def draw(path: Path, title: str, runs: dict[str, Points], target: float | None = None) -> None:
     """The curves over epochs, images, FLOPs and hours, four panels of a PNG; atomic."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # no pyplot: it would choose a backend for the process
 
     figure = Figure(figsize=(12, 8), layout="constrained")
-    FigureCanvasAgg(figure)
     for panel, (axis, label) in zip(figure.subplots(2, 2).flat, PANELS.items()):
         for name, points in runs.items():
             known = [point for point in points if axis in point]

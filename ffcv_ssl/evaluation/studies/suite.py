@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.config.parsing import parse_config
+from ffcv_ssl.config.plain import as_words
 from ffcv_ssl.config.settings import SystemConfig
 from ffcv_ssl.config.yaml_layers import read_yaml
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.evaluation import protocol_calls
-from ffcv_ssl.evaluation.command_words import words_of
 from ffcv_ssl.evaluation.commands import Command
 from ffcv_ssl.evaluation.datasets import open_datasets
 from ffcv_ssl.evaluation.protocol_run import refuse_ranks, stop_if_asked
@@ -140,7 +140,7 @@ def _data(entry: dict[str, Any], data: EvalData, where: str) -> EvalData:
     `label`: the pretraining run's names belong to another file."""
     settings = {"image_field": "image", "label_field": "label"}
     settings |= {key: value for key, value in vars(data).items() if value is not None} | entry
-    words = words_of({"data": settings})
+    words = as_words({"data": settings})
     try:
         return parse_config(Entry, words, "suite", "")[0].data
     except UserError as error:
@@ -220,12 +220,10 @@ def write(folder: Path, stem: str, columns: Columns, datasets: Sequence[str]) ->
 
 def draw(path: Path, columns: Columns, datasets: Sequence[str]) -> None:
     """A group of bars for each dataset, one bar per column; atomic."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # no pyplot: it would choose a backend for the process
 
     inches = max(2 + 1.6 * len(datasets), 1.5 + 0.09 * max(map(len, columns)))  # for the legend
     figure = Figure(figsize=(inches, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     panel, width = figure.subplots(), 0.8 / len(columns)
     for place, (label, values) in enumerate(columns.items()):
         left = [group - 0.4 + (place + 0.5) * width for group in range(len(datasets))]
