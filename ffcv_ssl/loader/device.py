@@ -14,6 +14,7 @@ import torch
 
 from ffcv_ssl.loader.epoch_program import EpochProgram
 from ffcv_ssl.loader.job import BatchJob, run_tail
+from ffcv_ssl.loader.shared import Shared
 from ffcv_ssl.transforms import ToDevice
 
 
@@ -32,21 +33,25 @@ def _is_cuda(op: Any) -> bool:
 
 def needs_cuda(tails: dict[str, list]) -> bool:
     """True if any pipeline copies to a CUDA device; slots are then page-locked. ValueError where
-    that device is missing."""
-    needed = any(_is_cuda(op) for ops in tails.values() for op in ops)
-    if needed and not torch.cuda.is_available():
+    that device is missing, and for several devices: a batch is copied on one stream."""
+    devices = {op.device for ops in tails.values() for op in ops if _is_cuda(op)}
+    if devices and not torch.cuda.is_available():
         raise ValueError("Loader: got ToDevice('cuda'), but torch finds no CUDA device; use 'cpu'")
-    return needed
+    if len(devices) > 1:
+        names = ", ".join(sorted(map(str, devices)))
+        raise ValueError(
+            f"Loader: got ToDevice for {names}, expected one device; make a loader for each"
+        )
+    return bool(devices)
 
 
 class Delivery:
     """Brings the finished jobs of one epoch to the consumer. `start(job)` may be called early;
     `finish(job)` returns the values."""
 
-    def __init__(self, program: EpochProgram, seed: int) -> None:
-        self.program, self.seed = program, seed
+    def __init__(self, program: EpochProgram, shared: Shared) -> None:
+        self.program, self.shared, self.seed = program, shared, shared.seed
         self.cuda = needs_cuda(program.tails)
-        self._stream: Any = None
         self._in_flight: list[
             tuple
         ] = []  # (event, host tensors that copies may read until the event)
@@ -85,7 +90,7 @@ class Delivery:
             return {n: self._run(job, n, tails[n], v) for n, v in job.outputs().items()}
         self.start(job)
         values, event, rest = self._started.pop(id(job))
-        current = torch.cuda.current_stream(self._stream.device)
+        current = torch.cuda.current_stream(self.shared.copy_stream.device)
         current.wait_event(event)
         self._in_flight = [pair for pair in self._in_flight if not pair[0].query()]
         for name, value in values.items():
@@ -101,9 +106,11 @@ class Delivery:
         self._in_flight, self._started = [], {}
 
     def _stream_on(self, device: torch.device) -> torch.cuda.Stream:
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(device)
-        return self._stream
+        # one for all epochs: torch caches freed memory by stream, so the copies' memory of each
+        # new stream would be allocated anew and stay
+        if self.shared.copy_stream is None:
+            self.shared.copy_stream = torch.cuda.Stream(device)
+        return self.shared.copy_stream
 
     def _run(self, job: BatchJob, name: str, ops: list, value: Any) -> Any:
         context = BatchContext(self.seed, job.epoch, job.indices)

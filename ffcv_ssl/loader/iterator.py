@@ -37,7 +37,7 @@ class EpochIterator:
         self._loader, self._shared = loader, shared
         self._program, self._schedule, self._epoch = program, schedule, epoch
         self._slots, self._batch_type = slots, batch_type
-        self._delivery = Delivery(program, shared.seed)
+        self._delivery = Delivery(program, shared)
         self._jobs: collections.deque[BatchJob] = collections.deque()
         self._next_to_submit = self._handed = 0
         self._process = os.getpid()

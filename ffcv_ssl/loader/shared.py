@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,7 @@ class Shared:
         self.batches_ahead, self.on_error = batches_ahead, on_error
         self.pool: WorkerPool
         self.cache: SystemCache
+        self.copy_stream: Any = None  # torch.cuda.Stream, from the first copy to a device on
         self.images, self.iterating_s, self.waited_s, self.replaced = 0, 0.0, 0.0, 0
         self._replaced_in_epoch = 0
         self._epoch: int | None = None

@@ -34,6 +34,30 @@ def test_without_a_cuda_device_the_loader_says_so(small_beton, monkeypatch):
         make_loader(small_beton, pipelines=pipelines("cuda"))
 
 
+def test_two_devices_in_one_loader_are_refused(small_beton, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    two = {
+        "a": ("image", [*view(32), ToDevice("cuda:0")]),
+        "b": ("image", [*view(32), ToDevice("cuda:1")]),
+    }
+    with pytest.raises(ValueError, match="got ToDevice for cuda:0, cuda:1, expected one device"):
+        make_loader(small_beton, pipelines={**two, "label": None})
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_all_epochs_share_one_copy_stream_and_memory_stays(raw_beton):
+    with make_loader(raw_beton, 8, pipelines=pipelines("cuda")) as loader:
+        reserved, streams = [], set()
+        for _ in range(6):
+            for batch in loader:
+                batch.view_0.float().mean()
+            torch.cuda.synchronize()
+            reserved.append(torch.cuda.memory_reserved())
+            streams.add(loader._shared.copy_stream)
+    assert len(streams) == 1 and reserved[-1] == reserved[1]
+
+
 @pytest.mark.gpu
 @needs_gpu
 def test_batches_on_the_device_equal_those_on_the_cpu(raw_beton):
