@@ -24,6 +24,7 @@ from typing import Any
 
 from ffcv_ssl.config.parsing import parse_config
 from ffcv_ssl.config.renamed import rename, say_notes
+from ffcv_ssl.config.settings import SystemConfig
 from ffcv_ssl.errors import Interrupted, UserError
 from ffcv_ssl.evaluation.command_words import grouped, kind_of, with_lists
 from ffcv_ssl.evaluation.protocol_calls import checked
@@ -31,7 +32,6 @@ from ffcv_ssl.evaluation.protocols import PROTOCOLS
 from ffcv_ssl.evaluation.studies import STUDIES
 from ffcv_ssl.jobs import slurm
 from ffcv_ssl.training import command
-from ffcv_ssl.training.world import World
 
 COMMANDS = {**PROTOCOLS, **STUDIES}
 
@@ -84,11 +84,9 @@ def run(argv: Sequence[str]) -> tuple[int, dict[str, Any]]:
     name, configs = read_configs(argv)
     if hasattr(configs[0], "slurm") and slurm.wants_submission(configs[0]):
         return 0, slurm.submit(read_config(argv), __file__, name)
-    system = getattr(configs[0], "system", None)
-    device, num_threads = ("cpu", 0) if system is None else (system.device, system.torch_threads)
-    world = World.join(device, num_threads, slurm.task_environment())
+    world = slurm.join(getattr(configs[0], "system", SystemConfig(device="cpu")))
     results: list[dict[str, Any]] = []
-    with command.StopSignal() as stop:
+    with world, command.StopSignal() as stop:
         try:
             if len(configs) > 1:
                 configs = [config for config, _ in checked(name, configs, world)]
@@ -98,8 +96,6 @@ def run(argv: Sequence[str]) -> tuple[int, dict[str, Any]]:
             world.say(message, sys.stderr)
             summary = {"protocol": name, "status": "interrupted", "results": results}
             return command.EXIT_INTERRUPTED, summary
-        finally:
-            world.leave()
     return 0, results[0] if len(results) == 1 else {"protocol": name, "results": results}
 
 

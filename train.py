@@ -39,7 +39,7 @@ from ffcv_ssl.jobs import slurm
 from ffcv_ssl.loader import OrderOption
 from ffcv_ssl.methods import EMATeacher, Features, Loss, Method, apply_head, find, make_mlp
 from ffcv_ssl.methods.numeric import center, cross_entropy, full_precision, mean_over, unit_rows
-from ffcv_ssl.training import checkpoint, command, gradient_cache, runtime
+from ffcv_ssl.training import checkpoint, command, data_parallel, gradient_cache, runtime
 from ffcv_ssl.training.labelled_stream import LabelledStream
 from ffcv_ssl.training.meters import Averages, Counters, FiniteWatch, Interval, step_flops
 from ffcv_ssl.training.models import Model
@@ -49,7 +49,7 @@ from ffcv_ssl.training.probes import Probes, ProbeTrainer
 from ffcv_ssl.training.run_data import make_loader, open_dataset, rank_share
 from ffcv_ssl.training.run_folder import BACKBONE, CHECKPOINT
 from ffcv_ssl.training.step_data import StepData, StepKind, Streams
-from ffcv_ssl.training.world import World, average_gradients, share_learning
+from ffcv_ssl.training.world import World
 from pipelines import Views, build
 
 # ---- Configuration: YAML and dotted overrides; the groups are in ffcv_ssl/config/settings.py -----
@@ -69,7 +69,8 @@ class Config:
     """simclr, vicreg, barlow or byol; a file of ffcv_ssl/methods: supervised, instance_simclr,
     moco, simsiam; or your own: path/to/file.py:Class, package.module:Class."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """bf16 and fp16 are autocast; fp16 scales its gradients. Losses are float32 in any case."""
+    """bf16 and fp16 are autocast; fp16 scales its gradients. Losses are float32 in any case. For
+    the convolutions of fp32 on a GPU see system.tf32."""
     channels_last: bool = True
     """Channels-last memory format, faster for convolutions."""
     data: settings.DataConfig = field(default_factory=settings.DataConfig)
@@ -471,15 +472,16 @@ class Trainer:
         }
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.learner = learner.to(device, memory_format=layout)
-        self.optimizer = make_optimizer(config.optim, self.learner, self.method.constant_lr())
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.scaler = runtime.LossScaler(device, enabled=config.precision == "fp16")
+        constant, scaled = self.method.constant_lr(), self.scaler.is_enabled()
+        self.optimizer = make_optimizer(config.optim, self.learner, constant, scaled)
         self.probes = None
         if self.train_set.labels is not None:
             probes = Probes(self.model.widths, num_classes).to(device)
             self.probes = ProbeTrainer(probes, config.probes, self.world)
         # some steps give no gradients to the classifier (its stream ended) or heads (labels alone)
         unreached = classifier is not None or self.loader is None
-        self.network = share_learning(self.learner, self.world, unreached, config.system.compile)
+        self.network = data_parallel.share_learning(learner, self.world, config.system, unreached)
 
     def _count_flops(self, learner, sides):
         """Operations of a training step per unlabelled and per labelled image, all views."""
@@ -569,7 +571,7 @@ class Trainer:
         loss, terms = self._loss(outputs, data)
         self.scaler.scale(loss).backward()
         for number, part in enumerate(parts):
-            with average_gradients(self.network, now=number == len(parts) - 1):
+            with data_parallel.average_gradients(self.network, now=number == len(parts) - 1):
                 with self._autocast():
                     again = self.network(part, num_unlabelled)
                 gradient_cache.backward_part(again, outputs, number, len(parts))
@@ -612,11 +614,10 @@ class Trainer:
         clip = self.config.optim.clip_norm
         if clip:
             nn.utils.clip_grad_norm_(self.learner.parameters(), clip, foreach=True)
-        scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.done.updates += int(self.scaler.get_scale() >= scale)
+        self.done.updates += 1
 
     def _count(self, num_unlabelled, num_labelled, px):
         """Count a step; the numbers of images are those of one rank."""
@@ -666,6 +667,7 @@ class Trainer:
         """Raise NonFiniteLoss if a loss or a weight is not finite; waits for the device."""
         how = f"lr {self.optimizer.param_groups[0]['lr']:.4g}, {self.config.precision}"
         kept = f"{CHECKPOINT} still holds {self.saver.saved_position}"
+        self.done.updates -= self.scaler.take_skipped()
         self.watch.check(self.learner.parameters(), self.step, self.folder.path, how, kept)
 
     def _finish(self):
@@ -776,8 +778,8 @@ def run(argv: Sequence[str]) -> tuple[int, dict[str, Any]]:
     config = read_config(argv)
     if slurm.wants_submission(config):
         return 0, slurm.submit(config, __file__)
-    world = World.join(config.system.device, config.system.torch_threads, slurm.task_environment())
-    with command.StopSignal() as stop, runtime.hold(str(config.out), world):
+    world = slurm.join(config.system)
+    with world, command.StopSignal() as stop, runtime.hold(str(config.out), world):
         trainer = Trainer(config, world, stop)
         trainer.folder.write_config()
         try:
@@ -787,7 +789,6 @@ def run(argv: Sequence[str]) -> tuple[int, dict[str, Any]]:
             return command.EXIT_INTERRUPTED, trainer.summary("interrupted")
         finally:
             trainer.close()
-            world.leave()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -31,3 +31,8 @@ class Interrupted(FfcvSslError):
 
 class NonFiniteLoss(FfcvSslError, ArithmeticError):
     """The loss or a weight became NaN or infinite; the last checkpoint is from before."""
+
+
+class ToldBefore(FfcvSslError):
+    """An earlier start of this run by the same torchrun failed by a mistake of the user, which it
+    has reported. torchrun starts the ranks again all the same."""

@@ -94,6 +94,9 @@ NAMES: dict[str, dict[str, str]] = {
         "one_line": "ffcv_ssl.config.messages:one_line",
         "parse_config": "ffcv_ssl.config.parsing:parse_config",
     },
+    "ffcv_ssl.distributed": {
+        "share_learning": "ffcv_ssl.training.data_parallel:share_learning",
+    },
     "ffcv_ssl.evaluation": {
         "OnlineEvaluation": "ffcv_ssl.training.online_evaluation:OnlineEvaluation",
         "labels_of": "ffcv_ssl.training.online_evaluation:labels_of",

@@ -40,7 +40,8 @@ class DataConfig:
     """Images per forward pass and rank, for batches that do not fit on the device; 0: all at once.
     A first pass computes all embeddings, a second pass the same gradients (but for batch-norm)."""
     num_workers: Workers = -1  # type: ignore[valid-type]
-    """Loader threads per rank; -1: all cores with a GPU, half of the cores on a CPU."""
+    """Loader threads per rank; -1: with a GPU the rank's share of the cores (at most 16), on a CPU
+    half of it."""
     batches_ahead: PositiveInt = 3
     """Number of batches that the loader prepares in advance."""
     order: Literal["random", "quasi_random", "sequential"] = "random"
@@ -298,6 +299,12 @@ class SystemConfig:
     torch_threads: NonNegativeInt = 0
     """Number of torch's CPU threads; 0: divide the cores among the ranks of a node. Losses are
     bit-equal only for equal numbers of threads."""
+    tf32: bool = True
+    """On a GPU, convolutions of float32 use TF32: 10 bits of mantissa instead of 23, several times
+    as fast. Only precision fp32 has such convolutions. Matrix products are always exact."""
+    sync_batchnorm: Literal["auto", "on", "off"] = "auto"
+    """Whether batch-norm normalises over the images of all ranks or of each rank apart; auto: over
+    all ranks on GPUs."""
     compile: bool = False
     """Compile the model with torch.compile. It does not affect evaluation or the saved weights."""
 

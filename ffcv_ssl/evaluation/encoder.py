@@ -64,6 +64,13 @@ class Encoder:
         """D of each depth by name, `backbone` first."""
         return self.model.widths
 
+    @property
+    def arithmetic(self) -> str:
+        """What `encode` computes in: its precision, or tf32 where float32 convolutions use TF32."""
+        device = next(self.model.parameters()).device
+        is_tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
+        return "tf32" if is_tf32 and self.precision == "fp32" else self.precision
+
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """(B, 3, H, W) -> {depth: (B, D) float32}, without gradients, in evaluation mode."""

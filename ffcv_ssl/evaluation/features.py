@@ -162,7 +162,7 @@ class _Files:
         chosen = b"" if indices is None else np.ascontiguousarray(indices).tobytes()
         loading = datasets.loading
         text = repr((
-            FORMAT, encoder.fingerprint, encoder.precision, dataset.fingerprint,
+            FORMAT, encoder.fingerprint, encoder.arithmetic, dataset.fingerprint,
             loading.image_field,
             tuple(map(float, loading.mean)), tuple(map(float, loading.std)), datasets.resolution_px,
             float(datasets.center_ratio), self.dtype.name, loading.on_error,

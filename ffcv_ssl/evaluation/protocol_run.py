@@ -42,7 +42,7 @@ def open_frozen(protocol: str, config: FrozenConfig, world: World) -> Encoder:
     encoder = open_encoder(config, world)
     encoder.check_depths(config.depths)
     if config.system.compile:
-        encoder.model.backbone.compile()
+        encoder.model.backbone.compile(dynamic=False)
     return encoder
 
 

@@ -89,7 +89,7 @@ class ProtocolConfig:
     seed: NonNegativeInt = 0
     """Decides everything that is drawn, except the choice of labels."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the network's forward pass; bf16 is autocast."""
+    """Of the network's forward pass; bf16 is autocast. For fp32 on a GPU see system.tf32."""
     model: Architecture = field(default_factory=Architecture)
     data: EvalData = field(default_factory=EvalData)
     labels: EvalLabels = field(default_factory=EvalLabels)

@@ -22,11 +22,12 @@ from ffcv_ssl.config.settings import OptimConfig
 from ffcv_ssl.errors import NonFiniteLoss
 from ffcv_ssl.evaluation.mean_ap import mean_average_precision
 from ffcv_ssl.loader import Loader
+from ffcv_ssl.training.data_parallel import share_learning
 from ffcv_ssl.training.meters import Averages, Counters, FiniteWatch, Interval, flops_per_image
 from ffcv_ssl.training.models import Model
 from ffcv_ssl.training.optimizers import make_optimizer, parameter_groups
 from ffcv_ssl.training.runtime import autocast
-from ffcv_ssl.training.world import World, share_learning
+from ffcv_ssl.training.world import World
 
 TOP_K = 5
 """top5 counts the labels among the best five classes, or all classes where there are fewer."""
@@ -184,7 +185,7 @@ class Tuner:
         self.flops_per_image = flops_per_image(_OnViews(network), [config.data.resolution_px])
         self.network = network.to(world.device).to(memory_format=torch.channels_last)
         self.optimizer = make_tuning_optimizer(optim, self.network)
-        self.shared = share_learning(self.network, world, compiled=config.system.compile)
+        self.shared = share_learning(self.network, world, config.system)
         self.done, self.averages = Counters(self.steps_per_epoch), Averages()
         self.interval, self.watch = Interval(), FiniteWatch(world.device)
 

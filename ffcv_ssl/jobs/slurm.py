@@ -33,11 +33,14 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.config.plain import config_dict
+from ffcv_ssl.config.settings import SystemConfig
 from ffcv_ssl.config.yaml_layers import yaml_text
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.files import write_text
 from ffcv_ssl.jobs.batch import batch_file, read_batch
 from ffcv_ssl.jobs.slurm_task import PYTHON, RequeueingCommand
+from ffcv_ssl.training.run_data import tell_once
+from ffcv_ssl.training.world import World
 
 TIME = r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}"  # as sbatch --time: minutes, or days and hours
 FOLDER, SUBMITTED = "slurm", "submitted.yaml"
@@ -191,6 +194,11 @@ def submit_jobs(launches: Sequence[Sequence[Job]]) -> list[dict[str, str]]:
     check_sbatch()
     for job in itertools.chain(*launches):
         _check(job)
+        if job.slurm.gpus_per_node and job.slurm.cpus_per_task is None:
+            tell_once(
+                "note: slurm.cpus_per_task is not set, and most clusters then give each task one "
+                "core, for its loader too; set it to a node's cores divided by its GPUs"
+            )
     done: list[dict[str, str]] = []
     for launch in launches:
         before = None
@@ -317,6 +325,11 @@ def _remove_rest(folder: Path, before: set[Path]) -> None:
 
 
 # ---- Ranks --------------------------------------------------------------------------------------
+
+
+def join(system: SystemConfig) -> World:
+    """Connect to the other ranks of the job or of torchrun, if there are any: `World.join`."""
+    return World.join(system.device, system.torch_threads, task_environment(), system.tf32)
 
 
 def task_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str] | None:

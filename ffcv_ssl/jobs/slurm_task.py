@@ -31,6 +31,7 @@ from typing import Any
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.files import hold_folder
+from ffcv_ssl.training import command
 from ffcv_ssl.training.command import EXIT_INTERRUPTED, StopSignal
 
 # The interpreter of a job, for a shell. Python and submitit take seconds to start, and by default
@@ -65,18 +66,26 @@ class RequeueingCommand:
             raise SystemExit(EXIT_INTERRUPTED)
         for number in StopSignal.SIGNALS:  # submitit's handlers must not come back; see above
             signal.signal(number, lambda number, frame: None)
+        command.exit_process = self._exit_process
         with StopSignal() as stop:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, StopSignal.SIGNALS)
             code = self._run()
             if code == EXIT_INTERRUPTED:
                 code = self._after_stop(stop.received)
         if code:
-            # srun ends all tasks when one fails: give rank 0 the time to say why, and keep `code`
-            # as the job's exit code
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            if not is_first_task():
-                time.sleep(5)
+            self._wait_for_first_task()
             raise SystemExit(code)  # for an Exception submitit would print a traceback
+
+    def _wait_for_first_task(self) -> None:
+        """srun ends all tasks when one fails: give rank 0 the time to say why, and keep this task's
+        exit code as the job's."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if not is_first_task():
+            time.sleep(5)
+
+    def _exit_process(self, code: int) -> None:
+        self._wait_for_first_task()
+        os._exit(code)
 
     def _run(self) -> Any:
         """Run the script as __main__; returns its exit code."""

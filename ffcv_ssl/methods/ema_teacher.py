@@ -21,6 +21,8 @@ class EMATeacher(nn.Module):
     `cosine`: m grows from `momentum` to 1 (Grill et al. 2020). Its state dict has the model's keys.
     """
 
+    compiled_apart = True  # it is not part of the learner's forward pass
+
     def __init__(
         self,
         model: nn.Module,

@@ -24,6 +24,7 @@ from ffcv_ssl.methods.ema_teacher import EMATeacher
 from ffcv_ssl.methods.feature_queue import FeatureQueue
 from ffcv_ssl.methods.numeric import unit_rows
 from ffcv_ssl.training.models import Model
+from ffcv_ssl.training.sync_batchnorm import SyncBatchNorm
 from ffcv_ssl.training.world import World
 
 
@@ -73,7 +74,7 @@ class MoCo(Method):
         norms = [
             m for m in self.teacher.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
         ]
-        is_synchronized = all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+        is_synchronized = all(isinstance(norm, SyncBatchNorm) for norm in norms)
         if self.world.size == 1 or is_synchronized:
             return [{"key": self.teacher([images])[0]}]
         everyone = self.world.gather(images)

@@ -1,6 +1,8 @@
 """How a command ends: exit codes, signals that ask it to stop, one line for a user's mistake.
 
-A user's mistake gives one line on stderr and exit code 2; an interrupted command exits with 75.
+A user's mistake gives one line on stderr and exit code 2; an interrupted command exits with 75. A
+rank that fails while it is connected to other ranks ends its process at once. It does not
+disconnect first: that would wait for ranks that may be waiting for it.
 """
 
 from __future__ import annotations
@@ -9,14 +11,19 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ffcv_ssl.config.messages import one_line
-from ffcv_ssl.errors import BetonError, CheckpointError, NonFiniteLoss, UserError
+from ffcv_ssl.errors import BetonError, CheckpointError, NonFiniteLoss, ToldBefore, UserError
+from ffcv_ssl.training import world
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 75
+
+exit_process: Callable[[int], Any] = os._exit
+"""Ends a rank that is still connected to others; a Slurm job's task replaces it by its own."""
 
 
 class StopSignal:
@@ -64,16 +71,34 @@ def run_ranks(run: Callable[[Sequence[str]], tuple[int, Any]], argv: Sequence[st
     """Call run(argv) -> (exit code, summary) in each rank of a command, and return the exit code.
 
     The first rank prints the summary as JSON. A user's mistake gives one line on stderr and exit
-    code 2; a loss that is not finite gives exit code 1.
+    code 2; a loss that is not finite gives exit code 1. If this rank is still connected to others
+    when it fails, the process ends here, so that torchrun or Slurm ends the other ranks.
     """
     try:
         code, summary = run(argv)
+    except ToldBefore:
+        return EXIT_USER_ERROR
     except (UserError, NonFiniteLoss, BetonError, CheckpointError) as error:
-        # every rank of a node meets the same mistake: only one rank prints it
-        is_common = isinstance(error, UserError | NonFiniteLoss)
-        if not is_common or os.environ.get("LOCAL_RANK", "0") == "0":
+        code = 1 if isinstance(error, NonFiniteLoss) else EXIT_USER_ERROR
+        if world.is_connected():
+            _end_process(code, one_line(error))
+        # nothing was shared yet: every rank of a node meets the same mistake
+        if os.environ.get("LOCAL_RANK", "0") == "0":
             print(one_line(error), file=sys.stderr)
-        return 1 if isinstance(error, NonFiniteLoss) else EXIT_USER_ERROR
+        return code
+    except BaseException:
+        if world.is_connected():
+            _end_process(1, traceback.format_exc())
+        raise
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps(summary), flush=True)
     return code
+
+
+def _end_process(code: int, text: str) -> None:
+    """Say why, unless another rank has said the same, and end without any clean-up."""
+    if world.tell_first(text, is_mistake=code == EXIT_USER_ERROR):
+        print(text, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    exit_process(code)

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ffcv_ssl.errors import UserError
+from ffcv_ssl.training.data_parallel import is_batchnorm_synced
 from ffcv_ssl.training.world import World
 
 Outputs = list[dict[str, torch.Tensor]]
@@ -36,7 +37,7 @@ def check_parts(config: Any, sides_px: Sequence[int], world: World) -> None:
 
     config: the trainer's; sides_px: the side of each of its views. Views of one side share a pass.
     """
-    if world.device.type == "cuda" and world.size > 1:
+    if is_batchnorm_synced(config.system.sync_batchnorm, world):
         return  # batch-norm sees the rows of all ranks
     rows, labelled_rows = (
         size // world.size for size in (config.unlabelled_batch_size, config.labelled_batch_size)
@@ -90,12 +91,17 @@ def backward_part(outputs: Outputs, joined: Outputs, number: int, num_parts: int
 
 @contextlib.contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Within it, batch-norm layers in training mode leave their running statistics alone."""
+    """Within it, batch-norm layers in training mode update copies of their running statistics.
+
+    Without running statistics (`track_running_stats = False`), synchronised batch-norm on CUDA
+    expects the numbers of rows in the input's dtype, and fails in bf16 and fp16.
+    """
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.track_running_stats = False
+    kept = [dict(norm._buffers) for norm in norms]
+    for norm, buffers in zip(norms, kept):
+        norm._buffers.update({n: None if b is None else b.clone() for n, b in buffers.items()})
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, buffers in zip(norms, kept):
+            norm._buffers.update(buffers)

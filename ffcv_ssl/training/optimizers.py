@@ -57,6 +57,9 @@ class LARS(torch.optim.Optimizer):
     `joint_norm=False` divides by |g| + wd |p| instead of |u|.
     """
 
+    # GradScaler then hands `found_inf` to `step` instead of waiting for the device to read it
+    _step_supports_amp_scaling = True
+
     def __init__(
         self,
         groups: Iterable[dict[str, Any]],
@@ -72,7 +75,8 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of all parameters that have a gradient."""
+        """One update of all parameters that have a gradient; nothing changes where a GradScaler
+        found one that is not finite. Gradients must be unscaled."""
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters:
@@ -88,9 +92,14 @@ class LARS(torch.optim.Optimizer):
             if p not in self.state:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         buffers = [self.state[p]["momentum_buffer"] for p in parameters]
+        tensors = [*parameters, *buffers]
+        overflow = getattr(self, "found_inf", None)
+        before = [] if overflow is None else [tensor.clone() for tensor in tensors]
         torch._foreach_mul_(buffers, self.momentum)
         torch._foreach_add_(buffers, updates, alpha=lr if self.lr_inside else 1.0)
         torch._foreach_add_(parameters, buffers, alpha=-1.0 if self.lr_inside else -lr)
+        for tensor, old in zip(tensors, before):
+            tensor.copy_(torch.where(overflow != 0, old, tensor))
 
     def _trust_ratios(self, parameters, gradients, updates, decay):
         p_norm = torch.stack(torch._foreach_norm(parameters))
@@ -103,12 +112,18 @@ class LARS(torch.optim.Optimizer):
 
 
 def make_optimizer(
-    config: OptimConfig, model: nn.Module, constant: dict[nn.Module, float] | None = None
+    config: OptimConfig,
+    model: nn.Module,
+    constant: dict[nn.Module, float] | None = None,
+    scaled: bool = False,
 ) -> torch.optim.Optimizer:
     """The optimizer that an OptimConfig names, for a model's parameters; `set_lr` sets its rates.
 
-    constant: {module in the model: its constant rate, as a multiple of the peak rate}.
+    constant: {module in the model: its constant rate, as a multiple of the peak rate}. scaled:
+    gradients are scaled (fp16). On CUDA, SGD and AdamW then use torch's fused kernels, which skip
+    an overflow without waiting for the device.
     """
+    fused = True if scaled and next(model.parameters()).is_cuda else None
     constant = constant or {}
     groups = parameter_groups(model, config.weight_decay, without=constant)
     for module, multiple in constant.items():
@@ -118,8 +133,9 @@ def make_optimizer(
         inside, joint = config.lars_lr == "inside", config.lars_norm == "joint"
         return LARS(groups, config.lr, config.momentum, lr_inside=inside, joint_norm=joint)
     if config.name == "sgd":
-        return torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.nesterov)
-    return torch.optim.AdamW(groups, config.lr, config.betas)
+        nesterov = config.nesterov
+        return torch.optim.SGD(groups, config.lr, config.momentum, nesterov=nesterov, fused=fused)
+    return torch.optim.AdamW(groups, config.lr, config.betas, fused=fused)
 
 
 def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> None:

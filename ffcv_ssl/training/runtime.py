@@ -48,6 +48,31 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     return torch.autocast(device.type, _AUTOCAST[precision])
 
 
+class LossScaler(torch.amp.GradScaler):
+    """torch's GradScaler; `take_skipped` tells how many updates it has skipped.
+
+    An optimizer with `_step_supports_amp_scaling` (LARS, torch's fused ones) is told by a tensor
+    whether a gradient has overflowed, and no step waits for the device.
+    """
+
+    def __init__(self, device: torch.device, enabled: bool) -> None:
+        super().__init__(device.type, enabled=enabled)
+        self._skipped = torch.zeros((), device=device)
+
+    def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+        """The optimizer's step, unless a gradient has overflowed."""
+        result = super().step(optimizer, *args, **kwargs)
+        if self.is_enabled():
+            self._skipped += sum(self._found_inf_per_device(optimizer).values())
+        return result
+
+    def take_skipped(self) -> int:
+        """Number of skipped updates since the last call; waits for the device."""
+        skipped = int(self._skipped)
+        self._skipped.zero_()
+        return skipped
+
+
 def hold(path: str | Path, world: World) -> contextlib.AbstractContextManager:
     """A context in which no other process can train in the folder `path`. Raises UserError where
     another process does."""

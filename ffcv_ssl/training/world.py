@@ -6,20 +6,21 @@ several processes; all of them must make the same calls in the same order.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
+import functools
 import os
+import socket
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from ffcv_ssl.errors import UserError
+from ffcv_ssl.errors import ToldBefore, UserError
 
 PATIENCE = datetime.timedelta(minutes=20)
 """How long a rank waits for another before it gives up with an error."""
@@ -35,51 +36,98 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def choose_rank_device(local_rank: int, local_size: int) -> torch.device:
+    """The CUDA device of one of `local_size` ranks on this machine. Raises UserError.
+
+    A launcher may show each rank its own device alone (Slurm's --gpus-per-task): it is then cuda:0.
+    """
+    number = torch.cuda.device_count()
+    if 1 < number < local_size:
+        got = f"got {local_size} ranks on a machine with {number} CUDA devices"
+        raise UserError(f"system.device: {got}; start one rank per device")
+    return choose_device(f"cuda:{local_rank if number > 1 else 0}")
+
+
+class _Seat(NamedTuple):
+    """Where a rank runs: host, identity of its device ("" on CPUs), and the cores it may use."""
+
+    host: str
+    device: str
+    cores: frozenset[int]
+
+
 class World:
-    """This process' place in the run: its rank of `size`, its local rank, and its device."""
+    """This process' place in the run: its rank of `size`, its local rank, and its device.
+
+    cores: this rank's share of the cores of its machine.
+    """
 
     def __init__(
-        self, rank: int = 0, size: int = 1, local_rank: int = 0, device: str | torch.device = "cpu"
+        self,
+        rank: int = 0,
+        size: int = 1,
+        local_rank: int = 0,
+        device: str | torch.device = "cpu",
+        cores: int | None = None,
     ) -> None:
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self.device = torch.device(device)
+        self.cores = len(os.sched_getaffinity(0)) if cores is None else cores
 
     @classmethod
     def join(
-        cls, device_name: str = "auto", num_threads: int = 0, launcher: dict[str, str] | None = None
+        cls,
+        device_name: str = "auto",
+        num_threads: int = 0,
+        launcher: dict[str, str] | None = None,
+        tf32: bool = True,
     ) -> World:
         """Connect to the other ranks, if there are any, as torchrun's environment variables say.
 
         launcher: dict of the same variables, put into the environment. device_name: auto, cpu, cuda
-        or cuda:N; each of several ranks takes the CUDA device of its local rank. num_threads:
-        torch's CPU threads; 0: divide the cores among the ranks of the node. Raises UserError for a
-        missing device.
+        or cuda:N; each of several ranks takes a CUDA device of its own. num_threads: torch's CPU
+        threads; 0: the rank's share of the cores. tf32: float32 convolutions on CUDA use TF32.
+        Raises UserError for a missing device, and ToldBefore if an earlier start has failed by a
+        mistake of the user.
         """
         environment = os.environ
         environment.update(launcher or {})
-        cores = len(os.sched_getaffinity(0)) // int(environment.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(num_threads or max(1, cores))
-        torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = True, tf32
         size = int(environment.get("WORLD_SIZE", 1))
         if size == 1:
-            return cls(device=choose_device(device_name))
+            world = cls(device=choose_device(device_name))
+            torch.set_num_threads(num_threads or world.cores)
+            return world
         rank, local_rank = int(environment["RANK"]), int(environment["LOCAL_RANK"])
         if device_name.startswith("cuda:"):
             raise UserError(f"system.device: got {device_name} for {size} ranks, expected cuda")
         device = choose_device(device_name)
         if device.type == "cuda":
-            device = choose_device(f"cuda:{local_rank}")
+            device = choose_rank_device(local_rank, int(environment.get("LOCAL_WORLD_SIZE", 1)))
             torch.cuda.set_device(device)
         # tensors on the host use gloo, so that an agreement between ranks never waits for a device
         backends = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        store = meet(next(dist.rendezvous("env://", timeout=PATIENCE))[0], rank, size)
+        _stores["launch"] = next(dist.rendezvous("env://", timeout=PATIENCE))[0]
+        if _stores["launch"].check([_MISTAKE]):
+            raise ToldBefore
+        store = _stores["start"] = meet(_stores["launch"], rank, size)
         dist.init_process_group(backends, timeout=PATIENCE, store=store, rank=rank, world_size=size)
-        return cls(rank, size, local_rank, device)
+        world = cls(rank, size, local_rank, device, _share_of_cores(device))
+        torch.set_num_threads(num_threads or world.cores)
+        return world
 
     @property
     def is_first(self) -> bool:
         """Whether this is the first rank, which writes files and prints."""
         return self.rank == 0
+
+    @functools.cached_property
+    def gathers_into_tensor(self) -> bool:
+        """Whether the ranks' tensors can be gathered into one; gloo only knows lists of them."""
+        if not is_connected():
+            return False
+        group: Any = dist.group.WORLD
+        return group._get_backend(self.device).name() == "nccl"
 
     def say(self, text: object, file: TextIO | None = None) -> None:
         """Print a line in the first rank only; on stdout if no file is given."""
@@ -133,6 +181,16 @@ class World:
         """Wait until every rank has called this."""
         self.any(False)
 
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Leave the other ranks, but not after an error. It may be this rank's alone, and the
+        others may wait for this rank in a collective; leaving would wait for them, for NCCL up to
+        PATIENCE. `command.run_ranks` then ends the process."""
+        if error is None:
+            self.leave()
+
     def leave(self) -> None:
         """Disconnect from the other ranks; a second call does nothing."""
         if self.size > 1 and dist.is_initialized():
@@ -141,6 +199,50 @@ class World:
             # tensor while the interpreter ends can abort the process, which torchrun takes for a
             # crash. So the threads get time to finish.
             time.sleep(0.2)
+
+
+_stores: dict[str, Any] = {}
+"""Of this process' connection: "launch", which torchrun keeps over restarts, and "start"."""
+_MISTAKE = "mistake"
+
+
+def is_connected() -> bool:
+    """Whether this process is connected to other ranks, who may be waiting for it."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def tell_first(line: str, is_mistake: bool) -> bool:
+    """Whether this rank is the first of all ranks to report `line`.
+
+    is_mistake: a mistake of the user, which will not go away: if torchrun starts the ranks again,
+    their `World.join` raises ToldBefore.
+    """
+    try:
+        if is_mistake:
+            _stores["launch"].set(_MISTAKE, line)
+        return _stores["start"].add(f"told/{line}", 1) == 1
+    except (KeyError, RuntimeError):  # no store, or the process that holds it has ended
+        return True
+
+
+def _share_of_cores(device: torch.device) -> int:
+    """This rank's share of the cores of its machine, at least 1. Raises UserError where two ranks
+    have one CUDA device. All ranks call it.
+
+    Ranks may be free to use all cores of the machine or be bound to cores of their own (Slurm,
+    torchrun --numa-binding): a core counts in equal parts for the ranks that may use it.
+    """
+    identity = ""
+    if device.type == "cuda":
+        identity = str(torch.cuda.get_device_properties(device).uuid)
+    seat = _Seat(socket.gethostname(), identity, frozenset(os.sched_getaffinity(0)))
+    seats: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(seats, seat)
+    if identity and sum(other[:2] == seat[:2] for other in seats) > 1:
+        got = f"got several ranks on one CUDA device of {seat.host}"
+        raise UserError(f"system.device: {got}; start one rank per device, or use cpu")
+    users = Counter(core for other in seats if other.host == seat.host for core in other.cores)
+    return max(1, int(sum(1 / users[core] for core in seat.cores) + 1e-9))
 
 
 def meet(store: Any, rank: int, size: int) -> dist.Store:
@@ -164,40 +266,6 @@ def meet(store: Any, rank: int, size: int) -> dist.Store:
         start = store.get(f"answer/{token}").decode()
         store.set(f"{start}/here/{rank}", "")
     return dist.PrefixStore(start, store)
-
-
-def share_learning(
-    learner: nn.Module, world: World, unreached: bool = False, compiled: bool = False
-) -> nn.Module:
-    """Wrap the learner: ranks average gradients and, on CUDA, share batch-norm statistics.
-
-    unreached: some parameters may get no gradient in some steps. compiled: use torch.compile.
-    """
-    if world.size > 1 and world.device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(learner)  # in place, as it is no layer itself
-    if compiled:
-        learner.compile()
-    if world.size == 1:
-        return learner
-    kept_equal = [
-        f"{path}.{buffer}"
-        for path, module in learner.named_modules()
-        for buffer in getattr(module, "equal_on_all_ranks", ())
-    ]
-    ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
-    ignore(learner, kept_equal)  # otherwise the first rank would broadcast them at each step
-    devices = [world.device.index] if world.device.type == "cuda" else None
-    return DistributedDataParallel(learner, devices, find_unused_parameters=unreached)
-
-
-def average_gradients(
-    network: nn.Module, now: bool = True
-) -> contextlib.AbstractContextManager[Any]:
-    """The context of a backward pass through the module that `share_learning` returned. The ranks
-    average gradients at the end of this pass (`now`), or in a later pass."""
-    if now or not isinstance(network, DistributedDataParallel):
-        return contextlib.nullcontext()
-    return network.no_sync()
 
 
 class _Gather(torch.autograd.Function):

@@ -24,6 +24,7 @@ from ffcv_ssl.jobs.batch import read_batch
 from ffcv_ssl.jobs.slurm import SlurmConfig
 from ffcv_ssl.training.command import StopSignal
 from ffcv_ssl.training.metrics_log import read_metrics
+from ffcv_ssl.training.run_data import tell_once
 
 CLOCK = ("seconds", "train/images_per_s", "train/data_wait")
 
@@ -245,6 +246,17 @@ def test_a_batch_of_fine_tunings_submits_one_job_for_each(tmp_path, monkeypatch,
     assert jobs[1].settings["epochs"] == 99 and jobs[1].slurm.partition == "p"
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [job["job_id"] for job in summary["jobs"]] == ["41", "42"]
+
+
+@pytest.mark.parametrize(("cores", "notes"), [([], 1), (["--slurm.cpus_per_task=12"], 0)])
+def test_gpus_without_cores_for_their_loaders_are_noted_once(monkeypatch, capsys, cores, notes):
+    monkeypatch.chdir(REPOSITORY)
+    tell_once.cache_clear()
+    words = ["finetune", "--checkpoint=a", "--out=runs/a", "--slurm.partition=p"]
+    words += ["--slurm.gpus_per_node=8", *cores]
+    (job,) = submitted_by(monkeypatch, evaluate.main, words)
+    slurm.submit_jobs([[job]])
+    assert capsys.readouterr().err.count("slurm.cpus_per_task is not set") == notes
 
 
 def test_a_batch_of_probes_is_refused_in_one_line(tmp_path, capsys):

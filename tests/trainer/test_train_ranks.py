@@ -17,10 +17,11 @@ from torch import nn
 
 import train
 from ffcv_ssl.config import settings
+from ffcv_ssl.training.data_parallel import share_learning
 from ffcv_ssl.training.meters import Averages
 from ffcv_ssl.training.metrics_log import read_metrics
 from ffcv_ssl.training.probes import Probes, ProbeTrainer
-from ffcv_ssl.training.world import World, meet, share_learning
+from ffcv_ssl.training.world import World, meet
 
 pytestmark = pytest.mark.whole
 
@@ -67,7 +68,9 @@ def one_step(world, method_name, stream):
     method = train.method_class(method_name)(config, model, CLASSES, world)
     classifier = nn.Linear(16, CLASSES) if stream == "cross_entropy" else None
     learner = train.Learner(model, method, classifier)
-    network = share_learning(learner, world, unreached=stream == "cross_entropy")
+    network = share_learning(
+        learner, world, settings.SystemConfig(), unreached=stream == "cross_entropy"
+    )
     num_views = 3 if method_name == "instance_simclr" else 2
     views, labelled, labels = make_batch(num_views)
     views = [part_of(view, world) for view in views]
@@ -283,3 +286,44 @@ def test_a_batch_that_ranks_cannot_share_is_one_line_and_exit_code_2(tmp_path, f
     code, printed = finish(start(tmp_path / "run", 2, files, data__batch_size=15))
     assert code != 0
     assert printed.count("data.batch_size: got 15, expected a multiple of 2 ranks") == 1
+
+
+FAILING = """
+import time
+import torch.distributed
+from dataclasses import dataclass
+from ffcv_ssl.errors import UserError
+from ffcv_ssl.methods import Method
+
+# as NCCL: whoever leaves waits for ranks that are in a collective
+torch.distributed.destroy_process_group = lambda *_: time.sleep(3600)
+
+@dataclass(frozen=True)
+class NoSettings:
+    '''None.'''
+
+class Failing(Method):
+    group, Settings, steps = "failing", NoSettings, 0
+
+    def loss(self, outputs, labels):
+        self.steps += 1
+        if self.steps == 3 and self.world.rank == 1:
+            raise {error}("the second rank fails alone")
+        return self.all_gather(outputs).square().mean(), {{}}
+"""
+
+
+@pytest.mark.parametrize("error", ["UserError", "ZeroDivisionError"])
+def test_a_rank_that_fails_alone_says_why_and_ends_the_run(error, tmp_path, files):
+    plugin = tmp_path / "failing.py"
+    plugin.write_text(FAILING.format(error=error))
+    method = f"{plugin}:Failing"
+    began = time.monotonic()
+    code, printed = finish(start(tmp_path / "run", 2, files, 1, method=method, epochs=20))
+    assert code != 0 and time.monotonic() - began < 200
+    # a user's mistake is not tried, and not told, again; a crash is
+    if error == "UserError":
+        assert printed.count("the second rank fails alone") == 1
+    else:
+        assert printed.count("ZeroDivisionError: the second rank fails alone") == 2
+    assert [r["step"] for r in read_metrics(tmp_path / "run")][-1] == 2

@@ -12,6 +12,7 @@ from torch import nn
 
 import train
 from ffcv_ssl.config import settings
+from ffcv_ssl.training import runtime
 from ffcv_ssl.training.optimizers import (
     LARS,
     lr_at,
@@ -209,3 +210,39 @@ def test_a_constant_rate_is_a_multiple_of_the_scaled_peak_and_the_others_follow_
         set_lr(optimizer, step, config, 512, 10, 10)
         assert {group["lr"] for group in constant} == {10 * 0.1 * 2}
         assert {group["lr"] for group in others} == {lr_at(step, config, 512, 10, 10)}
+
+
+@pytest.mark.parametrize("lr_inside", [True, False])
+def test_lars_and_the_scaler_skip_an_overflow_without_reading_it(lr_inside):
+    """As torch's scaler does with SGD, which reads the overflow on the host."""
+    networks = [small_network()]
+    networks.append(copy.deepcopy(networks[0]))
+    lars = LARS(parameter_groups(networks[0], 0.1), lr=0.5, lr_inside=lr_inside)
+    twin = LARS(parameter_groups(networks[1], 0.1), lr=0.5, lr_inside=lr_inside)
+    scaler = runtime.LossScaler(torch.device("cpu"), enabled=True)
+    skipped = []
+    for step, overflows in enumerate([True, False, True, True, False]):
+        generator = torch.Generator().manual_seed(step)
+        for mine, other in zip(networks[0].parameters(), networks[1].parameters()):
+            other.grad = torch.randn(mine.shape, generator=generator)
+            mine.grad = other.grad * scaler.get_scale()
+        if overflows:
+            next(networks[0].parameters()).grad.view(-1)[0] = float("inf")
+        scaler.scale(torch.zeros(()))  # as in a step: it makes the scale
+        with NoHostSync():
+            scaler.unscale_(lars)
+            scaler.step(lars)
+            scaler.update()
+        if not overflows:
+            twin.step()
+        skipped.append(scaler.take_skipped())
+        for mine, other in zip(networks[0].parameters(), networks[1].parameters()):
+            torch.testing.assert_close(mine, other)
+    assert skipped == [1, 0, 1, 1, 0]
+
+
+def test_a_disabled_scaler_skips_nothing():
+    scaler, network = runtime.LossScaler(torch.device("cpu"), enabled=False), small_network()
+    optimizer = torch.optim.SGD(with_gradients(network).parameters(), lr=1.0)
+    scaler.step(optimizer)
+    assert scaler.take_skipped() == 0
