@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 
 # quick tests start no process, no service and no whole training run; tests/conftest.py checks that
 NOT_QUICK := whole or slow or slurm or interop
-# the quick tests in two processes with one torch thread each: two compete for two cores
 PYTEST := $(BIN)/python -m pytest tests
-QUICK := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m "not ($(NOT_QUICK))"
+# in two processes with one torch thread each: two threads compete for two cores
+IN_PAIRS := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile
 
 .PHONY: setup demo test test-whole test-all lint bench bench-train
 
@@ -24,11 +24,12 @@ demo: setup
 
 # the quick tests, in minutes
 test: setup
-	$(QUICK)
+	$(IN_PAIRS) -m "not ($(NOT_QUICK))"
 
-# all others
+# all others; a Slurm cluster wants the machine for itself
 test-whole: setup
-	$(PYTEST) -m "$(NOT_QUICK)"
+	$(IN_PAIRS) -m "(whole or slow) and not (slurm or interop)"
+	$(PYTEST) -m "slurm or interop"
 
 # every test once
 test-all: test test-whole

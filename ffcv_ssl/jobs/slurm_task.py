@@ -66,7 +66,7 @@ class RequeueingCommand:
             raise SystemExit(EXIT_INTERRUPTED)
         for number in StopSignal.SIGNALS:  # submitit's handlers must not come back; see above
             signal.signal(number, lambda number, frame: None)
-        command.exit_process = self._exit_process
+        command.exit_process, command.has_own_log = self._exit_process, True
         with StopSignal() as stop:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, StopSignal.SIGNALS)
             code = self._run()

@@ -25,6 +25,9 @@ EXIT_INTERRUPTED = 75
 exit_process: Callable[[int], Any] = os._exit
 """Ends a rank that is still connected to others; a Slurm job's task replaces it by its own."""
 
+has_own_log = False
+"""Whether each rank writes to a log of its own, as the tasks of a Slurm job do."""
+
 
 class StopSignal:
     """Within its context, `asked` turns true when SIGTERM, SIGINT or SIGUSR2 arrives.
@@ -96,8 +99,8 @@ def run_ranks(run: Callable[[Sequence[str]], tuple[int, Any]], argv: Sequence[st
 
 
 def _end_process(code: int, text: str) -> None:
-    """Say why, unless another rank has said the same, and end without any clean-up."""
-    if world.tell_first(text, is_mistake=code == EXIT_USER_ERROR):
+    """Say why, unless another rank has said the same here, and end without any clean-up."""
+    if world.tell_first(text, is_mistake=code == EXIT_USER_ERROR) or has_own_log:
         print(text, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
