@@ -63,6 +63,7 @@ def test_an_interrupt_ends_the_process(small_beton):
     code = """
         import os, signal, sys, threading
         from support.loading import make_loader
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
         threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
         loader = make_loader(sys.argv[1], 4)
         while True:
