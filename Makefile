@@ -26,10 +26,13 @@ demo: setup
 test: setup
 	$(IN_PAIRS) -m "not ($(NOT_QUICK))"
 
-# all others; a Slurm cluster wants the machine for itself
+# all others; those of a Slurm cluster, which mostly wait for jobs, beside them
 test-whole: setup
-	$(IN_PAIRS) -m "(whole or slow) and not (slurm or interop)"
-	$(PYTEST) -m "slurm or interop"
+	log=$$(mktemp); $(PYTEST) -m "slurm or interop" >$$log 2>&1 & beside=$$!; \
+	trap 'kill $$beside; exit 1' INT TERM; \
+	$(IN_PAIRS) -m "(whole or slow) and not (slurm or interop)"; pairs=$$?; \
+	wait $$beside; others=$$?; cat $$log; rm -f $$log; \
+	test $$pairs -eq 0 && test $$others -eq 0
 
 # every test once
 test-all: test test-whole
