@@ -96,17 +96,12 @@ class Plan:
         encoded = self.evaluations * (self.knn_bank + NUM_VAL) + 2 * (NUM_PROBE + NUM_VAL)
         return self.epochs * NUM_TRAIN / rate + encoded / 6 / clean_rate
 
-    @property
-    def batch_size(self) -> int:
-        """Images per step."""
-        return batch_size_at(self.px)
-
     def arguments(self) -> list[str]:
         """The plan as arguments of train.py."""
         clean = [] if self.px == CLEAN_PX else [f"--evaluation.resolution={CLEAN_PX}"]
         return [
             f"--epochs={self.epochs}",
-            f"--data.batch_size={self.batch_size}",
+            f"--data.batch_size={batch_size_at(self.px)}",
             f"--resolution.min={self.px}",
             f"--resolution.max={self.px}",
             f"--evaluation.every_epochs={-(-self.epochs // (self.evaluations - 1))}",
@@ -165,8 +160,7 @@ def images_per_second(px: int, threads: int, precision: str, seconds: float = 2.
     model = Model(config.model).to(memory_format=layout)
     optimizer = make_optimizer(config.optim, model)
     batch_size = batch_size_at(px)
-    shape = (batch_size, 3, px, px)
-    views = [torch.randn(shape).to(memory_format=layout) for _ in range(2)]
+    views = [torch.randn(batch_size, 3, px, px).to(memory_format=layout) for _ in range(2)]
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
     def step() -> None:
@@ -208,17 +202,13 @@ def choose(
     return next(in_time, None) or min(choices(PLANS[-1:]), key=lambda choice: choice.seconds)
 
 
-def kernels_are_compiled() -> bool:
-    """Whether an earlier run on this machine left the loader's kernels in their cache."""
-    return any(Path(cache_folder()).glob("*render_view*.nbc"))
-
-
 def look_at_machine(started: float) -> Choice:
     """Measure this machine, choose, and say both. `started`: the demo's, of time.perf_counter."""
     print("\n-- timing some training steps", flush=True)
     idle, bf16 = idle_cores(), has_bf16()
     speed = functools.cache(images_per_second)
-    rest_s = OTHER_S + (0 if kernels_are_compiled() else COMPILING_S)
+    is_compiled = any(Path(cache_folder()).glob("*render_view*.nbc"))  # by an earlier run
+    rest_s = OTHER_S + (0 if is_compiled else COMPILING_S)
     elapsed_s = time.perf_counter() - started
     choice = choose(speed, idle, bf16, TARGET_S - rest_s - elapsed_s)
     total_s = time.perf_counter() - started + choice.seconds + rest_s
@@ -263,19 +253,19 @@ def write_shapes(out: Path, split: str, num_samples: int) -> None:
     run_step(f"{num_samples} images: {split}", *command)
 
 
+Rows = tuple[torch.Tensor, torch.Tensor]
+"""Features (N, D) and labels (N,)."""
+
+
 @torch.no_grad()
 def encode(
-    model: Model,
-    dataset: RunData,
-    config: train.Config,
-    world: World,
-    indices: np.ndarray | None = None,
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Encode clean centre crops: ({depth or "pixels": (N, D) float32}, labels (N,))."""
+    model: Model, dataset: RunData, config: train.Config, indices: np.ndarray | None = None
+) -> dict[str, Rows]:
+    """Encode clean centre crops: {depth or "pixels": float32 features and labels}."""
     parts, labels = [], []
     options: dict[str, Any] = {"batch_size": config.evaluation.batch_size, "seed": config.seed}
     loader = make_loader(
-        dataset, config.data, train.clean_view(config), world, config.channels_last,
+        dataset, config.data, train.clean_view(config), World(), config.channels_last,
         indices=indices, order=OrderOption.SEQUENTIAL, drop_last=False, **options,
     )  # fmt: skip
     with loader:
@@ -284,48 +274,35 @@ def encode(
             features = {**model.encode(batch.view_0), "pixels": batch.view_0.flatten(1)}
             parts.append({name: x[valid].float() for name, x in features.items()})
             labels.append(batch.label.view(-1)[valid])
-    names = parts[0]
-    return {name: torch.cat([part[name] for part in parts]) for name in names}, torch.cat(labels)
+    joined = torch.cat(labels)
+    return {name: (torch.cat([part[name] for part in parts]), joined) for name in parts[0]}
 
 
-def linear_probe(
-    features: torch.Tensor,
-    labels: torch.Tensor,
-    val_features: torch.Tensor,
-    val_labels: torch.Tensor,
-    num_classes: int,
-) -> float:
+def linear_probe(known: Rows, val: Rows, num_classes: int) -> float:
     """Accuracy in % of softmax regression on standardised features: L-BFGS on all samples."""
+    (features, labels), (val_features, val_labels) = known, val
     mean, std = features.mean(0), features.std(0) + 1e-6
     features, val_features = (features - mean) / std, (val_features - mean) / std
     weight = torch.zeros(num_classes, features.shape[1], requires_grad=True)
     bias = torch.zeros(num_classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=PROBE_STEPS, line_search_fn="strong_wolfe"
-    )
+    solver = torch.optim.LBFGS([weight, bias], max_iter=PROBE_STEPS, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
-        optimizer.zero_grad()
+        solver.zero_grad()
         loss = F.cross_entropy(features @ weight.T + bias, labels)
         loss = loss + PROBE_PENALTY * weight.square().sum()
         loss.backward()
         return loss
 
-    optimizer.step(closure)
+    solver.step(closure)
     with torch.no_grad():
         return accuracy(val_features @ weight.T + bias, val_labels)
 
 
-def knn(
-    features: torch.Tensor,
-    labels: torch.Tensor,
-    val_features: torch.Tensor,
-    val_labels: torch.Tensor,
-    num_classes: int,
-) -> float:
+def knn(known: Rows, val: Rows, num_classes: int) -> float:
     """Accuracy in % of k-NN (k 20, t 0.1) on unit features."""
-    bank, queries = F.normalize(features, dim=1), F.normalize(val_features, dim=1)
-    return accuracy(knn_scores(queries, bank, labels, num_classes, 20, 0.1), val_labels)
+    bank, queries = (F.normalize(features, dim=1) for features, _ in (known, val))
+    return accuracy(knn_scores(queries, bank, known[1], num_classes, 20, 0.1), val[1])
 
 
 def accuracy(scores: torch.Tensor, labels: torch.Tensor) -> float:
@@ -340,19 +317,15 @@ def measure(
     model = Model(config.model)
     model.load_state_dict(checkpoint.load(checkpoint_path)["model"])
     model.eval()
-    world, indices = World(), np.arange(min(NUM_PROBE, train_set.num_samples))
-    features, labels = encode(model, train_set, config, world, indices)
-    val_features, val_labels = encode(model, val_set, config, world)
-    classes = train_set.num_classes
-    rows = {
-        f"linear probe, {name}": linear_probe(
-            features[name], labels, val_features[name], val_labels, classes
-        )
+    indices = np.arange(min(NUM_PROBE, train_set.num_samples))
+    known, val = encode(model, train_set, config, indices), encode(model, val_set, config)
+    found = {
+        f"linear probe, {name}": linear_probe(known[name], val[name], train_set.num_classes)
         for name in model.widths
     }
-    for name, what in (("backbone", "k-NN, backbone"), ("pixels", "k-NN, pixels")):
-        rows[what] = knn(features[name], labels, val_features[name], val_labels, classes)
-    return rows
+    for name in ("backbone", "pixels"):
+        found[f"k-NN, {name}"] = knn(known[name], val[name], train_set.num_classes)
+    return found
 
 
 def show_table(start: dict[str, float], trained: dict[str, float], chance: float) -> None:
@@ -416,11 +389,8 @@ def main(argv: list[str] | None = None) -> int:
         print(one_line(error), file=sys.stderr)
         return EXIT_USER_ERROR
     if code:
-        gain = summary["gain_points"]
-        print(
-            f"demo: the probe gained {gain} points, expected at least {LEAST_GAIN_POINTS}",
-            file=sys.stderr,
-        )
+        gain = f"the probe gained {summary['gain_points']} points"
+        print(f"demo: {gain}, expected at least {LEAST_GAIN_POINTS}", file=sys.stderr)
     print(json.dumps(summary), flush=True)
     return code
 

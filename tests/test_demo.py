@@ -91,7 +91,8 @@ def test_the_choice_reaches_the_run():
     choice = demo.Choice(SMALLEST, "fp32", 1, 100.0, 180.0)
     config = train.read_config(["--config=configs/demo.yaml", *choice.arguments()])
     assert (config.precision, config.channels_last) == ("fp32", False)
-    assert (config.epochs, config.data.batch_size) == (SMALLEST.epochs, SMALLEST.batch_size)
+    assert config.epochs == SMALLEST.epochs
+    assert config.data.batch_size == demo.batch_size_at(SMALLEST.px)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -125,18 +126,19 @@ def blobs(num_samples, seed, spread):
 
 @pytest.mark.parametrize("score", [demo.linear_probe, demo.knn])
 def test_probes_find_classes_that_are_there_and_none_where_there_are_none(score):
-    clear = score(*blobs(300, 0, 0.5), *blobs(90, 1, 0.5), 3)
+    clear = score(blobs(300, 0, 0.5), blobs(90, 1, 0.5), 3)
     features, labels = blobs(300, 0, 0.5)
     shuffled = labels[torch.randperm(300, generator=torch.Generator().manual_seed(2))]
-    chance = score(features, shuffled, *blobs(90, 1, 0.5), 3)
+    chance = score((features, shuffled), blobs(90, 1, 0.5), 3)
     assert clear == 100 and chance < 60
 
 
 def test_linear_probe_reaches_the_minimum_of_its_convex_problem():
     features, labels = blobs(300, 0, 4.0)
     val_features, val_labels = blobs(3000, 1, 4.0)
-    first = demo.linear_probe(features, labels, val_features, val_labels, 3)
-    again = demo.linear_probe(10 * features + 3, labels, 10 * val_features + 3, val_labels, 3)
+    first = demo.linear_probe((features, labels), (val_features, val_labels), 3)
+    moved = (10 * features + 3, labels), (10 * val_features + 3, val_labels)
+    again = demo.linear_probe(*moved, 3)
     assert first == pytest.approx(again, abs=0.5)  # standardised: scale and offset do not matter
 
 
