@@ -389,8 +389,9 @@ def main(argv: list[str] | None = None) -> int:
         print(one_line(error), file=sys.stderr)
         return EXIT_USER_ERROR
     if code:
-        gain = f"the probe gained {summary['gain_points']} points"
-        print(f"demo: {gain}, expected at least {LEAST_GAIN_POINTS}", file=sys.stderr)
+        gain = summary["gain_points"]
+        message = f"demo: the probe gained {gain} points, expected at least {LEAST_GAIN_POINTS}"
+        print(message, file=sys.stderr)
     print(json.dumps(summary), flush=True)
     return code
 
