@@ -178,8 +178,13 @@ class OptimConfig:
     """The cosine ends at this fraction of the learning rate."""
     clip_norm: NonNegativeFloat = 0.0
     """Largest gradient norm over all parameters; larger gradients are scaled down. 0: no limit."""
+    fused: bool = False
+    """Update each weight in one pass over memory (SGD, AdamW). This is faster, most of all for small
+    batches on a CPU, and rounds differently."""
 
     def __post_init__(self):
+        if self.name == "lars" and self.fused:
+            raise UserError("optim.fused: got true with optim.name lars, expected sgd or adamw")
         if self.name == "sgd" and self.nesterov and self.momentum == 0:
             raise UserError("optim.nesterov: got true with momentum 0, expected momentum above 0")
         if self.name == "adamw" and max(self.betas) >= 1:

@@ -154,10 +154,10 @@ class _FunctionCache(FunctionCache):
             super().save_overload(sig, data)
 
 
-def _one_process_at_a_time() -> contextlib.AbstractContextManager:
-    """Hold the cache folder's lock; the lock dies with the process."""
+def _one_process_at_a_time(kernel: str) -> contextlib.AbstractContextManager:
+    """Hold a kernel's lock, which ends with the process; others may compile other kernels."""
     os.makedirs(cache_folder(), exist_ok=True)
-    return locked(os.path.join(cache_folder(), "lock"))
+    return locked(os.path.join(cache_folder(), f"{kernel}.lock"))
 
 
 def _take_unique_names() -> None:
@@ -174,7 +174,7 @@ def _take_unique_names() -> None:
 @functools.cache
 def _announce() -> None:
     """Print once per process why the first batch takes long."""
-    _log.warning("compiling kernels into %s, once (about 20 s)", cache_folder())
+    _log.warning("compiling kernels into %s, once (about 40 s)", cache_folder())
 
 
 class Kernel:
@@ -202,7 +202,7 @@ class Kernel:
                 self.dispatcher.compile(self.signature)  # loads it
             else:
                 _announce()
-                with _one_process_at_a_time():
+                with _one_process_at_a_time(self.dispatcher.py_func.__qualname__):
                     _take_unique_names()
                     self.dispatcher.compile(self.signature)
             self.dispatcher.disable_compile()

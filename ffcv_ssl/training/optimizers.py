@@ -123,7 +123,8 @@ def make_optimizer(
     gradients are scaled (fp16). On CUDA, SGD and AdamW then use torch's fused kernels, which skip
     an overflow without waiting for the device.
     """
-    fused = True if scaled and next(model.parameters()).is_cuda else None
+    on_cuda = next(model.parameters()).is_cuda
+    fused = True if config.fused or (scaled and on_cuda) else None
     constant = constant or {}
     groups = parameter_groups(model, config.weight_decay, without=constant)
     for module, multiple in constant.items():

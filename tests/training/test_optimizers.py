@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 
 import train
 from ffcv_ssl.config import settings
+from ffcv_ssl.errors import UserError
 from ffcv_ssl.training import runtime
 from ffcv_ssl.training.optimizers import (
     LARS,
@@ -156,6 +158,30 @@ def test_gradients_longer_than_clip_norm_over_all_parameters_are_scaled_to_it():
     torch.testing.assert_close(clipped, whole * 2 / whole.norm(), rtol=1e-4, atol=1e-5)
     shorter = update_once(with_gradients(copy.deepcopy(network)), whole.norm().item() * 1.1)
     assert torch.equal(shorter, whole)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_fused_optimizer_computes_the_same_up_to_rounding(name):
+    config = settings.OptimConfig(name=name, lr=0.05, weight_decay=0.1)
+    plain = small_network()
+    fused = copy.deepcopy(plain)
+    optimizers = [make_optimizer(config, plain), make_optimizer(replace(config, fused=True), fused)]
+    assert [group["fused"] for optimizer in optimizers for group in optimizer.param_groups] == [
+        None, None, True, True,
+    ]  # fmt: skip
+    start = [parameter.detach().clone() for parameter in plain.parameters()]
+    for step in range(5):
+        for network, optimizer in zip((plain, fused), optimizers):
+            with_gradients(network, 1.0 + step)
+            optimizer.step()
+    for ours, expected, before in zip(fused.parameters(), plain.parameters(), start):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+        assert not torch.equal(expected, before)
+
+
+def test_lars_has_no_fused_form():
+    with pytest.raises(UserError, match="got true with optim.name lars"):
+        settings.OptimConfig(fused=True)
 
 
 def rate_at(step, batch_size=512, steps_per_epoch=5, **optim):
