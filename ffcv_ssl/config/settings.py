@@ -179,8 +179,8 @@ class OptimConfig:
     clip_norm: NonNegativeFloat = 0.0
     """Largest gradient norm over all parameters; larger gradients are scaled down. 0: no limit."""
     fused: bool = False
-    """Update each weight in one pass over memory (SGD, AdamW). This is faster, most of all for small
-    batches on a CPU, and rounds differently."""
+    """Update each weight in one pass over memory (SGD, AdamW). This is faster, most of all for
+    small batches on a CPU, and rounds differently."""
 
     def __post_init__(self):
         if self.name == "lars" and self.fused:

@@ -180,7 +180,7 @@ def test_a_fused_optimizer_computes_the_same_up_to_rounding(name):
 
 
 def test_lars_has_no_fused_form():
-    with pytest.raises(UserError, match="got true with optim.name lars"):
+    with pytest.raises(UserError, match=r"got true with optim\.name lars"):
         settings.OptimConfig(fused=True)
 
 
