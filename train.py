@@ -503,6 +503,7 @@ class Trainer:
 
     # -- training
 
+    @runtime.names_out_of_memory("data.batch_size, data.chunk_size or resolution.max")
     def fit(self) -> dict[str, Any]:
         """Train to the end, evaluating on the way. Raises Interrupted with the checkpoint on disk.
 
@@ -590,8 +591,7 @@ class Trainer:
         return outputs
 
     def _learner_once(self, views, num_unlabelled):
-        """The learner on this rank, in the first of two passes. Only the second pass updates
-        batch-norm's running statistics."""
+        """The learner in the first of two passes; only the second updates running statistics."""
         with gradient_cache.frozen_statistics(self.learner):
             return self.learner(views, num_unlabelled)
 

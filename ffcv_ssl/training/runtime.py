@@ -15,6 +15,8 @@ same step and leave a checkpoint from which the run resumes exactly.
 from __future__ import annotations
 
 import contextlib
+import functools
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +25,7 @@ from typing import Any
 import torch
 
 from ffcv_ssl.config.renamed import Table
-from ffcv_ssl.errors import Interrupted
+from ffcv_ssl.errors import Interrupted, UserError
 from ffcv_ssl.files import hold_folder
 from ffcv_ssl.training import checkpoint
 from ffcv_ssl.training.command import StopSignal
@@ -46,6 +48,31 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, _AUTOCAST[precision])
+
+
+def names_out_of_memory(settings: str) -> Callable[[Callable], Callable]:
+    """Decorator of a method that trains: running out of the device's memory is a UserError, with
+    the device, the position of `self.saver` and the `settings` to lower."""
+
+    def decorate(method: Callable) -> Callable:
+        @functools.wraps(method)
+        def wrapper(self: Any, *args: Any) -> Any:
+            try:
+                return method(self, *args)
+            except RuntimeError as error:
+                is_cpu = "can't allocate memory" in str(error)  # torch's words
+                if not (is_cpu or isinstance(error, torch.cuda.OutOfMemoryError)):
+                    raise
+                tried = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
+                amount = f" (asked for {tried[1]})" if tried else ""
+                device, position = self.saver.world.device, self.saver.position()
+                raise UserError(
+                    f"{device}: out of memory after {position}{amount}; lower {settings}"
+                ) from None
+
+        return wrapper
+
+    return decorate
 
 
 class LossScaler(torch.amp.GradScaler):

@@ -172,6 +172,51 @@ def interrupt_at(monkeypatch, step):
     monkeypatch.setattr(train.Trainer, "_train_step", interrupted)
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            torch.cuda.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has"
+            ),
+            "out of memory after step 6 (asked for 2.50 GiB)",
+        ),
+        (
+            RuntimeError(
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 bytes."
+            ),
+            "out of memory after step 6 (asked for 7 bytes)",
+        ),
+    ],
+)
+def test_running_out_of_memory_is_one_line_with_the_settings_to_lower(
+    tmp_path, raw_beton, monkeypatch, capsys, error, said
+):
+    train_step = train.Trainer._train_step
+
+    def too_large(self, data, px):
+        if self.step == 6:
+            raise error
+        train_step(self, data, px)
+
+    monkeypatch.setattr(train.Trainer, "_train_step", too_large)
+    assert train.main(arguments(tmp_path / "run", data__train=raw_beton)) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert said in message and "lower data.batch_size, data.chunk_size or res" in message
+
+
+def test_an_error_of_torch_that_is_not_about_memory_keeps_its_traceback(
+    tmp_path, raw_beton, monkeypatch
+):
+    def broken(self, data, px):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(train.Trainer, "_train_step", broken)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        train.main(arguments(tmp_path / "run", data__train=raw_beton))
+
+
 @pytest.mark.parametrize("step", [3, 5])
 def test_sigterm_saves_the_step_exits_75_and_the_run_goes_on_with_other_workers(
     finished, tmp_path, raw_beton, val_beton, monkeypatch, capsys, step

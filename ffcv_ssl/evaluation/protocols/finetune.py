@@ -27,6 +27,7 @@ from ffcv_ssl.errors import UserError
 from ffcv_ssl.evaluation.commands import Command
 from ffcv_ssl.evaluation.tuning import Classifier, Tuner
 from ffcv_ssl.evaluation.tuning_run import TuningConfig, TuningRun, open_tuning_datasets, tune
+from ffcv_ssl.training import runtime
 from ffcv_ssl.training.command import StopSignal
 from ffcv_ssl.training.optimizers import lr_at, make_optimizer
 from ffcv_ssl.training.world import World
@@ -113,6 +114,7 @@ class FineTuning(TuningRun):
         self.tuner.load_state_dict(saved["tuner"])
         self.best, self.is_due = saved["best"], saved["is_due"]
 
+    @runtime.names_out_of_memory("data.batch_size")
     def fit(self, results: Path) -> dict[str, Any]:
         while True:
             epoch, step_in_epoch = divmod(self.tuner.step, self.tuner.steps_per_epoch)
