@@ -178,9 +178,9 @@ class OptimConfig:
     """The cosine ends at this fraction of the learning rate."""
     clip_norm: NonNegativeFloat = 0.0
     """Largest gradient norm over all parameters; larger gradients are scaled down. 0: no limit."""
-    fused: bool = False
+    fused: bool | None = None
     """Update each weight in one pass over memory (SGD, AdamW). This is faster, most of all for
-    small batches on a CPU, and rounds differently."""
+    small batches on a CPU, and rounds differently. null: as torch chooses."""
 
     def __post_init__(self):
         if self.name == "lars" and self.fused:

@@ -15,6 +15,7 @@ from support.small_files import REPOSITORY, SmallImages, write_small
 
 import train
 from ffcv_ssl.files import hold_folder
+from ffcv_ssl.training import checkpoint
 from ffcv_ssl.training.metrics_log import read_metrics
 from ffcv_ssl.training.models import make_backbone
 
@@ -235,6 +236,20 @@ def test_sigterm_saves_the_step_exits_75_and_the_run_goes_on_with_other_workers(
     others = {"data__num_workers": 2, "data__batches_ahead": 1, "checkpoint__every_minutes": 3}
     assert train.main(arguments(out, **data, **others)) == 0
     assert records(out) == records(finished[0])
+
+
+def test_a_checkpoint_from_before_a_setting_existed_resumes(
+    tmp_path, raw_beton, monkeypatch, capsys
+):
+    out, data = tmp_path / "run", {"data__train": raw_beton}
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, 3)
+        assert train.main(arguments(out, **data)) == 75
+    saved = torch.load(out / "checkpoint.pt", weights_only=False)
+    del saved["config"]["optim"]["fused"]
+    checkpoint.save(out / "checkpoint.pt", saved)
+    assert train.main(arguments(out, **data)) == 0
+    assert "resumed at step 3" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_other_settings_is_refused_with_both_sides(finished, raw_beton, capsys):
