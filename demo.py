@@ -119,7 +119,7 @@ PLANS = (
 TARGET_S = 225  # for all of it; the demo promises 240
 OTHER_S = 35  # imports and L-BFGS, and what else is neither training nor encoding
 QUICK_PX = 32  # side of the views that are timed first
-CLEAN_SPEED = 0.43  # of clean images, relative to views of QUICK_PX
+CLEAN_SPEED = 0.43  # of clean images, relative to views of QUICK_PX (measured in fp32)
 REAL_SHARE = 0.85  # of the speed of bare steps: a run also loads images and trains probes
 
 
@@ -131,7 +131,7 @@ class Choice:
     precision: str
     threads: int
     images_per_s: float
-    """At the plan's size of views, at least QUICK_PX."""
+    """At the plan's size of views, or at QUICK_PX for smaller ones."""
     seconds: float
     """What the plan should take from now on."""
 
@@ -262,9 +262,9 @@ def write_shapes(out: Path, split: str, num_samples: int) -> None:
 
 def compile_kernel(name: str) -> subprocess.Popen:
     """Start to compile one of the loader's kernels, which takes up to 35 s the first time. If that
-    fails, the training compiles it."""
+    fails, the training compiles it, and says so."""
     code = f"from ffcv_ssl.pipeline.dispatch import BUILT_IN; BUILT_IN.{name}.load()"
-    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
 
 
 Rows = tuple[torch.Tensor, torch.Tensor]

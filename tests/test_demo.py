@@ -28,7 +28,8 @@ def test_a_machine_with_bf16_trains_all_with_one_of_its_two_cores():
     speed = machine(bf16_1=130, fp32_1=75)
     choice = demo.choose(speed, idle=1.9, bf16=True, left_s=200)
     assert (choice.plan, choice.precision, choice.threads) == (FULL, "bf16", 1)
-    assert set(speed.asked) == {(32, 1, "bf16"), (32, 1, "fp32"), (48, 1, "bf16")}  # no more
+    quick = {(demo.QUICK_PX, 1, kind) for kind in ("bf16", "fp32")}
+    assert set(speed.asked) == quick | {(48, 1, "bf16")}  # no more
 
 
 def test_a_second_thread_is_taken_where_one_is_too_slow():
@@ -46,7 +47,7 @@ def test_emulated_bf16_is_not_even_tried_and_slow_bf16_is_not_taken():
 def test_two_cores_without_bf16_get_less_to_train_and_are_done_in_time(two):
     choice = demo.choose(machine(fp32_1=44, fp32_2=two), idle=1.9, bf16=False, left_s=160)
     assert choice.plan != FULL and choice.seconds <= 160
-    clean_rate = demo.CLEAN_SPEED * (48 / 32) ** 2 * {1: 44, 2: two}[choice.threads]
+    clean_rate = demo.CLEAN_SPEED * (48 / demo.QUICK_PX) ** 2 * {1: 44, 2: two}[choice.threads]
     assert choice.seconds == pytest.approx(choice.plan.seconds(choice.images_per_s, clean_rate))
 
 
@@ -115,7 +116,7 @@ def test_the_choice_is_told_in_two_lines(monkeypatch, capsys):
     choice = demo.look_at_machine(time.perf_counter() - 12)
     measured, chosen = capsys.readouterr().out.splitlines()[-2:]
     assert "1.9 of" in measured and "cores idle, no bf16" in measured
-    assert f"{choice.images_per_s:.0f} images/s at {max(choice.plan.px, 32)} px" in measured
+    assert f"{choice.images_per_s:.0f} images/s at {max(choice.plan.px, demo.QUICK_PX)} px" in measured
     assert f"chosen: {choice.plan.px} px, {choice.plan.epochs} epochs" in chosen
     total = 12 + choice.seconds + demo.OTHER_S
     assert f"about {total:.0f} s in all" in chosen and total < 240

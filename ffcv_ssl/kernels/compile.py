@@ -174,7 +174,7 @@ def _take_unique_names() -> None:
 @functools.cache
 def _announce() -> None:
     """Print once per process why the first batch takes long."""
-    _log.warning("compiling kernels into %s, once (about 40 s)", cache_folder())
+    _log.warning("compiling kernels into %s, once (up to 40 s)", cache_folder())
 
 
 class Kernel:

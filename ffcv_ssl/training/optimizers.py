@@ -123,8 +123,9 @@ def make_optimizer(
     gradients are scaled (fp16). On CUDA, SGD and AdamW then use torch's fused kernels, which skip
     an overflow without waiting for the device.
     """
-    is_asked = config.fused is None and scaled and next(model.parameters()).is_cuda
-    fused = True if is_asked else config.fused
+    fused = config.fused
+    if fused is None and scaled and next(model.parameters()).is_cuda:
+        fused = True
     constant = constant or {}
     groups = parameter_groups(model, config.weight_decay, without=constant)
     for module, multiple in constant.items():

@@ -65,9 +65,10 @@ def names_out_of_memory(settings: str) -> Callable[[Callable], Callable]:
                     raise
                 tried = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
                 amount = f" (asked for {tried[1]})" if tried else ""
-                device, position = self.saver.world.device, self.saver.position()
+                device = "cpu" if is_cpu else self.saver.world.device
                 raise UserError(
-                    f"{device}: out of memory after {position}{amount}; lower {settings}"
+                    f"{device}: out of memory after {self.saver.position()}{amount}; "
+                    f"lower {settings}"
                 ) from None
 
         return wrapper
