@@ -5,7 +5,7 @@ A user's method imports what it needs from here:
     from ffcv_ssl.methods import EMATeacher, FeatureQueue, Method, cross_entropy, unit_rows
 """
 
-from ffcv_ssl.methods.base import Features, Loss, Method, apply_head
+from ffcv_ssl.methods.base import Features, Loss, Method, apply_head, stack
 from ffcv_ssl.methods.ema_teacher import EMATeacher
 from ffcv_ssl.methods.feature_queue import FeatureQueue
 from ffcv_ssl.methods.numeric import center, cross_entropy, full_precision, mean_over, unit_rows
@@ -27,5 +27,6 @@ __all__ = [
     "make_mlp",
     "mean_over",
     "set_weight_decay",
+    "stack",
     "unit_rows",
 ]

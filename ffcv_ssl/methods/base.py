@@ -88,7 +88,7 @@ class Method(nn.Module, ABC):
 
         outputs: features of V views of this rank's images; labels: (B of this rank,), -1: none.
         Called once per step, outside autocast. Every rank must return the same number: gather what
-        the loss needs with `all_gather`.
+        the loss needs with `all_gather`, or take the mean of the ranks' parts with `world.mean`.
         """
 
     def before_step(self, progress: float, optimizer: torch.optim.Optimizer) -> None:
@@ -125,7 +125,12 @@ class Method(nn.Module, ABC):
 
     def all_gather(self, outputs: list[Features], name: str = "embedding") -> torch.Tensor:
         """The features `name` of all these views and all ranks, (V, B, D). Gradients flow."""
-        return self.world.gather(torch.stack([features[name] for features in outputs]), dim=1)
+        return self.world.gather(stack(outputs, name), dim=1)
+
+
+def stack(outputs: list[Features], name: str = "embedding") -> torch.Tensor:
+    """The features `name` of all these views, (V, B of this rank, D)."""
+    return torch.stack([features[name] for features in outputs])
 
 
 def apply_head(head: nn.Module, outputs: list[Features], name: str) -> None:

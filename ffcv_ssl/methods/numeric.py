@@ -10,6 +10,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from ffcv_ssl.training.world import ALONE, World
+
 
 def full_precision(z: torch.Tensor) -> torch.Tensor:
     """bfloat16 and float16 as float32; losses are never computed in less."""
@@ -23,11 +25,13 @@ def unit_rows(z: torch.Tensor) -> torch.Tensor:
     return F.normalize(z / largest.masked_fill(largest == 0, math.inf), dim=-1)
 
 
-def center(z: torch.Tensor) -> torch.Tensor:
-    """Features (B, D) minus their means over the batch, in at least float32."""
-    # the first row is subtracted first: the differences of nearly equal rows stay exact
-    z = full_precision(z) - z[0].detach()
-    return z - z.mean(dim=0)
+def center(z: torch.Tensor, world: World = ALONE) -> torch.Tensor:
+    """Features (B of this rank, D) minus their means over the batch of all ranks, in at least
+    float32."""
+    z = full_precision(z)
+    # a row is subtracted first: the differences of nearly equal rows stay exact
+    z = z - world.mean(z[0].detach())
+    return z - world.mean(z.mean(dim=0), partial=True)
 
 
 def mean_over(values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:

@@ -48,6 +48,14 @@ def choose_rank_device(local_rank: int, local_size: int) -> torch.device:
     return choose_device(f"cuda:{local_rank if number > 1 else 0}")
 
 
+def send(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A tensor of the host on a device; on CUDA by way of page-locked memory, so that the host does
+    not wait for the device."""
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 class _Seat(NamedTuple):
     """Where a rank runs: host, identity of its device ("" on CPUs), and the cores it may use."""
 
@@ -134,13 +142,20 @@ class World:
         if self.is_first:
             print(text, file=file, flush=True)
 
-    def gather(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
+    def gather(self, tensor: torch.Tensor, dim: int = 0, partial: bool = False) -> torch.Tensor:
         """all_gather: the tensors of all ranks (equal shapes), joined along `dim`; gradients flow.
 
-        Every rank must then compute the same loss from it, such as a loss over the global batch.
-        Gradients must be averaged over ranks afterwards, as DistributedDataParallel does.
+        Every rank must then compute the same from it, such as the loss of the global batch;
+        partial: each rank may compute its own part of the loss from it, and the parts are joined
+        with `mean`. Gradients must be averaged over ranks afterwards, as DistributedDataParallel
+        does.
         """
-        return tensor if self.size == 1 else _Gather.apply(tensor, self, dim)
+        return tensor if self.size == 1 else _Gather.apply(tensor, self, dim, partial)
+
+    def mean(self, tensor: torch.Tensor, partial: bool = False) -> torch.Tensor:
+        """The mean over ranks of tensors of equal shapes; gradients flow. partial: as in
+        `gather`."""
+        return tensor if self.size == 1 else _Mean.apply(tensor, self, partial)
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over ranks, in place; returns the tensor."""
@@ -268,14 +283,24 @@ def meet(store: Any, rank: int, size: int) -> dist.Store:
     return dist.PrefixStore(start, store)
 
 
-class _Gather(torch.autograd.Function):
-    """all_gather with a gradient that needs no communication. Every rank computes the same loss
-    from the same tensors, so a rank needs only its own slice of the gradient. The slice is
-    multiplied by the world size, because gradients are averaged over ranks later."""
+ALONE = World()
+"""The world of a single process on a CPU, for losses that are called without ranks."""
 
+
+# Gradients of what ranks exchange. Each rank has the gradient of its own loss, and gradients are
+# averaged over ranks later, so what a tensor needs here is the sum of all ranks' gradients. Where
+# every rank has computed the same from the same tensors, that sum is the own gradient times the
+# number of ranks, and needs no communication.
+
+
+def _over_ranks(gradient, world, partial):
+    return world.sum_(gradient.contiguous().clone()) if partial else gradient * world.size
+
+
+class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tensor, world, dim):
-        ctx.world, ctx.dim, ctx.length = world, dim, tensor.shape[dim]
+    def forward(ctx, tensor, world, dim, partial):
+        ctx.world, ctx.dim, ctx.length, ctx.partial = world, dim, tensor.shape[dim], partial
         tensor = tensor.contiguous()
         parts = [torch.empty_like(tensor) for _ in range(world.size)]
         dist.all_gather(parts, tensor)
@@ -283,5 +308,17 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        mine = gradient.narrow(ctx.dim, ctx.world.rank * ctx.length, ctx.length)
-        return mine * ctx.world.size, None, None
+        gradient = _over_ranks(gradient, ctx.world, ctx.partial)
+        start = ctx.world.rank * ctx.length
+        return gradient.narrow(ctx.dim, start, ctx.length), None, None, None
+
+
+class _Mean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor, world, partial):
+        ctx.world, ctx.partial = world, partial
+        return world.sum_(tensor.contiguous().clone()) / world.size
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _over_ranks(gradient / ctx.world.size, ctx.world, ctx.partial), None, None
