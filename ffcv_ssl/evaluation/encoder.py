@@ -134,8 +134,10 @@ def load_encoder(
             f"{file}: got a {_kind(architecture)}, but --model asks for a {_kind(model)}; "
             "leave out --model: the file names its network"
         )
-    encoder = _build(file, architecture, weights, next(iter(found))).to(device).eval()
-    encoder.requires_grad_(False)
+    encoder = _build(file, architecture, weights, next(iter(found))).eval()
+    is_cuda = torch.device(device).type == "cuda"  # whose convolutions are faster channels-last
+    layout = torch.channels_last if is_cuda else torch.contiguous_format
+    encoder = encoder.to(device).to(memory_format=layout).requires_grad_(False)
     return Encoder(str(path), _name(file), encoder, architecture, config, known)
 
 

@@ -16,10 +16,12 @@ from ffcv_ssl.evaluation.features import Features
 from ffcv_ssl.evaluation.image_loaders import augmented_loader
 from ffcv_ssl.loader import Loader
 from ffcv_ssl.seeding import derive_seed
-from ffcv_ssl.training.world import World
+from ffcv_ssl.training.memory import spare_bytes
+from ffcv_ssl.training.world import World, send
 
 ROWS_AT_ONCE = 2048
 """Rows per step of a pass that only measures."""
+ROWS_COPIED_AT_ONCE = 65536
 MIN_RELATIVE_STD = 1e-5
 """A feature with less than this share of the largest standard deviation hardly varies."""
 
@@ -53,6 +55,19 @@ class ProbeData:
             for depth in config.depths
         }
         self.hold_out(config.holdout if config.select == "holdout" else 0.0, config.seed)
+        self.on_device = self._on_device()
+
+    def _on_device(self) -> dict[str, dict[str, torch.Tensor]]:
+        """The features by source and depth on the device, where they fit there; else {}. A copy
+        of the rows of each step would take longer than the step."""
+        rows = {source: len(features.ids) for source, features in self.features.items()}
+        num_bytes = 4 * sum(rows.values()) * sum(self.widths.values())
+        if num_bytes >= spare_bytes(torch.device(self.device)):
+            return {}
+        return {
+            source: {depth: copy_to(self.device, features, depth) for depth in self.norms}
+            for source, features in self.features.items()
+        }
 
     def hold_out(self, share: float, seed: int) -> None:
         """Divide the training samples anew: a share of each class held out, the rest to learn."""
@@ -86,14 +101,14 @@ class ProbeData:
         source, rows = self.rows[part]
         rows = rows if order is None else rows[order]
         for chosen in np.array_split(rows, max(1, -(-len(rows) // rows_per_step))):
-            features = {
-                depth: torch.from_numpy(self.features[source].take(depth, chosen))
-                for depth in self.norms
-            }
-            yield (
-                self.standardised(features),
-                self.labels[source][torch.from_numpy(chosen)].to(self.device),
-            )
+            index = torch.from_numpy(chosen)
+            if source in self.on_device:
+                rows_there = send(index, self.device)
+                features = {d: values[rows_there] for d, values in self.on_device[source].items()}
+            else:
+                taken = {depth: self.features[source].take(depth, chosen) for depth in self.norms}
+                features = {d: send(torch.from_numpy(x), self.device) for d, x in taken.items()}
+            yield self.standardised(features), send(self.labels[source][index], self.device)
 
     def standardised(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Features (B, D) by depth, standardised, on the device."""
@@ -108,6 +123,15 @@ class ProbeData:
         order = np.random.Generator(np.random.Philox(key)).permutation(self.size(part))
         steps = max(1, -(-self.size(part) // rows_per_step))
         return steps, self.batches(part, rows_per_step, order)
+
+
+def copy_to(device: torch.device | str, features: Features, depth: str) -> torch.Tensor:
+    """All features of a depth on a device, (N, D) float32, with little memory on the host."""
+    rows = np.arange(len(features.ids))
+    copied = torch.empty(features.rows[depth].shape, device=device)
+    for part in np.array_split(rows, 1 + len(rows) // ROWS_COPIED_AT_ONCE):
+        copied[part] = torch.from_numpy(features.take(depth, part)).to(device)
+    return copied
 
 
 def standardisation(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ffcv_ssl.errors import NonFiniteLoss, UserError
+from ffcv_ssl.evaluation import probe_data as probe_data_file
 from ffcv_ssl.evaluation import probe_training
 from ffcv_ssl.evaluation.datasets import split_holdout
 from ffcv_ssl.evaluation.features import Features
@@ -238,3 +239,18 @@ def test_standardisation_is_scikit_learns_but_for_features_that_do_not_vary():
         expected /= np.sqrt(rows.shape[1]) if to_unit_length else 1
         np.testing.assert_allclose(ours.numpy(), expected, atol=1e-4)
     assert (ours[chosen] ** 2).sum(dim=1).mean() == pytest.approx(39 / 40, rel=1e-3)
+
+
+def test_features_that_fit_on_the_device_are_taken_from_there_and_give_the_same_probe(monkeypatch):
+    train, val = made(150, 0), made(200, 1)
+    config, found = LinearConfig(lrs=[0.1, 3.0], epochs=3), []
+    for spare, copied_at_once in ((0, 1), (10**9, 64)):
+        monkeypatch.setattr(probe_data_file, "spare_bytes", lambda device, spare=spare: spare)
+        monkeypatch.setattr(probe_data_file, "ROWS_COPIED_AT_ONCE", copied_at_once)
+        data = probe_data(config, train, val)
+        assert bool(data.on_device) == (spare > 0)
+        if spare:  # from now on the files are not read
+            monkeypatch.setattr(Features, "take", None)
+        found.append(evaluate_probes(config, data, say=silent)["backbone"])
+    for key, value in found[0].items():
+        np.testing.assert_array_equal(found[1][key], value)
