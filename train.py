@@ -37,11 +37,11 @@ from ffcv_ssl.config.plain import config_dict
 from ffcv_ssl.errors import Interrupted, UserError
 from ffcv_ssl.jobs import slurm
 from ffcv_ssl.loader import OrderOption
-from ffcv_ssl.methods import EMATeacher, Features, Loss, Method, apply_head, find, make_mlp
+from ffcv_ssl.methods import EMATeacher, Features, Loss, Method, apply_head, find, make_mlp, stack
 from ffcv_ssl.methods.numeric import center, cross_entropy, full_precision, mean_over, unit_rows
-from ffcv_ssl.training import checkpoint, command, data_parallel, gradient_cache, runtime
+from ffcv_ssl.training import checkpoint, command, data_parallel, gradient_cache, memory, runtime
 from ffcv_ssl.training.labelled_stream import LabelledStream
-from ffcv_ssl.training.meters import Averages, Counters, FiniteWatch, Interval, step_flops
+from ffcv_ssl.training.meters import Averages, Counters, FiniteWatch, Interval, flops_by_px
 from ffcv_ssl.training.models import Model
 from ffcv_ssl.training.online_evaluation import open_evaluation
 from ffcv_ssl.training.optimizers import make_optimizer, resolution_at, set_lr
@@ -49,7 +49,7 @@ from ffcv_ssl.training.probes import Probes, ProbeTrainer
 from ffcv_ssl.training.run_data import make_loader, open_dataset, rank_share
 from ffcv_ssl.training.run_folder import BACKBONE, CHECKPOINT
 from ffcv_ssl.training.step_data import StepData, StepKind, Streams
-from ffcv_ssl.training.world import World
+from ffcv_ssl.training.world import ALONE, World
 from pipelines import Views, build
 
 # ---- Configuration: YAML and dotted overrides; the groups are in ffcv_ssl/config/settings.py -----
@@ -151,12 +151,12 @@ class Learner(nn.Module):
         return outputs
 
 
-# ---- Losses: pure functions of float32 embeddings of the global batch ----------------------------
+# ---- Losses: pure functions of float32 embeddings; those with a `world` get a rank's part --------
 
 
 class Contrast(NamedTuple):
-    """Terms of contrastive losses for each of N rows i: s_ik = sim(i, k)/t, j runs over the
-    positives of i, k over all rows but i."""
+    """Terms of contrastive losses for each anchor i: s_ik = sim(i, k)/t, j runs over the positives
+    of i, k over all rows but i."""
 
     log_all_minus_positives: Tensor
     """log sum_k exp(s_ik) - log sum_j exp(s_ij)."""
@@ -168,15 +168,17 @@ class Contrast(NamedTuple):
     """Whether row i has a positive (bool)."""
 
 
-def contrast(embeddings: Tensor, groups: Tensor, temperature: float) -> Contrast:
-    """The terms of rows (N, D). Rows of one group are positives of each other. groups: (N,) int64;
-    a row of group -1 takes no part."""
+def contrast(
+    embeddings: Tensor, groups: Tensor, temperature: float, anchors: slice = slice(None)
+) -> Contrast:
+    """The terms of the rows `anchors` of (N, D). Rows of one group are positives of each other.
+    groups: (N,) int64; a row of group -1 takes no part."""
     z = unit_rows(embeddings)
-    logits = z @ z.T / temperature  # (N, N)
+    logits = z[anchors] @ z.T / temperature  # (anchors, N)
     takes_part = groups >= 0
-    is_positive = (groups[:, None] == groups) & takes_part
+    is_positive = (groups[anchors, None] == groups) & takes_part
     is_negative = ~is_positive & takes_part
-    is_positive.fill_diagonal_(False)
+    is_positive[:, anchors].fill_diagonal_(False)
     number = is_positive.sum(dim=1)
     positives = logits.masked_fill(~is_positive, -math.inf).logsumexp(dim=1)
     positives = positives.masked_fill(number == 0, 0)
@@ -208,35 +210,45 @@ def supcon(embeddings: Tensor, labels: Tensor, temperature: float) -> Tensor:
     return mean_over(log_all_minus_mean, terms.is_anchor)
 
 
-def nt_xent(embeddings: Tensor, temperature: float) -> Loss:
+def nt_xent(embeddings: Tensor, temperature: float, world: World = ALONE) -> Loss:
     """SimCLR's normalised temperature-scaled cross-entropy (Chen et al. 2020, eq. 1).
 
     l(i, j) = -sim(i, j)/t + log sum_{k != i} exp(sim(i, k)/t), the mean over all VB anchors i and
-    the V - 1 other views j of the same image. embeddings: (V, B, D), V >= 2. Returns the loss and
-    its two terms, which add up to it.
+    the V - 1 other views j of the same image. embeddings: (V, B of this rank, D), V >= 2. Returns
+    the loss and its two terms, which add up to it. A rank computes the anchors of its own images.
     """
     num_views, batch, _ = embeddings.shape
-    images = torch.arange(batch, device=embeddings.device).repeat(num_views)
-    terms = contrast(embeddings.flatten(0, 1), images, temperature)
+    images = torch.arange(world.size * batch, device=embeddings.device).view(world.size, 1, batch)
+    rows = world.gather(embeddings.flatten(0, 1), partial=True)  # by rank, view and image
+    own = slice(world.rank * num_views * batch, (world.rank + 1) * num_views * batch)
+    terms = contrast(rows, images.expand(-1, num_views, -1).flatten(), temperature, own)
     log_all_minus_mean = terms.log_all_minus_positives + terms.log_positives_minus_mean
-    loss = log_all_minus_mean.mean()
-    alignment = -terms.mean.detach().mean()
+    loss = world.mean(log_all_minus_mean.mean())
+    alignment = -world.mean(terms.mean.detach().mean())
     return loss, {"alignment": alignment, "uniformity": loss.detach() - alignment}
 
 
 def vicreg(
-    z: Tensor, z2: Tensor, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0
+    z: Tensor,
+    z2: Tensor,
+    invariance: float = 25.0,
+    variance: float = 25.0,
+    covariance: float = 1.0,
+    world: World = ALONE,
 ) -> Loss:
-    """Variance-invariance-covariance regularisation (Bardes et al. 2022, eq. 1 to 6). z, z2 (B, D).
+    """Variance-invariance-covariance regularisation (Bardes et al. 2022, eq. 1 to 6). z, z2 (B of
+    this rank, D).
 
     25 mean (z - z2)^2 + 25 mean_d relu(1 - sqrt(var + 1e-4)), averaged over both views, + the sum
     of squared off-diagonal covariances / D, summed over both. Unbiased variances and covariances.
     """
     z, z2 = full_precision(z), full_precision(z2)
-    terms: dict[str, Any] = {"invariance": F.mse_loss(z, z2), "variance": 0.0, "covariance": 0.0}
+    terms: dict[str, Any] = {"invariance": world.mean(F.mse_loss(z, z2))}
+    terms |= {"variance": 0.0, "covariance": 0.0}
     itself = torch.eye(z.shape[1], dtype=torch.bool, device=z.device)
-    for view in (center(z), center(z2)):
-        products = view.T @ view / max(1, len(z) - 1)  # (D, D)
+    degrees = max(1, len(z) * world.size - 1) / world.size
+    for view in (center(z, world), center(z2, world)):
+        products = world.mean(view.T @ view) / degrees  # (D, D)
         spread = (products.diagonal() + 1e-4).sqrt()  # (D,)
         terms["variance"] = terms["variance"] + F.relu(1 - spread).mean() / 2
         products = products.masked_fill(itself, 0)
@@ -245,14 +257,16 @@ def vicreg(
     return sum(weights[name] * term for name, term in terms.items()), terms
 
 
-def barlow_twins(z: Tensor, z2: Tensor, off_diagonal: float = 0.0025) -> Loss:
+def barlow_twins(z: Tensor, z2: Tensor, off_diagonal: float = 0.0025, world: World = ALONE) -> Loss:
     """Barlow Twins (Zbontar et al. 2021, eq. 1): the cross-correlation becomes the identity.
 
-    c = bn(z)^T bn(z2) / B, loss = sum (c_ii - 1)^2 + lambda sum_{i != j} c_ij^2. z, z2 (B, D);
-    bn without affine parameters, biased variance, eps 1e-5.
+    c = bn(z)^T bn(z2) / B, loss = sum (c_ii - 1)^2 + lambda sum_{i != j} c_ij^2. z, z2 (B of this
+    rank, D); bn over all ranks, without affine parameters, biased variance, eps 1e-5.
     """
-    normed = [v / (v.square().mean(dim=0) + 1e-5).sqrt() for v in (center(z), center(z2))]
-    c = normed[0].T @ normed[1] / len(z)  # (D, D)
+    views = [center(z, world), center(z2, world)]
+    powers = [world.mean(view.square().mean(dim=0), partial=True) for view in views]
+    normed = [view / (power + 1e-5).sqrt() for view, power in zip(views, powers)]
+    c = world.mean(normed[0].T @ normed[1] / len(z))  # (D, D)
     on = (c.diagonal() - 1).square().sum()
     off = c.masked_fill(torch.eye(len(c), dtype=torch.bool, device=c.device), 0).square().sum()
     return on + off_diagonal * off, {"on_diagonal": on, "off_diagonal": off}
@@ -280,7 +294,7 @@ class SimCLR(Method):
     max_views = 12
 
     def loss(self, outputs: list[Features], labels: Tensor | None) -> Loss:
-        return nt_xent(self.all_gather(outputs), self.settings.temperature)
+        return nt_xent(stack(outputs), self.settings.temperature, self.world)
 
 
 class VICReg(Method):
@@ -289,9 +303,9 @@ class VICReg(Method):
     group, Settings = "vicreg", settings.VICRegConfig
 
     def loss(self, outputs: list[Features], labels: Tensor | None) -> Loss:
-        weights = self.settings
-        z, z2 = self.all_gather(outputs)
-        return vicreg(z, z2, weights.invariance, weights.variance, weights.covariance)
+        weights, (z, z2) = self.settings, stack(outputs)
+        terms = (weights.invariance, weights.variance, weights.covariance)
+        return vicreg(z, z2, *terms, self.world)
 
 
 class BarlowTwins(Method):
@@ -300,8 +314,8 @@ class BarlowTwins(Method):
     group, Settings = "barlow", settings.BarlowConfig
 
     def loss(self, outputs: list[Features], labels: Tensor | None) -> Loss:
-        z, z2 = self.all_gather(outputs)
-        return barlow_twins(z, z2, self.settings.off_diagonal)
+        z, z2 = stack(outputs)
+        return barlow_twins(z, z2, self.settings.off_diagonal, self.world)
 
 
 class BYOL(Method):
@@ -401,9 +415,11 @@ class Trainer:
         self._build_model()
         self._build_evaluation()
         self.done, self.averages = Counters(self.steps_per_epoch), Averages()
-        self.interval, self.watch = Interval(), FiniteWatch(world.device)
+        self.interval = Interval(world.device, self.streams.loaders)
+        self.watch = FiniteWatch(world.device)
         # all ranks have the same loss, so only that of the first rank counts
         self.one = torch.full((), float(world.is_first), device=world.device)
+        self.tracer = runtime.Tracer(self.folder.path, config.system.profile, world)
         self.saver = runtime.Saver(
             self.folder, self._state, lambda: f"step {self.step}",
             config.checkpoint.every_minutes, world, stop,
@@ -466,12 +482,9 @@ class Trainer:
         if config.labelled.loss == "cross_entropy":
             classifier = nn.Linear(self.model.widths["backbone"], num_classes)
         learner = Learner(self.model, self.method, classifier)
-        self.flops_by_px = {
-            px: self._count_flops(learner, [view.size_px(px) for view in self.views.values()])
-            for px in {resolution_at(epoch, config.resolution) for epoch in range(config.epochs)}
-        }
-        layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.learner = learner.to(device, memory_format=layout)
+        self.flops_by_px = flops_by_px(learner, self.method, self.views, config)
+        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.learner = learner.to(device, memory_format=self.layout)
         self.scaler = runtime.LossScaler(device, enabled=config.precision == "fp16")
         constant, scaled = self.method.constant_lr(), self.scaler.is_enabled()
         self.optimizer = make_optimizer(config.optim, self.learner, constant, scaled)
@@ -483,17 +496,6 @@ class Trainer:
         unreached = classifier is not None or self.loader is None
         self.network = data_parallel.share_learning(learner, self.world, config.system, unreached)
 
-    def _count_flops(self, learner, sides):
-        """Operations of a training step per unlabelled and per labelled image, all views."""
-        twice = self.config.data.chunk_size > 0  # one more forward pass
-        unlabelled = labelled = 0
-        if self.loader is not None:
-            unlabelled = step_flops(learner, sides, len(sides), twice)
-            unlabelled += self.method.extra_flops(sides)
-        if self.labelled is not None:
-            labelled = step_flops(learner, sides[: self.config.labelled.num_views], 0, twice)
-        return unlabelled, labelled
-
     def _build_evaluation(self):
         config = self.config
         self.evaluation = open_evaluation(
@@ -503,13 +505,15 @@ class Trainer:
 
     # -- training
 
-    @runtime.names_out_of_memory("data.batch_size, data.chunk_size or resolution.max")
+    @memory.names_out_of_memory("data.batch_size, data.chunk_size or resolution.max")
     def fit(self) -> dict[str, Any]:
         """Train to the end, evaluating on the way. Raises Interrupted with the checkpoint on disk.
 
         A resumed run does the same between two epochs as an uninterrupted one: the folder tells
         what is still to be done at an epoch's end.
         """
+        if self.world.device.type == "cuda" and self.step < self.total_steps:
+            self._try_largest_step()
         while True:
             epoch, rest = divmod(self.step, self.steps_per_epoch)
             if rest == 0:
@@ -521,12 +525,24 @@ class Trainer:
                     return self._finish()
             self._train_epoch(epoch)
 
+    def _try_largest_step(self):
+        """See whether a step at `resolution.max` fits into memory, before hours of smaller ones."""
+        config, device, size = self.config, self.world.device, self.world.size
+        sizes = (config.unlabelled_batch_size // size, config.labelled_batch_size // size)
+        num_classes = None if self.train_set.labels is None else self.train_set.num_classes
+        self.learner.train()
+        data = self.streams.noise(config.resolution.max, sizes, num_classes, device, self.layout)
+        memory.try_step(lambda: self._backward(data), self.learner, self.optimizer)
+        peak = memory.peak_memory_mib(device)
+        self.world.say(f"memory of a step at {config.resolution.max} px: {peak} MiB")
+
     def _train_epoch(self, epoch):
         px = resolution_at(epoch, self.config.resolution)
         self.learner.train()
         self.interval.start()
         end = (epoch + 1) * self.steps_per_epoch
-        for data in self.interval.timed(self.streams.steps(self.step, px)):
+        steps = self.interval.timed(self.streams.steps(self.step, px))
+        for data in self.tracer.around(steps):
             self._train_step(data, px)
             if self.step % self.config.log.every_steps == 0 or self.step == end:
                 self._log(px)
@@ -552,7 +568,11 @@ class Trainer:
             first = data.labelled if data.kind is StepKind.LABELS_ALONE else data.unlabelled
             self.probes.train_step(outputs[0], first.labels, self.averages)
         self.watch.see(loss, self.step + 1)
-        self._count(data.unlabelled.number, data.labelled.number, px)
+        flops, labelled_flops = self.flops_by_px[px]
+        self.interval.images += self.done.add_step(
+            (data.unlabelled.number * self.world.size, len(self.views), flops),
+            (data.labelled.number * self.world.size, config.labelled.num_views, labelled_flops),
+        )
 
     def _backward(self, data: StepData) -> tuple[list[Features], Tensor, dict[str, Tensor]]:
         """Leave the gradients of the loss in the parameters; returns (outputs, loss, terms). Large
@@ -619,18 +639,6 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.done.updates += 1
 
-    def _count(self, num_unlabelled, num_labelled, px):
-        """Count a step; the numbers of images are those of one rank."""
-        world_size, num_views = self.world.size, len(self.views)
-        num_unlabelled, num_labelled = num_unlabelled * world_size, num_labelled * world_size
-        flops, labelled_flops = self.flops_by_px[px]
-        self.done.step += 1
-        self.done.images += num_unlabelled + num_labelled
-        self.interval.images += num_unlabelled + num_labelled
-        self.done.views += num_unlabelled * num_views
-        self.done.views += num_labelled * self.config.labelled.num_views
-        self.done.flops += num_unlabelled * flops + num_labelled * labelled_flops
-
     def _autocast(self):
         return runtime.autocast(self.config.precision, self.world.device)
 
@@ -656,9 +664,8 @@ class Trainer:
 
     def _log(self, px):
         self._check_finite()
-        means, (rate, wait) = self.averages.take(self.world), self.interval.take()
+        means, speed = self.averages.take(self.world), self.interval.take(self.world)
         lr = self.optimizer.param_groups[0]["lr"]
-        speed = {"train/images_per_s": rate, "train/data_wait": wait}
         record = {**self.done.record(), "resolution": px, "lr": lr, **means, **speed}
         self.folder.write(record)
         self.world.say(runtime.log_line(self.step, self.total_steps, record))
@@ -711,13 +718,10 @@ class Trainer:
         config = self.config
         self.folder.open_log(None, config.log.tensorboard)
         self.saver.save()
-        streams = [(config.unlabelled_batch_size, "images", len(self.views))]
-        if self.streams.labelled_until:
-            streams += [(config.labelled_batch_size, "labelled", config.labelled.num_views)]
+        sizes = (config.unlabelled_batch_size, config.labelled_batch_size)
         self.world.say(
             f"{self.folder.path}: {config.epochs} epochs of {self.steps_per_epoch} steps, "
-            f"{sum(size * views for size, _, views in streams)} views per step: "
-            + ", ".join(f"{size} {what} x {views}" for size, what, views in streams if size)
+            + self.streams.describe_step(*sizes)
         )
 
     def _restore(self, saved):
@@ -731,12 +735,7 @@ class Trainer:
         checkpoint.restore_rng_state(saved["rng"])
         if self.step < self.total_steps:
             self.world.say(f"{self.folder.path}: resumed at step {self.step} of {self.total_steps}")
-        if self.method_source != saved.get("method_source", self.method_source):
-            self.world.say(
-                f"{self.folder.path}: the source of {self.config.method} has changed since the "
-                "checkpoint; the run continues with the new source"
-            )
-        if note := self.folder.note_versions(saved):
+        for note in self.folder.notes(saved, self.config.method, self.method_source):
             self.world.say(note)
 
     def close(self) -> None:

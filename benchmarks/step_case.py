@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 import train
+from ffcv_ssl.training.clock import Clock
 from ffcv_ssl.training.meters import Interval
 from ffcv_ssl.training.optimizers import make_optimizer
-from ffcv_ssl.training.step_data import NO_IMAGES, StepData, StepKind, images_of
 
 MODEL, LOSS, REST = "model, forward and backward", "loss, forward and backward", "the rest"
 TEACHER, AVERAGE, OPTIMIZER = "teacher's forward", "teacher's average", "optimiser"
@@ -32,30 +32,6 @@ WHOLE = "whole"
 
 # The error of bfloat16 through 50 layers; with other work or weights it would be about 1.
 _SAME_WORK = 0.05
-
-
-class Clock:
-    """Moments on a device's time line, in seconds."""
-
-    def __init__(self, device):
-        self.device, self.is_cuda = device, device.type == "cuda"
-
-    def now(self):
-        """The present moment on the device's time line; does not wait for the device."""
-        if not self.is_cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def seconds(self, start, end):
-        """Seconds from one moment to another; call `wait` before."""
-        return start.elapsed_time(end) / 1e3 if self.is_cuda else end - start
-
-    def wait(self):
-        """Wait until the device has finished all its work."""
-        if self.is_cuda:
-            torch.cuda.synchronize(self.device)
 
 
 class Spans:
@@ -119,10 +95,12 @@ class StepCase:
         """Make the batch, and the optimisers to compare. RuntimeError unless the bare pass and the
         step compute the same embeddings."""
         trainer, name = self.trainer, self.config.optim.name
-        self.batch = noise_batch(trainer, self.px)
-        views = [getattr(self.batch, view) for view in trainer.views]
+        train_set, layout, device = trainer.train_set, trainer.layout, trainer.world.device
+        num_classes = None if train_set.labels is None else train_set.num_classes
+        sizes = (self.config.unlabelled_batch_size, self.config.labelled_batch_size)
+        self.data = trainer.streams.noise(self.px, sizes, num_classes, device, layout)
+        views = list(self.data.unlabelled.views)
         sides = sorted({view.shape[-1] for view in views}, reverse=True)
-        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         groups = [[view for view in views if view.shape[-1] == side] for side in sides]
         self.joined = [torch.cat(group).contiguous(memory_format=layout) for group in groups]
         self.encode = trainer.model.encode
@@ -228,7 +206,7 @@ class StepCase:
         """`num_steps` steps of the trainer's loop with loader and log lines, measured after
         `num_warm` steps have used up the batches loaded in advance: {"images_per_s", "data_wait"
         (share)}."""
-        trainer, interval = self.trainer, Interval()
+        trainer, interval = self.trainer, Interval(self.clock.device)
         with closing(trainer.streams.steps(0, self.px)) as steps:
             for number, data in enumerate(interval.timed(steps), 1):
                 trainer._train_step(data, self.px)
@@ -236,7 +214,7 @@ class StepCase:
                     trainer._log(self.px)
                 if number in (num_warm, num_warm + num_steps):
                     self.clock.wait()
-                    seconds, waited = time.perf_counter() - interval.since, interval.wait_s
+                    seconds, waited = interval.seconds()
                     interval.start()
                 if number == num_warm + num_steps:
                     break
@@ -263,9 +241,7 @@ class StepCase:
         self.trainer.close()
 
     def _train_step(self):
-        images = images_of(self.batch, self.trainer.views, self.config.data.label_field)
-        data = StepData(StepKind.UNLABELLED, images, NO_IMAGES)
-        self.trainer._train_step(data, self.px)
+        self.trainer._train_step(self.data, self.px)
 
     def _time(self, num_steps, action):
         self.clock.wait()
@@ -274,18 +250,3 @@ class StepCase:
             action()
         self.clock.wait()
         return (time.perf_counter() - start) / num_steps
-
-
-def noise_batch(trainer, px):
-    """A batch of normal noise on the device, in the form of the trainer's loader."""
-    config, device = trainer.config, trainer.world.device
-    size, classes = config.unlabelled_batch_size, trainer.train_set.num_classes
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    batch = SimpleNamespace(indices=torch.arange(size), valid=torch.ones(size, dtype=torch.bool))
-    for name, view in trainer.views.items():
-        images = torch.randn(size, 3, *[view.size_px(px)] * 2, device=device)
-        setattr(batch, name, images.contiguous(memory_format=layout))
-    if trainer.train_set.labels is not None:
-        labels = torch.randint(classes, (size,), device=device)
-        setattr(batch, config.data.label_field, labels)
-    return batch

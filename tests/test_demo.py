@@ -116,7 +116,9 @@ def test_the_choice_is_told_in_two_lines(monkeypatch, capsys):
     choice = demo.look_at_machine(time.perf_counter() - 12)
     measured, chosen = capsys.readouterr().out.splitlines()[-2:]
     assert "1.9 of" in measured and "cores idle, no bf16" in measured
-    assert f"{choice.images_per_s:.0f} images/s at {max(choice.plan.px, demo.QUICK_PX)} px" in measured
+    assert (
+        f"{choice.images_per_s:.0f} images/s at {max(choice.plan.px, demo.QUICK_PX)} px" in measured
+    )
     assert f"chosen: {choice.plan.px} px, {choice.plan.epochs} epochs" in chosen
     total = 12 + choice.seconds + demo.OTHER_S
     assert f"about {total:.0f} s in all" in chosen and total < 240

@@ -312,6 +312,9 @@ class SystemConfig:
     all ranks on GPUs."""
     compile: bool = False
     """Compile the model with torch.compile. It does not affect evaluation or the saved weights."""
+    profile: NonNegativeInt = 0
+    """Trace so many steps with torch's profiler, after the first five of a start, into
+    trace_rank_0.json.gz... in the run's folder; look at it in https://ui.perfetto.dev."""
 
     def __post_init__(self):
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):

@@ -39,6 +39,9 @@ def open_frozen(protocol: str, config: FrozenConfig, world: World) -> Encoder:
     Raises UserError where the checkpoint lacks one of the depths, and for several ranks.
     """
     refuse_ranks(protocol, world)
+    if config.system.profile:
+        got = f"got {config.system.profile}"
+        raise UserError(f"system.profile: {got}, but {protocol} trains no network; leave it out")
     encoder = open_encoder(config, world)
     encoder.check_depths(config.depths)
     if config.system.compile:

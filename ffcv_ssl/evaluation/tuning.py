@@ -26,8 +26,8 @@ from ffcv_ssl.training.data_parallel import share_learning
 from ffcv_ssl.training.meters import Averages, Counters, FiniteWatch, Interval, flops_per_image
 from ffcv_ssl.training.models import Model
 from ffcv_ssl.training.optimizers import make_optimizer, parameter_groups
-from ffcv_ssl.training.runtime import autocast
-from ffcv_ssl.training.world import World
+from ffcv_ssl.training.runtime import Tracer, autocast
+from ffcv_ssl.training.world import World, send
 
 TOP_K = 5
 """top5 counts the labels among the best five classes, or all classes where there are fewer."""
@@ -139,7 +139,8 @@ def evaluate(
             logits = network.forward(batch.view_0)  # forward: never compiled, as training may be
         is_finite &= torch.isfinite(logits).all()
         digests.append(targets.digest(logits.float()))
-        rows.append(batch.indices.masked_fill(~torch.as_tensor(batch.valid), -1).to(world.device))
+        valid_rows = batch.indices.masked_fill(~torch.as_tensor(batch.valid), -1)
+        rows.append(send(valid_rows, world.device))
     if world.any(not is_finite)[0]:
         raise NonFiniteLoss(
             f"{path}: an output of the network is not finite in its evaluation, in {precision}; "
@@ -178,7 +179,9 @@ class Tuner:
         lr_of: Callable[[int], float],
         config: Any,
         world: World,
+        tracer: Tracer,
     ) -> None:
+        self.tracer = tracer
         self.world, self.precision, self.lr_of = world, config.precision, lr_of
         self.loader, self.targets = loader, targets
         self.steps_per_epoch = len(loader)
@@ -187,7 +190,7 @@ class Tuner:
         self.optimizer = make_tuning_optimizer(optim, self.network)
         self.shared = share_learning(self.network, world, config.system)
         self.done, self.averages = Counters(self.steps_per_epoch), Averages()
-        self.interval, self.watch = Interval(), FiniteWatch(world.device)
+        self.interval, self.watch = Interval(world.device, [loader]), FiniteWatch(world.device)
 
     @property
     def step(self) -> int:
@@ -206,7 +209,7 @@ class Tuner:
         while self.step < until:
             if self.step % self.steps_per_epoch == 0:
                 self.loader.set_epoch(self.step // self.steps_per_epoch)
-            for batch in self.interval.timed(self.loader):
+            for batch in self.tracer.around(self.interval.timed(self.loader)):
                 self._train_step(batch)
                 if self.step == until:
                     return
@@ -215,9 +218,10 @@ class Tuner:
     def _train_step(self, batch):
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_of(self.step)
+        rows = send(batch.indices, self.world.device)
         with autocast(self.precision, self.world.device):
             logits = self.shared(batch.view_0)
-        loss = self.targets.loss(logits.float(), batch.indices.to(self.world.device))
+        loss = self.targets.loss(logits.float(), rows)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -239,8 +243,7 @@ class Tuner:
 
     def record(self) -> dict[str, Any]:
         """What metrics hold of the steps since the last call; starts a new interval."""
-        means, (rate, wait) = self.averages.take(self.world), self.interval.take()
-        speed = {"train/images_per_s": rate, "train/data_wait": wait}
+        means, speed = self.averages.take(self.world), self.interval.take(self.world)
         return {**self.done.record(), "lr": self.lr, **means, **speed}
 
     def state_dict(self) -> dict[str, Any]:

@@ -93,6 +93,7 @@ class TuningRun(ABC):
         self.folder, self.world = folder, world
         self.loaders: dict[str, Loader] = {}
         self.used: dict[str, int] = {}
+        self.tracer = runtime.Tracer(folder.path, config.system.profile, world)
         minutes = config.saving.every_minutes
         self.saver = runtime.Saver(folder, self.state, self.position, minutes, world, stop)
         self.prepare()
@@ -149,7 +150,7 @@ class TuningRun(ABC):
         checkpoint.restore_rng_state(saved["rng"])
         self.saver.mark_saved()
         self.world.say(f"{self.folder.path}: resumed at {self.position()}")
-        if note := self.folder.note_versions(saved):
+        for note in self.folder.notes(saved):
             self.world.say(note)
 
     def measure(self, network: Classifier, part: str) -> dict[str, Any]:

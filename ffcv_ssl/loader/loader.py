@@ -312,8 +312,9 @@ class Loader:
     @property
     def stats(self) -> dict[str, float]:
         """Statistics since the loader was made: images handed out, and images_per_s during
-        iteration; seconds in read, decode and render (sum over threads), and seconds that the
-        consumer waited; replaced samples; slots, and how often the pool had to grow.
+        iteration; seconds in read, decode and render (sum over threads), seconds that the consumer
+        waited, and that its CUDA stream waited for copies; replaced samples; slots, and how often
+        the pool had to grow.
         """
         shared, scratches = self._shared, self._shared.pool.scratches
         seconds = {k: sum(s.seconds[k] for s in scratches) for k in ("read", "decode", "render")}
@@ -322,6 +323,7 @@ class Loader:
             "images_per_s": shared.images / shared.iterating_s if shared.iterating_s else 0.0,
             **{f"{name}_s": value for name, value in seconds.items()},
             "waiting_s": shared.waited_s,
+            "copy_wait_s": shared.copy_wait_s(),
             "replaced": shared.replaced,
             "slots": self._slots.num_slots if self._slots else 0,
             "slots_grown": self._slots.grown if self._slots else 0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -38,10 +39,20 @@ class Shared:
         self.pool: WorkerPool
         self.cache: SystemCache
         self.copy_stream: Any = None  # torch.cuda.Stream, from the first copy to a device on
+        self.copy_waits: deque = deque()  # (torch.cuda.Event, its end), not counted yet
+        self._copy_wait_s = 0.0
         self.images, self.iterating_s, self.waited_s, self.replaced = 0, 0.0, 0.0, 0
         self._replaced_in_epoch = 0
         self._epoch: int | None = None
         self._lock = threading.Lock()
+
+    def copy_wait_s(self) -> float:
+        """Seconds that the consumer's stream has waited for copies, of those that are over."""
+        with self._lock:
+            while self.copy_waits and self.copy_waits[0][1].query():
+                before, after = self.copy_waits.popleft()
+                self._copy_wait_s += before.elapsed_time(after) / 1e3
+            return self._copy_wait_s
 
     def count_replaced(self, epoch: int, error: BetonError) -> None:
         """Count a replaced sample, print a note once, and raise when there are too many."""

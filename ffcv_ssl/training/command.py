@@ -18,6 +18,7 @@ from typing import Any
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.errors import BetonError, CheckpointError, NonFiniteLoss, ToldBefore, UserError
 from ffcv_ssl.training import world
+from ffcv_ssl.training.memory import what_ran_out
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 75
@@ -83,18 +84,26 @@ def run_ranks(run: Callable[[Sequence[str]], tuple[int, Any]], argv: Sequence[st
         return EXIT_USER_ERROR
     except (UserError, NonFiniteLoss, BetonError, CheckpointError) as error:
         code = 1 if isinstance(error, NonFiniteLoss) else EXIT_USER_ERROR
-        if world.is_connected():
-            _end_process(code, one_line(error))
-        # nothing was shared yet: every rank of a node meets the same mistake
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(one_line(error), file=sys.stderr)
-        return code
-    except BaseException:
+        return _say_and_end(one_line(error), code)
+    except BaseException as error:
+        if (found := what_ran_out(error)) is not None:
+            line = f"{found[0]}: out of memory{found[1]}; lower the batch size or the resolution"
+            return _say_and_end(line, EXIT_USER_ERROR)
         if world.is_connected():
             _end_process(1, traceback.format_exc())
         raise
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps(summary), flush=True)
+    return code
+
+
+def _say_and_end(line: str, code: int) -> int:
+    """Say in one line why this rank fails, and end the process if it is connected to others."""
+    if world.is_connected():
+        _end_process(code, line)
+    # nothing was shared yet: every rank of a node meets the same mistake
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(line, file=sys.stderr)
     return code
 
 

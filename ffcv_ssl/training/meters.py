@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ffcv_ssl.errors import NonFiniteLoss
-from ffcv_ssl.training.world import World
+from ffcv_ssl.loader import Loader
+from ffcv_ssl.training.clock import Clock
+from ffcv_ssl.training.memory import forget_peak, peak_memory_mib
+from ffcv_ssl.training.optimizers import resolution_at
+from ffcv_ssl.training.world import ALONE, World
 
 T = TypeVar("T")
 
@@ -59,32 +64,66 @@ class Averages:
 
 
 class Interval:
-    """Images per second, and the share of time spent waiting for data, since the last log line."""
+    """The speed of training since the last log line, and what a step waited for.
 
-    def __init__(self) -> None:
+    device: where steps run. loaders: whose copies to the device are waited for.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu", loaders: Sequence[Loader] = ()) -> None:
+        self.clock, self.loaders = Clock(device), loaders
         self.start()
 
     def start(self) -> None:
         """Begin to measure."""
-        self.images, self.wait_s, self.since = 0, 0.0, time.perf_counter()
+        self.images, self.since = 0, time.perf_counter()
+        self._waited_s, self._copied_before_s = 0.0, self._copy_wait_s()
+        # the end of a step and the beginning of the next, as long as they may not have passed
+        self._pauses: deque[tuple[Any, Any]] = deque()
 
     def timed(self, batches: Iterable[T]) -> Iterator[T]:
-        """Yield the batches and measure the waiting time for each."""
+        """Yield the batches and measure how long the device has nothing to do before each."""
         remaining = iter(batches)
         while True:
-            before = time.perf_counter()
+            end = self.clock.now()
             batch = next(remaining, None)
-            self.wait_s += time.perf_counter() - before
+            self._pauses.append((end, self.clock.now()))
+            self.seconds()
             if batch is None:
                 return
             yield batch
 
-    def take(self) -> tuple[float, float]:
-        """(images per second, share of time waiting), both rounded. Resets both."""
-        seconds = max(time.perf_counter() - self.since, 1e-9)
-        rate, wait = round(self.images / seconds, 1), round(min(1.0, self.wait_s / seconds), 4)
+    def seconds(self) -> tuple[float, float]:
+        """(seconds since the start, those of them without a batch); of pauses that have passed."""
+        while self._pauses and self.clock.has_passed(self._pauses[0][1]):
+            self._waited_s += self.clock.seconds(*self._pauses.popleft())
+        return max(time.perf_counter() - self.since, 1e-9), self._waited_s
+
+    def take(self, world: World = ALONE) -> dict[str, float]:
+        """What metrics hold of this interval, a call on all ranks; the next one begins.
+
+        train/images_per_s; shares of time: train/data_wait for images, on average over ranks,
+        train/rank_wait for the rank whose images come last, beyond that, and train/copy_wait for
+        copies to a CUDA device; train/peak_memory_mib: of a CUDA device in this interval, or of the
+        process since its start on a CPU, where that is known.
+        """
+        seconds, waited_s = self.seconds()
+        copied_s = min(waited_s, self._copy_wait_s() - self._copied_before_s)
+        shares = torch.tensor([[waited_s - copied_s, copied_s]], dtype=torch.float64) / seconds
+        shares = world.gather(shares.clamp(max=1))  # (ranks, 2)
+        data_wait, copy_wait = shares.mean(dim=0).tolist()
+        found = {"images_per_s": round(self.images / seconds, 1), "data_wait": round(data_wait, 4)}
+        if world.size > 1:
+            found["rank_wait"] = round(shares[:, 0].max().item() - data_wait, 4)
+        if self.clock.is_cuda:
+            found["copy_wait"] = round(copy_wait, 4)
+        if (peak := peak_memory_mib(self.clock.device)) is not None:
+            found["peak_memory_mib"] = peak
+        forget_peak(self.clock.device)
         self.start()
-        return rate, wait
+        return {f"train/{name}": value for name, value in found.items()}
+
+    def _copy_wait_s(self) -> float:
+        return sum(loader.stats["copy_wait_s"] for loader in self.loaders)
 
 
 class Counters:
@@ -97,6 +136,16 @@ class Counters:
         self.steps_per_epoch = steps_per_epoch
         self.step = self.updates = self.images = self.views = self.flops = 0
         self.seconds_before, self.started = 0.0, time.perf_counter()
+
+    def add_step(self, *streams: tuple[int, int, int]) -> int:
+        """Count a step; returns its images. streams: (images of all ranks, views of each,
+        floating-point operations of each)."""
+        images = sum(number for number, _, _ in streams)
+        self.step += 1
+        self.images += images
+        self.views += sum(number * views for number, views, _ in streams)
+        self.flops += sum(number * flops for number, _, flops in streams)
+        return images
 
     def state_dict(self) -> dict[str, Any]:
         """All counters by name, as plain numbers."""
@@ -176,3 +225,21 @@ def step_flops(learner: nn.Module, sides_px: list[int], num_unlabelled: int, twi
     if twice:
         flops += flops_per_image(learner, sides_px, num_unlabelled, backward=False)
     return flops
+
+
+def flops_by_px(
+    learner: nn.Module, method: Any, views: Mapping[str, Any], config: Any
+) -> dict[int, tuple[int, int]]:
+    """{resolution: operations of a training step per unlabelled and per labelled image, all views}
+    for the resolutions of a run. method: with `extra_flops`; config: the trainer's."""
+    found, labels = {}, config.labelled
+    twice = config.data.chunk_size > 0  # one more forward pass
+    for px in {resolution_at(epoch, config.resolution) for epoch in range(config.epochs)}:
+        sides, unlabelled, labelled = [view.size_px(px) for view in views.values()], 0, 0
+        if config.unlabelled_batch_size:
+            unlabelled = step_flops(learner, sides, len(sides), twice)
+            unlabelled += method.extra_flops(sides)
+        if labels.loss != "none":
+            labelled = step_flops(learner, sides[: labels.num_views], 0, twice)
+        found[px] = unlabelled, labelled
+    return found

@@ -18,6 +18,11 @@ from ffcv_ssl.files import StrPath, write_text
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FOLDER = "tensorboard"
+MEASURED = (
+    "seconds", "train/images_per_s", "train/data_wait", "train/copy_wait", "train/rank_wait",
+    "train/peak_memory_mib",
+)  # fmt: skip
+"""What equal runs need not have in common: times and memory."""
 X_AXES = ("epoch", "step", "updates", "images", "views", "flops", "seconds")
 
 

@@ -6,7 +6,7 @@ Every rank reads the folder; only the first rank writes, and raises CheckpointEr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,13 +126,20 @@ class RunFolder:
             with explained(kept):
                 checkpoint.keep_copy(self.path / CHECKPOINT, kept)
 
-    def note_versions(self, saved: dict[str, Any]) -> str | None:
-        """What changed since the checkpoint and may alter the last bits of the losses, or None."""
+    def notes(
+        self, saved: dict[str, Any], method: str = "", source: str | None = None
+    ) -> Iterator[str]:
+        """What changed since the checkpoint and may alter the losses, a line each. source: digest
+        of a user's method, which the checkpoint has too."""
+        if source != saved.get("method_source", source):
+            yield (
+                f"{self.path}: the source of {method} has changed since the checkpoint; the run "
+                "continues with the new source"
+            )
         now = {"threads": torch.get_num_threads(), **checkpoint.versions()}
         before = {"threads": saved["threads"], **saved["versions"]}
-        if now == before:
-            return None
-        return f"{self.path}: losses may differ in their last bits: {before} before, {now} now"
+        if now != before:
+            yield f"{self.path}: losses may differ in their last bits: {before} before, {now} now"
 
     def close(self) -> None:
         """Close the metrics; a second call does nothing."""

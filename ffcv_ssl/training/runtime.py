@@ -15,22 +15,22 @@ same step and leave a checkpoint from which the run resumes exactly.
 from __future__ import annotations
 
 import contextlib
-import functools
-import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ffcv_ssl.config.renamed import Table
-from ffcv_ssl.errors import Interrupted, UserError
+from ffcv_ssl.errors import Interrupted
 from ffcv_ssl.files import hold_folder
 from ffcv_ssl.training import checkpoint
 from ffcv_ssl.training.command import StopSignal
 from ffcv_ssl.training.run_folder import CHECKPOINT, RunFolder
 from ffcv_ssl.training.world import World
+
+T = TypeVar("T")
 
 AGREE_EVERY = 8
 """Every so many steps, the ranks agree on whether to save or to stop."""
@@ -48,32 +48,6 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, _AUTOCAST[precision])
-
-
-def names_out_of_memory(settings: str) -> Callable[[Callable], Callable]:
-    """Decorator of a method that trains: running out of the device's memory is a UserError, with
-    the device, the position of `self.saver` and the `settings` to lower."""
-
-    def decorate(method: Callable) -> Callable:
-        @functools.wraps(method)
-        def wrapper(self: Any, *args: Any) -> Any:
-            try:
-                return method(self, *args)
-            except RuntimeError as error:
-                is_cpu = "can't allocate memory" in str(error)  # torch's words
-                if not (is_cpu or isinstance(error, torch.cuda.OutOfMemoryError)):
-                    raise
-                tried = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
-                amount = f" (asked for {tried[1]})" if tried else ""
-                device = "cpu" if is_cpu else self.saver.world.device
-                raise UserError(
-                    f"{device}: out of memory after {self.saver.position()}{amount}; "
-                    f"lower {settings}"
-                ) from None
-
-        return wrapper
-
-    return decorate
 
 
 class LossScaler(torch.amp.GradScaler):
@@ -99,6 +73,43 @@ class LossScaler(torch.amp.GradScaler):
         skipped = int(self._skipped)
         self._skipped.zero_()
         return skipped
+
+
+class Tracer:
+    """Traces steps of a run with torch's profiler, once in a process, into a file per rank.
+
+    num_steps: how many (0: none), after the first WARM_STEPS; where a pass over the data ends
+    before, fewer.
+    """
+
+    WARM_STEPS = 5
+
+    def __init__(self, folder: Path, num_steps: int, world: World) -> None:
+        self.path = folder / f"trace_rank_{world.rank}.json.gz"
+        self.num_steps, self.world, self.seen = num_steps, world, 0
+        self._profile: Any = None
+
+    def around(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yield the batches; trace what happens between them."""
+        try:
+            for batch in batches:
+                if self.num_steps and self.seen == self.WARM_STEPS:
+                    self._profile = torch.profiler.profile()
+                    self._profile.start()
+                yield batch
+                self.seen += 1
+                if self.seen == self.WARM_STEPS + self.num_steps:
+                    self._write()
+        finally:
+            self._write()
+
+    def _write(self):
+        if self._profile is None:
+            return
+        self._profile.stop()
+        self._profile.export_chrome_trace(str(self.path))
+        self._profile = None
+        self.world.say(f"trace of steps: {self.path}")
 
 
 def hold(path: str | Path, world: World) -> contextlib.AbstractContextManager:

@@ -75,6 +75,8 @@ class Streams:
         self.loader, self.labelled, self.label_field = loader, labelled, label_field
         self.views, self.labelled_views = views, list(views)[:num_labelled_views]
         assert loader is not None or labelled is not None
+        self.loaders = [loader] if loader is not None else []
+        self.loaders += [labelled.loader] if labelled is not None else []
         self.steps_per_epoch = len(loader if loader is not None else labelled)  # type: ignore[arg-type]
         self.total_steps = epochs * self.steps_per_epoch
         self.labelled_until: float = 0
@@ -86,6 +88,43 @@ class Streams:
         assert self.labelled is not None
         until = min(self.labelled_until, self.total_steps)
         return f"labelled stream: {self.labelled.description}; until step {until}"
+
+    def describe_step(self, batch_size: int, labelled_batch_size: int) -> str:
+        """The views of a step of so many images of all ranks, in words."""
+        streams = [(batch_size, "images", len(self.views))]
+        if self.labelled_until:
+            streams += [(labelled_batch_size, "labelled", len(self.labelled_views))]
+        number = sum(size * views for size, _, views in streams)
+        parts = ", ".join(f"{size} {what} x {views}" for size, what, views in streams if size)
+        return f"{number} views per step: {parts}"
+
+    def noise(
+        self,
+        px: int,
+        sizes: tuple[int, int],
+        num_classes: int | None,
+        device: torch.device,
+        memory_format: torch.memory_format,
+    ) -> StepData:
+        """A step of all streams on random pixels, for a resolution of `px`.
+
+        sizes: images of this rank, unlabelled and labelled. num_classes: of the random labels; None
+        where there are none.
+        """
+        streams = []
+        for is_there, size, names in (
+            (self.loader is not None, sizes[0], list(self.views)),
+            (self.labelled_until > 0, sizes[1], self.labelled_views),
+        ):
+            sides = [self.views[name].size_px(px) for name in names] if is_there else []
+            views = [torch.randn(size, 3, side, side, device=device) for side in sides]
+            labels = None
+            if views and num_classes is not None:
+                labels = torch.randint(max(1, num_classes), (size,), device=device)
+            views = [view.contiguous(memory_format=memory_format) for view in views]
+            streams.append(Images(views, labels) if views else NO_IMAGES)
+        kind = StepKind.UNLABELLED_AND_LABELLED if streams[1].views else StepKind.UNLABELLED
+        return StepData(kind if streams[0].views else StepKind.LABELS_ALONE, *streams)
 
     def steps(self, step: int, px: int) -> Iterator[StepData]:
         """The data of step `step` and of all others up to the end of its epoch, with views for a

@@ -95,7 +95,7 @@ SLOW = {
     step_case.PROBES: lambda trainer: (trainer.probes.optimizer, "step"),
     step_case.AVERAGES: lambda trainer: (trainer.averages, "add_losses"),
     step_case.WATCH: lambda trainer: (trainer.watch, "see"),
-    step_case.REST: lambda trainer: (trainer, "_count"),
+    step_case.REST: lambda trainer: (trainer.done, "add_step"),
 }
 
 
@@ -169,7 +169,7 @@ def test_timing_leaves_the_trainer_as_it_was(case):
 
 
 def test_the_bare_pass_of_other_images_is_refused(case, monkeypatch):
-    views = [getattr(case.batch, name) for name in case.trainer.views]
+    views = list(case.data.unlabelled.views)
     case._check_same_work(views)
     monkeypatch.setattr(case, "joined", [torch.randn_like(images) for images in case.joined])
     with pytest.raises(RuntimeError, match="bare pass and step differ"):

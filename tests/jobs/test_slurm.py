@@ -23,10 +23,8 @@ from ffcv_ssl.jobs import slurm, slurm_task
 from ffcv_ssl.jobs.batch import read_batch
 from ffcv_ssl.jobs.slurm import SlurmConfig
 from ffcv_ssl.training.command import StopSignal
-from ffcv_ssl.training.metrics_log import read_metrics
+from ffcv_ssl.training.metrics_log import MEASURED, read_metrics
 from ffcv_ssl.training.run_data import tell_once
-
-CLOCK = ("seconds", "train/images_per_s", "train/data_wait")
 
 # ---- Without Slurm -------------------------------------------------------------------------------
 
@@ -385,7 +383,7 @@ def undisturbed(tmp_path_factory, settings):
 
 def records(out):
     """A run's metrics without what the clock decides."""
-    return [{k: v for k, v in line.items() if k not in CLOCK} for line in read_metrics(out)]
+    return [{k: v for k, v in line.items() if k not in MEASURED} for line in read_metrics(out)]
 
 
 @pytest.fixture

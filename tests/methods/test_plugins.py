@@ -15,11 +15,10 @@ import train
 from ffcv_ssl.config.plain import config_dict
 from ffcv_ssl.evaluation.encoder import load_encoder
 from ffcv_ssl.methods.find import find_method, source_digest
-from ffcv_ssl.training.metrics_log import read_metrics
+from ffcv_ssl.training.metrics_log import MEASURED, read_metrics
 
 pytestmark = pytest.mark.whole  # whole training runs
 
-CLOCK = ("seconds", "train/images_per_s", "train/data_wait")
 
 # Every hook, a settings group, a teacher in evaluation mode that sees one view, a queue, a
 # normalised and at first frozen head, and a schedule of the weight decay.
@@ -134,7 +133,7 @@ def arguments(out, method, beton, **changes):
 
 
 def records(out):
-    return [{k: v for k, v in r.items() if k not in CLOCK} for r in read_metrics(out)]
+    return [{k: v for k, v in r.items() if k not in MEASURED} for r in read_metrics(out)]
 
 
 def stop_after(monkeypatch, step):

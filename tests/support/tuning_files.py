@@ -13,11 +13,10 @@ from ffcv_ssl.config.settings import ModelConfig
 from ffcv_ssl.evaluation.encoder import Encoder
 from ffcv_ssl.fields import IntField, NDArrayField, RGBImageField
 from ffcv_ssl.training import checkpoint
-from ffcv_ssl.training.metrics_log import read_metrics
+from ffcv_ssl.training.metrics_log import MEASURED, read_metrics
 from ffcv_ssl.training.models import Model, make_mlp
 from ffcv_ssl.training.world import World
 
-CLOCK = ("seconds", "train/images_per_s", "train/data_wait")
 NUM_CLASSES, PX = 4, 16
 METADATA = {
     "model": "resnet18",
@@ -109,7 +108,7 @@ class StopAfter:
 
 def records(folder):
     """A run's metrics without what the clock decides."""
-    return [{k: v for k, v in r.items() if k not in CLOCK} for r in read_metrics(folder)]
+    return [{k: v for k, v in r.items() if k not in MEASURED} for r in read_metrics(folder)]
 
 
 def without_clock(record):

@@ -20,7 +20,7 @@ from ffcv_ssl.errors import Interrupted
 from ffcv_ssl.training import models, report
 from ffcv_ssl.training.backbones import tiny
 from ffcv_ssl.training.label_choice import choose_labels
-from ffcv_ssl.training.metrics_log import read_metrics
+from ffcv_ssl.training.metrics_log import MEASURED, read_metrics
 from ffcv_ssl.training.online_evaluation import labels_of
 from ffcv_ssl.training.step_data import NO_IMAGES, StepData, StepKind, images_of
 from ffcv_ssl.training.world import World
@@ -47,7 +47,6 @@ TERMS = {
     "barlow": {"on_diagonal", "off_diagonal"}, "byol": set(), "supervised": set(),
     "instance_simclr": set(), "moco": set(), "simsiam": set(),
 }  # fmt: skip
-CLOCK = ("seconds", "train/images_per_s", "train/data_wait")
 
 CASES = {method: {"method": method} for method in METHODS}
 CASES["moco"] |= {"moco__queue_size": 50}  # smaller than an epoch: its oldest keys are replaced
@@ -106,13 +105,13 @@ def configure(out, files, **changes):
     return config
 
 
-def fit(config, stop_after=None, around=None):
+def fit(config, stop_after=None, around=None, world=None):
     """Train to the end, or to the interruption during a step; the trainer, closed.
 
     around(trainer, train_step, data) runs each step by calling train_step().
     """
     stop = SimpleNamespace(asked=False)
-    trainer = train.Trainer(config, World(), stop)
+    trainer = train.Trainer(config, World() if world is None else world, stop)
     train_step = trainer._train_step
 
     def one_step(data, px):
@@ -139,7 +138,7 @@ def unlabelled(trainer, batch):
 
 
 def records(out):
-    return [{k: v for k, v in r.items() if k not in CLOCK} for r in read_metrics(out)]
+    return [{k: v for k, v in r.items() if k not in MEASURED} for r in read_metrics(out)]
 
 
 @pytest.fixture(scope="module")
@@ -501,10 +500,13 @@ def test_no_step_waits_for_the_device(case, tmp_path, files):
     assert steps
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("precision", ["as it is", "fp16"])
 @pytest.mark.parametrize("case", CASES)
-def test_no_step_waits_for_a_gpu(case, tmp_path, files):
+def test_no_step_waits_for_a_gpu(case, precision, tmp_path, files):
     def around(trainer, train_step, data):
+        assert all(view.is_cuda for view in (*data.unlabelled.views, *data.labelled.views))
         if trainer.step == 0:
             return train_step()
         torch.cuda.set_sync_debug_mode("error")  # copies from unpinned memory are among its errors
@@ -516,8 +518,37 @@ def test_no_step_waits_for_a_gpu(case, tmp_path, files):
 
     steps, changes = [], {"epochs": 1, "labelled__supervised_epochs": None, "data__val": None}
     changes["system__device"] = "cuda"
-    fit(configure(tmp_path / "run", files, **{**CASES[case], **changes}), around=around)
+    if precision == "fp16":
+        changes["precision"] = "fp16"
+    config = configure(tmp_path / "run", files, **{**CASES[case], **changes})
+    fit(config, around=around, world=World(device="cuda:0"))
     assert steps
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_wait_in_a_step_is_seen_on_a_gpu():
+    tensor = torch.ones(3, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with pytest.raises(RuntimeError, match="synchronizing"):
+            tensor.sum().item()
+        with pytest.raises(RuntimeError, match="synchronizing"):
+            torch.arange(100).to("cuda")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_trying_the_largest_step_changes_no_number(case, tmp_path, files, undisturbed):
+    config = configure(tmp_path / "run", files, **CASES[case])
+    trainer = train.Trainer(config, World(), SimpleNamespace(asked=False))
+    trainer._try_largest_step()
+    try:
+        trainer.fit()
+    finally:
+        trainer.close()
+    assert records(tmp_path / "run") == records(undisturbed(case)[0])
 
 
 def test_labels_are_known_without_a_copy_and_padding_has_none():

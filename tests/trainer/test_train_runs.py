@@ -1,5 +1,6 @@
 """Whole runs of the trainer, tiny: what they leave, how they stop, resume and refuse."""
 
+import gzip
 import json
 import os
 import random
@@ -16,7 +17,7 @@ from support.small_files import REPOSITORY, SmallImages, write_small
 import train
 from ffcv_ssl.files import hold_folder
 from ffcv_ssl.training import checkpoint
-from ffcv_ssl.training.metrics_log import read_metrics
+from ffcv_ssl.training.metrics_log import MEASURED, read_metrics
 from ffcv_ssl.training.models import make_backbone
 
 pytestmark = pytest.mark.whole
@@ -27,7 +28,6 @@ SETTINGS = {
     "data.batch_size": 40, "data.num_workers": 1, "log.every_steps": 2, "log.tensorboard": "false",
     "system.device": "cpu", "system.torch_threads": 1,
 }  # fmt: skip
-CLOCK = ("seconds", "train/images_per_s", "train/data_wait")
 
 
 def arguments(out, **settings):
@@ -38,7 +38,7 @@ def arguments(out, **settings):
 
 def records(out):
     """A run's metrics without what the clock decides."""
-    return [{k: v for k, v in r.items() if k not in CLOCK} for r in read_metrics(out)]
+    return [{k: v for k, v in r.items() if k not in MEASURED} for r in read_metrics(out)]
 
 
 class Relabelled(SmallImages):
@@ -88,6 +88,7 @@ def test_a_run_records_every_key_of_its_metrics(finished):
     counters = {"epoch", "step", "updates", "images", "views", "flops", "seconds"}
     depths = ("backbone", "projector_1", "projector_2")
     training = {"resolution", "lr", "train/loss", "train/images_per_s", "train/data_wait"}
+    training.add("train/peak_memory_mib")
     training |= {f"train/{depth}/top1" for depth in depths}
     training |= {"train/loss/alignment", "train/loss/uniformity"}
     measured = {f"val/{name}/top{k}" for name in (*depths, "knn") for k in (1, 5)}
@@ -280,8 +281,8 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path, raw_beton, capsys):
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoint(
     tmp_path, raw_beton, monkeypatch, capsys
 ):
-    def poisoned(embeddings, temperature):
-        loss, terms = nt_xent(embeddings, temperature)
+    def poisoned(embeddings, temperature, world):
+        loss, terms = nt_xent(embeddings, temperature, world)
         calls.append(1)
         return loss * (float("nan") if len(calls) == 7 else 1.0), terms
 
@@ -445,3 +446,18 @@ def test_command_line_overrides_the_file_and_print_config_shows_it(capsys):
         train.main([*given, "--print_config"])
     printed = capsys.readouterr().out
     assert end.value.code == 0 and "lr: 0.5" in printed and "blur_prob: 0.25" in printed
+
+
+def test_a_trace_holds_as_many_steps_as_asked_for_and_changes_no_number(
+    finished, tmp_path, raw_beton, val_beton, capsys
+):
+    out = tmp_path / "run"
+    given = arguments(out, data__train=raw_beton, data__val=val_beton, system__profile=3)
+    assert train.main(given) == 0
+    path = out / "trace_rank_0.json.gz"
+    assert f"trace of steps: {path}" in capsys.readouterr().out
+    with gzip.open(path) as file:
+        events = json.load(file)["traceEvents"]
+    names = [event.get("name") for event in events]
+    assert sum(str(name).startswith("Optimizer.step#SGD") for name in names) == 3
+    assert records(out) == records(finished[0])

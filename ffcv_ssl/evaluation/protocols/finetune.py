@@ -27,8 +27,8 @@ from ffcv_ssl.errors import UserError
 from ffcv_ssl.evaluation.commands import Command
 from ffcv_ssl.evaluation.tuning import Classifier, Tuner
 from ffcv_ssl.evaluation.tuning_run import TuningConfig, TuningRun, open_tuning_datasets, tune
-from ffcv_ssl.training import runtime
 from ffcv_ssl.training.command import StopSignal
+from ffcv_ssl.training.memory import names_out_of_memory
 from ffcv_ssl.training.optimizers import lr_at, make_optimizer
 from ffcv_ssl.training.world import World
 
@@ -90,7 +90,9 @@ class FineTuning(TuningRun):
 
         torch.manual_seed(config.seed)
         network = Classifier(self.encoder.model, config.depth, data.train.num_outputs)
-        self.tuner = Tuner(network, loader, data.train, config.optim, lr_of, config, self.world)
+        self.tuner = Tuner(
+            network, loader, data.train, config.optim, lr_of, config, self.world, self.tracer
+        )
         self.best: dict[str, Any] | None = None
         self.is_due = False
 
@@ -114,7 +116,7 @@ class FineTuning(TuningRun):
         self.tuner.load_state_dict(saved["tuner"])
         self.best, self.is_due = saved["best"], saved["is_due"]
 
-    @runtime.names_out_of_memory("data.batch_size")
+    @names_out_of_memory("data.batch_size")
     def fit(self, results: Path) -> dict[str, Any]:
         while True:
             epoch, step_in_epoch = divmod(self.tuner.step, self.tuner.steps_per_epoch)

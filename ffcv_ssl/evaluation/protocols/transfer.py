@@ -35,8 +35,8 @@ from ffcv_ssl.errors import NonFiniteLoss, UserError
 from ffcv_ssl.evaluation.commands import Command
 from ffcv_ssl.evaluation.tuning import Classifier, Tuner
 from ffcv_ssl.evaluation.tuning_run import TuningConfig, TuningRun, open_tuning_datasets, tune
-from ffcv_ssl.training import runtime
 from ffcv_ssl.training.command import StopSignal
+from ffcv_ssl.training.memory import names_out_of_memory
 from ffcv_ssl.training.meters import Counters
 from ffcv_ssl.training.optimizers import lr_at
 from ffcv_ssl.training.world import World
@@ -160,7 +160,7 @@ class Transferring(TuningRun):
         self.scores, self.spent = saved["scores"], saved["spent"]
         self._tuner().load_state_dict(saved["tuner"])
 
-    @runtime.names_out_of_memory("data.batch_size")
+    @names_out_of_memory("data.batch_size")
     def fit(self, results: Path) -> dict[str, Any]:
         """Try all pairs, train with the best; returns the record of the result."""
         while len(self.scores) < len(self.trials):
@@ -239,7 +239,9 @@ class Transferring(TuningRun):
         def lr_of(step):
             return lr_at(step, optim, config.data.batch_size, 1, config.steps)
 
-        return Tuner(network, loader, self.data.train, optim, lr_of, config, self.world)
+        return Tuner(
+            network, loader, self.data.train, optim, lr_of, config, self.world, self.tracer
+        )
 
     def _log(self, tuner: Tuner) -> None:
         record = self.say_steps(tuner, self.config.steps)
