@@ -301,6 +301,9 @@ class SystemConfig:
 
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: the CUDA device if there is one."""
+    share_device: bool = False
+    """All ranks take the same CUDA device and meet on the host, to try several ranks out on one
+    GPU: slow, and without NCCL."""
     torch_threads: NonNegativeInt = 0
     """Number of torch's CPU threads; 0: divide the cores among the ranks of a node. Losses are
     bit-equal only for equal numbers of threads."""

@@ -329,7 +329,8 @@ def _remove_rest(folder: Path, before: set[Path]) -> None:
 
 def join(system: SystemConfig) -> World:
     """Connect to the other ranks of the job or of torchrun, if there are any: `World.join`."""
-    return World.join(system.device, system.torch_threads, task_environment(), system.tf32)
+    options = (system.device, system.torch_threads, task_environment(), system.tf32)
+    return World.join(*options, system.share_device)
 
 
 def task_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str] | None:

@@ -89,12 +89,14 @@ class World:
         num_threads: int = 0,
         launcher: dict[str, str] | None = None,
         tf32: bool = True,
+        shared: bool = False,
     ) -> World:
         """Connect to the other ranks, if there are any, as torchrun's environment variables say.
 
         launcher: dict of the same variables, put into the environment. device_name: auto, cpu, cuda
         or cuda:N; each of several ranks takes a CUDA device of its own. num_threads: torch's CPU
         threads; 0: the rank's share of the cores. tf32: float32 convolutions on CUDA use TF32.
+        shared: all ranks take one CUDA device, and their tensors meet on the host.
         Raises UserError for a missing device, and ToldBefore if an earlier start has failed by a
         mistake of the user.
         """
@@ -107,20 +109,23 @@ class World:
             torch.set_num_threads(num_threads or world.cores)
             return world
         rank, local_rank = int(environment["RANK"]), int(environment["LOCAL_RANK"])
-        if device_name.startswith("cuda:"):
+        if device_name.startswith("cuda:") and not shared:
             raise UserError(f"system.device: got {device_name} for {size} ranks, expected cuda")
         device = choose_device(device_name)
         if device.type == "cuda":
-            device = choose_rank_device(local_rank, int(environment.get("LOCAL_WORLD_SIZE", 1)))
+            local_size = int(environment.get("LOCAL_WORLD_SIZE", 1))
+            one = torch.device("cuda", device.index or 0)
+            device = one if shared else choose_rank_device(local_rank, local_size)
             torch.cuda.set_device(device)
-        # tensors on the host use gloo, so that an agreement between ranks never waits for a device
-        backends = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        # tensors on the host use gloo, so that an agreement between ranks never waits for a device;
+        # NCCL refuses two ranks on one device
+        backends = "cpu:gloo,cuda:nccl" if device.type == "cuda" and not shared else "gloo"
         _stores["launch"] = next(dist.rendezvous("env://", timeout=PATIENCE))[0]
         if _stores["launch"].check([_MISTAKE]):
             raise ToldBefore
         store = _stores["start"] = meet(_stores["launch"], rank, size)
         dist.init_process_group(backends, timeout=PATIENCE, store=store, rank=rank, world_size=size)
-        world = cls(rank, size, local_rank, device, _share_of_cores(device))
+        world = cls(rank, size, local_rank, device, _share_of_cores(device, shared))
         torch.set_num_threads(num_threads or world.cores)
         return world
 
@@ -240,15 +245,15 @@ def tell_first(line: str, is_mistake: bool) -> bool:
         return True
 
 
-def _share_of_cores(device: torch.device) -> int:
-    """This rank's share of the cores of its machine, at least 1. Raises UserError where two ranks
-    have one CUDA device. All ranks call it.
+def _share_of_cores(device: torch.device, shared: bool = False) -> int:
+    """This rank's share of the cores of its machine, at least 1. All ranks call it. Raises
+    UserError where two ranks have one CUDA device, unless it is `shared`.
 
     Ranks may be free to use all cores of the machine or be bound to cores of their own (Slurm,
     torchrun --numa-binding): a core counts in equal parts for the ranks that may use it.
     """
     identity = ""
-    if device.type == "cuda":
+    if device.type == "cuda" and not shared:
         identity = str(torch.cuda.get_device_properties(device).uuid)
     seat = _Seat(socket.gethostname(), identity, frozenset(os.sched_getaffinity(0)))
     seats: list[Any] = [None] * dist.get_world_size()

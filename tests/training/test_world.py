@@ -57,3 +57,28 @@ def test_loader_threads_are_those_asked_for_or_the_ranks_share_of_the_cores():
     assert num_loader_threads(-1, on_gpu) == 6
     assert num_loader_threads(-1, World(device="cuda:0", cores=256)) == MAX_WORKERS
     assert num_loader_threads(3, on_gpu) == 3 and num_loader_threads(99, on_cpu) == 99
+
+
+@pytest.mark.whole
+def test_ranks_that_share_a_device_divide_the_cores_and_are_not_refused(tmp_path):
+    found = run_ranks(share_of_one_device, tmp_path)
+    assert [int(rank) for rank in found] == [max(1, len(os.sched_getaffinity(0)) // 2)] * 2
+
+
+def share_of_one_device(world):
+    return torch.tensor(_share_of_cores(torch.device("cuda:0"), shared=True))
+
+
+def test_a_numbered_device_for_several_ranks_is_refused_unless_it_is_shared(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(device))
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda *_, **__: 1 / 0)  # goes no further
+    launcher = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+    monkeypatch.setattr(os, "environ", {})
+    chosen = []
+    with pytest.raises(UserError, match="got cuda:0 for 2 ranks, expected cuda"):
+        World.join("cuda:0", launcher=launcher)
+    for name in ("cuda:0", "cuda"):
+        with pytest.raises(ZeroDivisionError):
+            World.join(name, launcher=launcher, shared=True)
+    assert chosen == [torch.device("cuda:0")] * 2
