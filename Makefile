@@ -1,4 +1,4 @@
-# make setup | demo | test | test-all | lint | bench | bench-train: all work on a fresh Linux machine with Python >= 3.10.
+# make setup | demo | test | test-all | lint | bench | bench-train | gpu: all work on a fresh Linux machine with Python >= 3.10.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest tests
 # in two processes with one torch thread each: two threads compete for two cores
 IN_PAIRS := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile
 
-.PHONY: setup demo test test-whole test-all lint bench bench-train
+.PHONY: setup demo test test-whole test-all lint bench bench-train gpu
 
 setup: $(VENV)/.installed
 
@@ -52,3 +52,18 @@ bench: setup
 # a training step of every method beside its bare model, on the GPU if there is one; ROOT: as above, or generated images
 bench-train: setup
 	$(BIN)/python -m benchmarks.train_step $(if $(ROOT),--root "$(ROOT)") --results benchmarks/results/train_step.json
+
+# the proof that all of it works on a GPU, without network: PART=1, 2 or 3 alone; DATA: a folder that benchmarks.gpu_files
+# has written; WHEELS: a folder of wheels of missing packages; OUT: of the results; DEVICE=cpu: next to nothing, on a CPU.
+# It uses the python that has torch, or else makes the environment of `make setup`.
+DEVICE ?= cuda
+gpu:
+	@$(PYTHON) -c "import torch" 2>/dev/null || test -x $(BIN)/python || $(MAKE) setup
+	@python=$$($(PYTHON) -c "import torch, sys; print(sys.executable)" 2>/dev/null || echo $(BIN)/python); \
+	if [ -n "$(WHEELS)" ]; then \
+		site=$$(mktemp -d); trap 'rm -rf "$$site"' EXIT; \
+		$$python -m pip install --quiet --no-index --no-deps --target "$$site" "$(WHEELS)"/*.whl || exit 2; \
+		export PYTHONPATH="$$site$${PYTHONPATH:+:$$PYTHONPATH}"; \
+	fi; \
+	$$python -m benchmarks.gpu --device $(DEVICE) $(if $(PART),--part $(PART)) \
+		$(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)")

@@ -15,6 +15,7 @@ from ffcv_ssl.evaluation.encoder import load_encoder
 from ffcv_ssl.evaluation.model_card import write_card
 from ffcv_ssl.evaluation.protocol_settings import Architecture
 from ffcv_ssl.evaluation.protocols import export
+from ffcv_ssl.training.checkpoint import save_weights
 from ffcv_ssl.training.metrics_log import MetricsLog
 from ffcv_ssl.training.models import Model
 from ffcv_ssl.training.world import World
@@ -157,3 +158,13 @@ def test_a_bare_state_dict_needs_its_architecture(tmp_path):
         do_export(tmp_path / "net.pth")
     exported = do_export(tmp_path / "net.pth", model=Architecture("resnet18"))
     assert exported["backbone"] == "resnet18" and json.dumps(exported)
+
+
+def test_a_backbone_that_others_do_not_know_is_refused_in_one_line(tmp_path):
+    config = ModelConfig("tiny", "imagenet", "")
+    save_weights(
+        tmp_path / "tiny.safetensors", Model(config).backbone, {"model": "tiny", "stem": "imagenet"}
+    )
+    with pytest.raises(UserError, match="got a backbone 'tiny', expected a ResNet"):
+        do_export(tmp_path / "tiny.safetensors", out=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

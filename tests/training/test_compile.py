@@ -16,8 +16,8 @@ pytestmark = pytest.mark.whole
 NUM_VIEWS, ROWS = 2, 4
 
 
-def make_learner(method, world):
-    argv = [f"--method={method}", "--model.backbone=resnet18", "--model.projector=64-32"]
+def make_learner(method, world, backbone="tiny"):
+    argv = [f"--method={method}", f"--model.backbone={backbone}", "--model.projector=64-32"]
     config = train.read_config([*argv, "--data.train=a.beton"])
     model = train.Model(config.model)
     return train.Learner(model, train.method_class(method)(config, model, 10, world), None)
@@ -47,10 +47,12 @@ def eager(monkeypatch):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("method", ["simclr", "byol"])
-def test_each_resolution_is_one_graph_for_the_learner_and_one_for_the_teacher(method, eager):
+@pytest.mark.parametrize(("method", "backbone"), [("simclr", "resnet18"), ("byol", "tiny")])
+def test_each_resolution_is_one_graph_for_the_learner_and_one_for_the_teacher(
+    method, backbone, eager
+):
     world = World()
-    learner = make_learner(method, world)
+    learner = make_learner(method, world, backbone)
     network = share_learning(learner, world, SystemConfig(compile=True))
     graphs, breaks = count_graphs(learner, network, [32, 64, 32, 64, 32])
     modules = 2 if method == "byol" else 1

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torchvision.models import ResNet
+
 from ffcv_ssl.config import settings
 from ffcv_ssl.config.plain import flatten_as_text
 from ffcv_ssl.errors import UserError
@@ -45,6 +47,11 @@ def run(config: ExportConfig, world: World, stop: StopSignal | None) -> dict[str
     if not config.checkpoint:
         raise UserError("checkpoint: got none, expected --checkpoint RUN or FILE")
     encoder = load_encoder(config.checkpoint, config.model.resolve())
+    if not isinstance(encoder.model.backbone, ResNet):
+        raise UserError(
+            f"{encoder.path}: got a backbone '{encoder.architecture.backbone}', expected a ResNet "
+            "of torchvision, whose weights' names others know; use the run's backbone.safetensors"
+        )
     folder = export_folder(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,140 @@
+"""The proof that all of it works on a GPU: is it right, is it fast, does it learn.
+
+    make gpu                               # all three parts on this machine's GPU
+    make gpu PART=1 OUT=results DATA=gpu_data WHEELS=wheels
+    make gpu DEVICE=cpu                    # next to nothing, to see that the proof itself works
+    python -m benchmarks.gpu --part 2 --device cuda --data gpu_data --out results
+
+No network is needed. --data: a folder that benchmarks.gpu_files has written; without it, images are
+drawn here. Each check is a line; what programs print goes to PART.log in --out. The results are
+PART.json in --out, by default benchmarks/results for a GPU and runs/gpu_cpu for a CPU. Exit codes:
+0 all checks hold, 1 one fails, 2 a user's mistake.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import gpu_fast, gpu_learns, gpu_right
+from benchmarks.gpu_files import Files, open_files
+from benchmarks.record import write_record
+from benchmarks.step_record import machine
+from ffcv_ssl.config.messages import one_line
+from ffcv_ssl.errors import BetonError, UserError
+from ffcv_ssl.training.world import World, choose_device
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = {
+    1: ("gpu_right", gpu_right.run), 2: ("gpu_fast", gpu_fast.run),
+    3: ("gpu_learns", gpu_learns.run),
+}  # fmt: skip
+LIMITS_S = {1: 240, 2: 240, 3: 300}
+"""What a part may take on a GPU."""
+
+
+@dataclass
+class Proof:
+    """What the checks of a part share, and their results."""
+
+    device: torch.device
+    files: Files
+    folder: Path
+    """For runs and other files; removed at the end."""
+    out: Path
+    """Of the results."""
+    log: Any
+    """File for what programs print."""
+    checks: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether this is a GPU: only there do targets of speed count."""
+        return self.device.type == "cuda"
+
+    def check(self, name: str, function: Callable[[], str | None]) -> None:
+        """Run a check, print its line and keep it. function returns what it found, in words, and
+        raises where that is wrong."""
+        began = time.perf_counter()
+        try:
+            with contextlib.redirect_stdout(self.log), contextlib.redirect_stderr(self.log):
+                said, is_right = function() or "", True
+        except Exception as error:  # whatever it is, the other checks go on
+            print(f"\n-- {name}\n{traceback.format_exc()}", file=self.log, flush=True)
+            said, is_right = f"{type(error).__name__}: {one_line(error)[:200]}", False
+        seconds = time.perf_counter() - began
+        self.checks[name] = {"right": is_right, "found": said, "seconds": round(seconds, 1)}
+        print(f"{'ok  ' if is_right else 'FAIL'}  {name}: {said}  ({seconds:.1f} s)", flush=True)
+
+    def expect(self, condition: bool, text: str) -> None:
+        """Raise an AssertionError with the text unless the condition holds."""
+        if not condition:
+            raise AssertionError(text)
+
+
+def run_part(number: int, options: argparse.Namespace, device: torch.device) -> bool:
+    """Run one part, write its JSON and say how long it took; whether all its checks hold."""
+    name, function = PARTS[number]
+    began = time.perf_counter()
+    print(f"\n-- part {number}: {function.__doc__.split(chr(10))[0]}", flush=True)
+    with tempfile.TemporaryDirectory() as folder, open(options.out / f"{name}.log", "w") as log:
+        sizes = (4096, 144, 400) if device.type == "cuda" else (256, 32, 64)
+        with contextlib.redirect_stderr(log):
+            files = open_files(options.data, Path(folder), *sizes)
+        print(f"images: {files.source}", flush=True)
+        proof = Proof(device, files, Path(folder), options.out, log)
+        found = function(proof)
+    seconds = round(time.perf_counter() - began, 1)
+    late = proof.is_cuda and seconds > LIMITS_S[number]
+    about = {"benchmark": name, "date": time.strftime("%Y-%m-%d")}
+    about |= {"machine": machine(World(device=device)), "images": files.source}
+    record = {**about, "seconds": seconds, "checks": proof.checks, **found}
+    write_record(record, str(options.out / f"{name}.json"))
+    wrong = [name for name, check in proof.checks.items() if not check["right"]]
+    end = f"; WRONG: {', '.join(wrong)}; see {options.out / name}.log" if wrong else ""
+    end += f"; more than the {LIMITS_S[number]} s it may take" if late else ""
+    print(f"part {number}: {len(proof.checks)} checks in {seconds:.0f} s{end}", flush=True)
+    return not wrong
+
+
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, torch.device]:
+    """The command line, and the device. Raises UserError."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--part", type=int, choices=PARTS, action="append")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu")
+    parser.add_argument("--data", help="folder that benchmarks.gpu_files has written")
+    parser.add_argument("--out", type=Path, help="folder of the results")
+    options = parser.parse_args(argv)
+    device = choose_device(options.device)
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)
+        torch.cuda.set_device(device)
+    default = ROOT / "benchmarks" / "results" if device.type == "cuda" else ROOT / "runs/gpu_cpu"
+    options.out = options.out or default
+    options.out.mkdir(parents=True, exist_ok=True)
+    return options, device
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    try:
+        options, device = parse(argv)
+        are_right = [run_part(n, options, device) for n in options.part or PARTS]
+    except (UserError, BetonError) as error:
+        print(f"benchmarks.gpu: {one_line(error)}", file=sys.stderr)
+        return 2
+    return int(not all(are_right))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
