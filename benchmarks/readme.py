@@ -1,7 +1,7 @@
-"""Writes the table of benchmarks/results/loader.json into README.md, between its two markers.
+"""Writes the tables of benchmarks/results/ into README.md and docs/scaling.md, between markers.
 
-python -m benchmarks.readme            # rewrite the table
-python -m benchmarks.readme --check    # exit 1 if README.md does not have it
+python -m benchmarks.readme            # rewrite the tables
+python -m benchmarks.readme --check    # exit 1 if a file does not have them
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import json
 import sys
 from pathlib import Path
 
+from benchmarks import scaling_page
+
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "loader.json"
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def make_table(record: dict) -> str:
@@ -44,22 +45,29 @@ def make_table(record: dict) -> str:
     return "\n".join(lines)
 
 
+def tables() -> dict[tuple[str, str], str]:
+    """{(file, name of its markers): table}."""
+    record = json.loads((RESULTS / "loader.json").read_text())
+    pages = {("README.md", "table"): make_table(record)}
+    for name, table in scaling_page.tables(RESULTS).items():
+        pages["docs/scaling.md", name] = table
+    return pages
+
+
 def main() -> None:
     """Run the command."""
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    head, rest = text.split(BEGIN)
-    _, tail = rest.split(END)
-    wanted = f"{head}{BEGIN}\n{make_table(json.loads(RESULTS.read_text()))}\n{END}{tail}"
-    if "--check" in sys.argv[1:]:
-        if text != wanted:
-            print(
-                "README.md: its table differs from benchmarks/results/loader.json; "
-                "run python -m benchmarks.readme"
-            )
+    is_check = "--check" in sys.argv[1:]
+    for (file, name), table in tables().items():
+        path, begin, end = ROOT / file, f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        text = path.read_text()
+        head, rest = text.split(begin)
+        _, tail = rest.split(end)
+        wanted = f"{head}{begin}\n{table}\n{end}{tail}"
+        if is_check and text != wanted:
+            print(f"{file}: its {name} differs from benchmarks/results/; run benchmarks.readme")
             sys.exit(1)
-        return
-    readme.write_text(wanted)
+        if not is_check:
+            path.write_text(wanted)
 
 
 if __name__ == "__main__":
