@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from ffcv_ssl.config.settings import OptimConfig, ResolutionConfig
-from ffcv_ssl.training.world import send
 
 NORM_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
@@ -88,7 +87,7 @@ class LARS(torch.optim.Optimizer):
         updates = torch._foreach_add(gradients, parameters, alpha=decay)
         if adapt:
             ratios = self._trust_ratios(parameters, gradients, updates, decay)
-            updates = torch._foreach_mul(updates, spread(ratios, updates))
+            updates = torch._foreach_mul(updates, list(ratios.unbind()))
         for p in parameters:
             if p not in self.state:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
@@ -110,25 +109,6 @@ class LARS(torch.optim.Optimizer):
             u_norm = torch.stack(torch._foreach_norm(gradients)) + decay * p_norm
         ratios = self.trust * p_norm / (u_norm + 1e-8)
         return torch.where((p_norm > 0) & (u_norm > 0), ratios, torch.ones_like(ratios))
-
-
-def spread(ratios: torch.Tensor, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """ratios (N,), one for each of N tensors, as tensors to multiply those by.
-
-    On CUDA they have the tensors' shapes and layouts, since only those are multiplied all at once;
-    0-dim tensors cost a kernel for each. On a CPU they are 0-dim, which spares memory.
-    """
-    if not ratios.is_cuda:
-        return list(ratios.unbind())
-    return _filled(ratios, tensors)
-
-
-def _filled(ratios, tensors):
-    sizes = [tensor.numel() for tensor in tensors]
-    repeats = send(torch.tensor(sizes), ratios.device)
-    flat = ratios.repeat_interleave(repeats, output_size=sum(sizes)).split(sizes)
-    # all numbers of a part are equal, so that the order of a layout does not matter
-    return [part.as_strided(t.size(), t.stride()) for part, t in zip(flat, tensors)]
 
 
 def make_optimizer(

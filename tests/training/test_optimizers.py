@@ -14,7 +14,7 @@ from torch import nn
 import train
 from ffcv_ssl.config import settings
 from ffcv_ssl.errors import UserError
-from ffcv_ssl.training import optimizers, runtime
+from ffcv_ssl.training import runtime
 from ffcv_ssl.training.optimizers import (
     LARS,
     lr_at,
@@ -272,16 +272,3 @@ def test_a_disabled_scaler_skips_nothing():
     optimizer = torch.optim.SGD(with_gradients(network).parameters(), lr=1.0)
     scaler.step(optimizer)
     assert scaler.take_skipped() == 0
-
-
-def test_ratios_spread_over_tensors_multiply_them_as_numbers_do():
-    tensors = [
-        torch.randn(8, 3, 3, 3).contiguous(memory_format=torch.channels_last),
-        torch.randn(5, 4), torch.randn(7), torch.randn(6, 4).T, torch.randn(2, 1, 1, 1),
-    ]  # fmt: skip
-    ratios = torch.rand(len(tensors))
-    spread_out = optimizers._filled(ratios, tensors)
-    expected = torch._foreach_mul(tensors, optimizers.spread(ratios, tensors))
-    for tensor, ratio, product in zip(tensors, spread_out, expected):
-        assert ratio.shape == tensor.shape and ratio.stride() == tensor.stride()
-        assert torch.equal(tensor * ratio, product)
