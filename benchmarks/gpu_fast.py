@@ -60,8 +60,8 @@ class Fast:
         is_cuda = proof.is_cuda
         self.sides = (224, 160, 96) if is_cuda else (32,)
         self.methods = ("byol", "vicreg", "barlow") if is_cuda else ("byol",)
-        self.steps, self.runs = (10, 3) if is_cuda else (1, 1)
-        batch, loop_steps = (256, 20) if is_cuda else (8, 2)
+        self.steps, self.runs = (8, 3) if is_cuda else (1, 1)
+        batch, loop_steps = (256, 10) if is_cuda else (8, 2)
         self.options = SimpleNamespace(
             batch=batch, backbone="resnet50" if is_cuda else "tiny", device=str(proof.device),
             threads=0, path=proof.folder / "repeated.beton", loop_steps=loop_steps,

@@ -101,8 +101,7 @@ def _say_and_end(line: str, code: int) -> int:
     """Say in one line why this rank fails, and end the process if it is connected to others."""
     if world.is_connected():
         _end_process(code, line)
-    # nothing was shared yet: every rank of a node meets the same mistake
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if world.tell_before_meeting(line):
         print(line, file=sys.stderr)
     return code
 

@@ -245,6 +245,20 @@ def tell_first(line: str, is_mistake: bool) -> bool:
         return True
 
 
+def tell_before_meeting(line: str) -> bool:
+    """Whether this rank is to report `line`, a mistake of the user that it met before the ranks have
+    met. Under torchrun every rank meets it, and again at each restart: the first of all reports it.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        try:
+            store = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=20)))[0]
+            store.set(_MISTAKE, line)
+            return store.add(f"told/{line}", 1) == 1
+        except (RuntimeError, ValueError):  # torchrun has ended, or its variables are incomplete
+            pass
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def _share_of_cores(device: torch.device, shared: bool = False) -> int:
     """This rank's share of the cores of its machine, at least 1. All ranks call it. Raises
     UserError where two ranks have one CUDA device, unless it is `shared`.
