@@ -530,11 +530,13 @@ class Trainer:
         config, device, size = self.config, self.world.device, self.world.size
         sizes = (config.unlabelled_batch_size // size, config.labelled_batch_size // size)
         num_classes = None if self.train_set.labels is None else self.train_set.num_classes
+        noise = (config.resolution.max, sizes, num_classes, device, self.layout)
         self.learner.train()
-        data = self.streams.noise(config.resolution.max, sizes, num_classes, device, self.layout)
-        memory.try_step(lambda: self._backward(data), self.learner, self.optimizer)
-        peak = memory.peak_memory_mib(device)
-        self.world.say(f"memory of a step at {config.resolution.max} px: {peak} MiB")
+        memory.try_step(
+            lambda: self._backward(self.streams.noise(*noise)), self.learner, self.optimizer
+        )
+        mib = memory.peak_memory_mib(device)
+        self.world.say(f"memory of a step at {config.resolution.max} px: {mib} MiB")
 
     def _train_epoch(self, epoch):
         px = resolution_at(epoch, self.config.resolution)
@@ -718,11 +720,9 @@ class Trainer:
         config = self.config
         self.folder.open_log(None, config.log.tensorboard)
         self.saver.save()
-        sizes = (config.unlabelled_batch_size, config.labelled_batch_size)
-        self.world.say(
-            f"{self.folder.path}: {config.epochs} epochs of {self.steps_per_epoch} steps, "
-            + self.streams.describe_step(*sizes)
-        )
+        step = self.streams.describe_step(config.unlabelled_batch_size, config.labelled_batch_size)
+        steps = f"{config.epochs} epochs of {self.steps_per_epoch} steps"
+        self.world.say(f"{self.folder.path}: {steps}, {step}")
 
     def _restore(self, saved):
         self.done.load_state_dict(saved)

@@ -246,8 +246,8 @@ def tell_first(line: str, is_mistake: bool) -> bool:
 
 
 def tell_before_meeting(line: str) -> bool:
-    """Whether this rank is to report `line`, a mistake of the user that it made out before the ranks
-    have met. Under torchrun every rank makes it out, at each restart: the first of all reports it.
+    """Whether this rank is to report `line`, a mistake of the user, before the ranks have met. Under
+    torchrun every rank finds it, at each restart: the first of all reports it.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         try:

@@ -543,7 +543,9 @@ def test_a_wait_in_a_step_is_seen_on_a_gpu():
 def test_trying_the_largest_step_changes_no_number(case, tmp_path, files, undisturbed):
     config = configure(tmp_path / "run", files, **CASES[case])
     trainer = train.Trainer(config, World(), SimpleNamespace(asked=False))
+    random_state = torch.get_rng_state()
     trainer._try_largest_step()
+    assert torch.equal(torch.get_rng_state(), random_state)
     try:
         trainer.fit()
     finally:
