@@ -246,7 +246,7 @@ def tell_first(line: str, is_mistake: bool) -> bool:
 
 
 def tell_before_meeting(line: str) -> bool:
-    """Whether this rank is to report `line`, a mistake of the user, before the ranks have met. Under
+    """Whether this rank is to report `line`, a user's mistake, before the ranks have met. Under
     torchrun every rank finds it, at each restart: the first of all reports it.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
