@@ -219,7 +219,8 @@ def nt_xent(embeddings: Tensor, temperature: float, world: World = ALONE) -> Los
     """
     num_views, batch, _ = embeddings.shape
     images = torch.arange(world.size * batch, device=embeddings.device).view(world.size, 1, batch)
-    rows = world.gather(embeddings.flatten(0, 1), partial=True)  # by rank, view and image
+    rows = full_precision(embeddings).flatten(0, 1)
+    rows = world.gather(rows, partial=True)  # by rank, view and image
     own = slice(world.rank * num_views * batch, (world.rank + 1) * num_views * batch)
     terms = contrast(rows, images.expand(-1, num_views, -1).flatten(), temperature, own)
     log_all_minus_mean = terms.log_all_minus_positives + terms.log_positives_minus_mean
@@ -532,10 +533,9 @@ class Trainer:
         num_classes = None if self.train_set.labels is None else self.train_set.num_classes
         noise = (config.resolution.max, sizes, num_classes, device, self.layout)
         self.learner.train()
-        memory.try_step(
+        mib = memory.try_step(
             lambda: self._backward(self.streams.noise(*noise)), self.learner, self.optimizer
         )
-        mib = memory.peak_memory_mib(device)
         self.world.say(f"memory of a step at {config.resolution.max} px: {mib} MiB")
 
     def _train_epoch(self, epoch):

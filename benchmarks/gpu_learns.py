@@ -18,20 +18,20 @@ QUICK = {"model.backbone": "tiny", "resolution.min": 32, "resolution.max": 32}
 KNN, PROBE = "val/knn/top1", "val/backbone/top1"
 
 
-def run(proof: Any) -> dict[str, Any]:
+def run(proof: Any) -> None:
     """does it learn"""
     learns = Learns(proof)
     proof.check("speed of the run", learns.measure_speed)
     proof.check(f"SimCLR, {CONFIG}", learns.learn)
     proof.check("hours of ImageNet's 100 epochs, from part 2", learns.hours)
-    return learns.found
 
 
 class Learns:
     """The runs; `found` goes into the record."""
 
     def __init__(self, proof: Any) -> None:
-        self.proof, self.found = proof, {"config": CONFIG}
+        self.proof, self.found = proof, proof.found
+        self.found["config"] = CONFIG
         self.num_samples = open_dataset(str(proof.files.train)).num_samples
         self.rate = 0.0
 
@@ -50,10 +50,11 @@ class Learns:
         return read_metrics(out)
 
     def measure_speed(self) -> str:
-        """images/s of a short run, after its start."""
-        epochs = 6 if self.proof.is_cuda else 1
+        """images/s of a short run after its first epoch, with a checkpoint after each epoch."""
+        epochs = 12 if self.proof.is_cuda else 3
         lines = [r for r in self._train("short", epochs, epochs) if "train/images_per_s" in r]
-        self.rate = lines[-1]["train/images_per_s"]
+        first, last = next(r for r in lines if r["epoch"] >= 1), lines[-1]
+        self.rate = (last["images"] - first["images"]) / (last["seconds"] - first["seconds"])
         return f"{self.rate:,.0f} images/s"
 
     def learn(self) -> str:
@@ -70,10 +71,10 @@ class Learns:
             for r in lines if KNN in r
         ]  # fmt: skip
         speed = [r["train/images_per_s"] for r in lines if "train/images_per_s" in r]
-        self.found |= {
-            "images": self.num_samples, "epochs": epochs, "curve": curve,
-            "images_per_s": sorted(speed)[len(speed) // 2],
-        }  # fmt: skip
+        self.found.update(
+            images=self.num_samples, epochs=epochs, curve=curve,
+            images_per_s=sorted(speed)[len(speed) // 2],
+        )  # fmt: skip
         said = "; ".join(
             f"{at['minutes']:.1f} min k-NN {at['knn']:.1%} probe {at['probe']:.1%}" for at in curve
         )

@@ -134,7 +134,8 @@ def _step_lines(record: dict[str, Any]) -> list[str]:
     for name, entry in record["steps"].items():
         lines.append(
             f"| {name} px | {entry['loop_images_per_s']:,.0f} | {entry['of_synthetic']:.1%} | "
-            f"{entry['extras']:.1%} | {entry['of_matrix_products']:.0%} | "
+            f"{format(entry['extras'], '.1%') if 'extras' in entry else ''} | "
+            f"{entry['of_matrix_products']:.0%} | "
             f"{entry['peak_memory_mib']:,} |"
         )
     for px, rates in record["loader"].items():

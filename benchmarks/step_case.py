@@ -91,14 +91,16 @@ class StepCase:
         self.config, self.px = config, config.resolution.max
         self.clock = Clock(world.device)
 
-    def prepare(self):
-        """Make the batch, and the optimisers to compare. RuntimeError unless the bare pass and the
-        step compute the same embeddings."""
+    def prepare(self, bare=True):
+        """Make the batch and, to measure the bare pass and parts of a step, what they need.
+        RuntimeError unless the bare pass and the step compute the same embeddings."""
         trainer, name = self.trainer, self.config.optim.name
         train_set, layout, device = trainer.train_set, trainer.layout, trainer.world.device
         num_classes = None if train_set.labels is None else train_set.num_classes
         sizes = (self.config.unlabelled_batch_size, self.config.labelled_batch_size)
         self.data = trainer.streams.noise(self.px, sizes, num_classes, device, layout)
+        if not bare:
+            return
         views = list(self.data.unlabelled.views)
         sides = sorted({view.shape[-1] for view in views}, reverse=True)
         groups = [[view for view in views if view.shape[-1] == side] for side in sides]

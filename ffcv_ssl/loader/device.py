@@ -91,11 +91,11 @@ class Delivery:
         self.start(job)
         values, event, rest = self._started.pop(id(job))
         current = torch.cuda.current_stream(self.shared.copy_stream.device)
-        self.shared.copy_waits.append([torch.cuda.Event(enable_timing=True) for _ in range(2)])
-        before, after = self.shared.copy_waits[-1]
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         before.record(current)
         current.wait_event(event)
         after.record(current)
+        self.shared.copy_waits.append((before, after))
         self.shared.copy_wait_s()  # forgets the events of copies that are over
         self._in_flight = [pair for pair in self._in_flight if not pair[0].query()]
         for name, value in values.items():

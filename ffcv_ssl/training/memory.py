@@ -13,7 +13,10 @@ import torch
 from torch import nn
 
 from ffcv_ssl.errors import UserError
-from ffcv_ssl.training.gradient_cache import frozen_statistics
+
+# What torch, cuBLAS, cuDNN and NCCL say besides raising torch.cuda.OutOfMemoryError.
+_OF_CUDA = re.compile(r"CUDA error: out of memory|_STATUS_ALLOC_FAILED|Cuda failure.*out of memory")
+_OF_CPU = "can't allocate memory"
 
 
 def what_ran_out(error: BaseException) -> tuple[str, str] | None:
@@ -22,9 +25,10 @@ def what_ran_out(error: BaseException) -> tuple[str, str] | None:
     text = str(error)
     tried = re.search(r"tried to allocate ([\d.]+ \w+)", text, re.IGNORECASE)
     amount = f" (asked for {tried[1]})" if tried else ""
-    if isinstance(error, RuntimeError) and "can't allocate memory" in text:  # torch's words
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _OF_CPU in text):
         return "cpu", amount
-    if isinstance(error, torch.cuda.OutOfMemoryError):
+    is_cuda = isinstance(error, torch.cuda.OutOfMemoryError)
+    if is_cuda or (isinstance(error, RuntimeError) and _OF_CUDA.search(text)):
         number = re.search(r"GPU (\d+)", text)
         return f"cuda:{number[1]}" if number else "cuda", amount
     return None
@@ -39,7 +43,7 @@ def names_out_of_memory(settings: str) -> Callable[[Callable], Callable]:
         def wrapper(self: Any, *args: Any) -> Any:
             try:
                 return method(self, *args)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 found = what_ran_out(error)
                 if found is None:
                     raise
@@ -56,21 +60,32 @@ def names_out_of_memory(settings: str) -> Callable[[Callable], Callable]:
 
 def try_step(
     backward: Callable[[], Any], learner: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
-    """Call backward(), a forward and backward pass of `learner`, and throw its results away.
+) -> int | None:
+    """Call backward(), a forward and backward pass of `learner`, twice, and throw its results away;
+    returns the peak memory of the second pass in MiB, None where it is not known.
 
-    Nothing changes: gradients are dropped, running statistics and the state of random generators
-    are restored. Memory that the optimizer's state will take is taken meanwhile.
+    In the first pass cuDNN tries algorithms, some of which take much more memory. Nothing changes:
+    gradients are dropped; buffers and the state of random generators are restored. Memory that the
+    optimizer's state will take is taken meanwhile.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     states = 2 if isinstance(optimizer, torch.optim.AdamW) else 1  # numbers for each weight
     new = [p for p in parameters if p not in optimizer.state]
-    kept = [torch.empty_like(p) for p in new for _ in range(states)]
-    devices = {p.device for p in parameters if p.is_cuda}
-    with torch.random.fork_rng(devices), frozen_statistics(learner):
-        backward()
-    del kept
-    optimizer.zero_grad(set_to_none=True)
+    held = [torch.empty_like(p) for p in new for _ in range(states)]
+    device, peak = parameters[0].device, None
+    buffers = [(buffer, buffer.clone()) for buffer in learner.buffers()]
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for _ in range(2):
+            forget_peak(device)
+            backward()
+            peak = peak_memory_mib(device)
+            optimizer.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    del held
+    forget_peak(device)
+    return peak
 
 
 def peak_memory_mib(device: torch.device) -> int | None:

@@ -75,6 +75,7 @@ class Interval:
 
     def start(self) -> None:
         """Begin to measure."""
+        forget_peak(self.clock.device)
         self.images, self.since = 0, time.perf_counter()
         self._waited_s, self._copied_before_s = 0.0, self._copy_wait_s()
         # the end of a step and the beginning of the next, as long as they may not have passed
@@ -102,9 +103,9 @@ class Interval:
         """What metrics hold of this interval, a call on all ranks; the next one begins.
 
         train/images_per_s; shares of time: train/data_wait for images, on average over ranks,
-        train/rank_wait for the rank whose images come last, beyond that, and train/copy_wait for
-        copies to a CUDA device; train/peak_memory_mib: of a CUDA device in this interval, or of the
-        process since its start on a CPU, where that is known.
+        train/rank_wait by how much more the slowest rank waited for its images, train/copy_wait
+        for copies to a CUDA device; train/peak_memory_mib: of a CUDA device in this interval, or of
+        the process since its start on a CPU, where that is known.
         """
         seconds, waited_s = self.seconds()
         copied_s = min(waited_s, self._copy_wait_s() - self._copied_before_s)
@@ -118,7 +119,6 @@ class Interval:
             found["copy_wait"] = round(copy_wait, 4)
         if (peak := peak_memory_mib(self.clock.device)) is not None:
             found["peak_memory_mib"] = peak
-        forget_peak(self.clock.device)
         self.start()
         return {f"train/{name}": value for name, value in found.items()}
 

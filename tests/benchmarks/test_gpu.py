@@ -71,13 +71,15 @@ def test_a_part_with_a_wrong_check_ends_with_exit_code_1(tmp_path, monkeypatch, 
     def part(proof):
         """a part"""
         proof.check("wrong", lambda: 1 / 0)
-        return {"number": 3}
+        proof.found["number"] = 3
+        raise KeyError("of the part itself")
 
     monkeypatch.setitem(gpu.PARTS, 1, ("part", part))
     monkeypatch.setattr(gpu, "open_files", lambda *_: gpu_files.Files(Path(), Path(), [], "none"))
     assert gpu.main(["--part=1", "--device=cpu", f"--out={tmp_path}"]) == 1
     record = json.loads((tmp_path / "part.json").read_text())
     assert record["number"] == 3 and not record["checks"]["wrong"]["right"]
+    assert not record["checks"]["the part itself"]["right"]
     assert "WRONG: wrong" in capsys.readouterr().out
 
 

@@ -14,7 +14,22 @@ ON_GPU = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50
 ON_CPU = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 bytes.")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("NCCL error: unhandled cuda error, Cuda failure 2 'out of memory'"),
+    ],
+)
+def test_libraries_that_run_out_of_memory_say_it_in_their_own_words(error):
+    assert memory.what_ran_out(error) == ("cuda", "")
+
+
 def test_errors_that_say_that_memory_ran_out_are_told_from_others():
+    assert memory.what_ran_out(MemoryError("Unable to allocate 3 GiB")) == ("cpu", "")
+    assert memory.what_ran_out(RuntimeError("CUDA error: device-side assert triggered")) is None
     assert memory.what_ran_out(ON_GPU) == ("cuda:3", " (asked for 2.50 GiB)")
     assert memory.what_ran_out(ON_CPU) == ("cpu", " (asked for 7 bytes)")
     assert memory.what_ran_out(RuntimeError("mat1 and mat2")) is None
@@ -33,13 +48,15 @@ def test_a_command_that_runs_out_of_memory_says_so_in_one_line(error, capsys):
 
 
 class Counted(nn.Module):
-    """A network with batch-norm that draws random numbers."""
+    """A network with batch-norm and a buffer of its own, that draws random numbers."""
 
     def __init__(self):
         super().__init__()
+        self.register_buffer("centre", torch.zeros(4))
         self.layers = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
 
     def forward(self, x):
+        self.centre.lerp_(x.mean(dim=0), 0.1)
         return self.layers(x)
 
 
@@ -68,7 +85,7 @@ def test_a_tried_step_changes_nothing(name, steps_before):
     before = copy.deepcopy((network.state_dict(), optimizer.state_dict()))
     state = torch.get_rng_state()
     memory.try_step(backward, network, optimizer)
-    assert torch.equal(torch.get_rng_state(), state) and len(seen) == steps_before + 1
+    assert torch.equal(torch.get_rng_state(), state) and len(seen) == steps_before + 2
     torch.testing.assert_close(
         (network.state_dict(), optimizer.state_dict()), before, rtol=0, atol=0
     )
