@@ -146,7 +146,7 @@ class Right:
 
     def resume(self) -> str:
         """A signal ends a run with a checkpoint; the same command goes on to the same end."""
-        epochs = 40 if self.proof.is_cuda else 20
+        epochs = 40 if self.proof.is_cuda else 8
         argv = self.arguments("resumed", epochs=epochs)
         process = subprocess.Popen(
             [sys.executable, "train.py", *argv], cwd=ROOT, stdout=subprocess.PIPE,

@@ -291,7 +291,7 @@ def test_a_batch_that_ranks_cannot_share_is_one_line_and_exit_code_2(tmp_path, f
 def test_a_mistake_met_before_the_ranks_meet_is_one_line_for_all_ranks_and_restarts(
     tmp_path, files
 ):
-    code, printed = finish(start(tmp_path / "run", 2, files, 2, optim__lr=-1))
+    code, printed = finish(start(tmp_path / "run", 2, files, 1, optim__lr=-1))
     assert code != 0 and printed.count("optim.lr: got -1") == 1, printed
 
 
