@@ -143,7 +143,8 @@ def test_a_field_may_reserve_one_payload_a_sample_at_most(tmp_path):
 
 
 SLOW_WRITER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 from ffcv_ssl.fields import BytesField
 from ffcv_ssl.writer import DatasetWriter
 
