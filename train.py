@@ -740,7 +740,7 @@ class Trainer:
 
     def close(self) -> None:
         """End the loaders' threads and the log."""
-        for part in (self.loader, self.labelled, self.evaluation, self.folder):
+        for part in (self.loader, self.labelled, self.evaluation, self.tracer, self.folder):
             if part is not None:
                 part.close()
 

@@ -19,16 +19,15 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks import gpu_fast, gpu_learns, gpu_right
-from benchmarks.gpu_files import Files, open_files
+from benchmarks.gpu_checks import Proof
+from benchmarks.gpu_files import open_files
 from benchmarks.record import write_record
 from benchmarks.step_record import machine
 from ffcv_ssl.config.messages import one_line
@@ -44,55 +43,10 @@ LIMITS_S = {1: 240, 2: 240, 3: 300}
 """What a part may take on a GPU."""
 
 
-@dataclass
-class Proof:
-    """What the checks of a part share, and their results."""
-
-    device: torch.device
-    files: Files
-    folder: Path
-    """For runs and other files; removed at the end."""
-    out: Path
-    """Of the results."""
-    log: Any
-    """File for what programs print."""
-    checks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    found: dict[str, Any] = field(default_factory=dict)
-    """What a part measures, for the record."""
-    save: Callable[[], None] = lambda: None
-    """Writes the record as it is so far."""
-
-    @property
-    def is_cuda(self) -> bool:
-        """Whether this is a GPU: only there do targets of speed count."""
-        return self.device.type == "cuda"
-
-    def check(self, name: str, function: Callable[[], str | None]) -> None:
-        """Run a check, print its line and keep it. function returns what it found, in words, and
-        raises where that is wrong."""
-        began = time.perf_counter()
-        try:
-            with contextlib.redirect_stdout(self.log), contextlib.redirect_stderr(self.log):
-                said, is_right = function() or "", True
-        except Exception as error:  # whatever it is, the other checks go on
-            print(f"\n-- {name}\n{traceback.format_exc()}", file=self.log, flush=True)
-            said, is_right = f"{type(error).__name__}: {one_line(error)[:200]}", False
-        seconds = time.perf_counter() - began
-        self.checks[name] = {"right": is_right, "found": said, "seconds": round(seconds, 1)}
-        print(f"{'ok  ' if is_right else 'FAIL'}  {name}: {said}  ({seconds:.1f} s)", flush=True)
-        self.save()
-
-    def expect(self, condition: bool, text: str) -> None:
-        """Raise an AssertionError with the text unless the condition holds."""
-        if not condition:
-            raise AssertionError(text)
-
-
 def run_part(number: int, options: argparse.Namespace, device: torch.device) -> bool:
     """Run one part and say how long it took; whether all its checks hold. Its JSON is written anew
     after each check."""
-    name, function = PARTS[number]
-    began = time.perf_counter()
+    (name, function), began = PARTS[number], time.perf_counter()
     print(f"\n-- part {number}: {function.__doc__}", flush=True)
     with tempfile.TemporaryDirectory() as folder, open(options.out / f"{name}.log", "w") as log:
         px, photo_px, num_drawn = (144, 400, 4096) if device.type == "cuda" else (32, 64, 256)
@@ -100,13 +54,13 @@ def run_part(number: int, options: argparse.Namespace, device: torch.device) -> 
         with contextlib.redirect_stderr(log):
             files = open_files(options.data, Path(folder), num_drawn, px, photo_px)
         print(f"images: {files.source}", flush=True)
-        proof = Proof(device, files, Path(folder), options.out, log)
+        proof = Proof(device, files, Path(folder), options.out, log, LIMITS_S[number], began)
         about = {"benchmark": name, "date": time.strftime("%Y-%m-%d")}
         about |= {"machine": machine(World(device=device)), "images": files.source}
 
         def save() -> None:
-            seconds = round(time.perf_counter() - began, 1)
-            record = {**about, "seconds": seconds, "checks": proof.checks, **proof.found}
+            seconds = {"seconds": round(proof.seconds, 1)}
+            record = {**about, **seconds, "checks": proof.checks, **proof.found}
             write_record(record, str(options.out / f"{name}.json"))
 
         proof.save = save
@@ -118,19 +72,13 @@ def run_part(number: int, options: argparse.Namespace, device: torch.device) -> 
             print(traceback.format_exc(), file=log)
             proof.check("the part itself", partial(proof.expect, False, one_line(error)))
         if proof.is_cuda:
-            proof.check(f"done in {LIMITS_S[number]} s", lambda: time_taken(proof, began, number))
-    wrong = [name for name, check in proof.checks.items() if not check["right"]]
-    end = f"; WRONG: {', '.join(wrong)}; see {options.out / name}.log" if wrong else ""
-    seconds = time.perf_counter() - began
-    print(f"part {number}: {len(proof.checks)} checks in {seconds:.0f} s{end}", flush=True)
+            proof.check(f"done in {proof.limit_s} s", proof.time_taken)
+    wrong = [name for name, check in proof.checks.items() if check["right"] is False]
+    left = [name for name, check in proof.checks.items() if check["right"] is None]
+    end = f"; left out: {', '.join(left)}" if left else ""
+    end += f"; WRONG: {', '.join(wrong)}; see {options.out / name}.log" if wrong else ""
+    print(f"part {number}: {len(proof.checks)} checks in {proof.seconds:.0f} s{end}", flush=True)
     return not wrong
-
-
-def time_taken(proof: Proof, began: float, number: int) -> str:
-    """What a part took, a check of its limit."""
-    said = f"{time.perf_counter() - began:.0f} s"
-    proof.expect(time.perf_counter() - began <= LIMITS_S[number], said)
-    return said
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, torch.device]:

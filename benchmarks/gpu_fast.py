@@ -23,8 +23,7 @@ from ffcv_ssl.training.run_data import make_loader, open_dataset
 from ffcv_ssl.training.world import World
 
 LEAST_OF_SYNTHETIC = 0.97  # the loop with its loader, of the step on tensors on the device
-ENOUGH, ENOUGH_OF_LOADER = 1.1, 0.9  # where the loader alone is slower than this many times the
-# step, no loop can reach that; it must reach this share of the loader's rate
+COMPILE_S = 70  # for compiling a ResNet-50 and measuring it: an estimate
 MOST_EXTRAS = 0.03  # probes, averages, LARS and logging, of the bare forward and backward pass
 EXTRAS = (
     step_case.AVERAGE, step_case.OPTIMIZER, step_case.PROBES, step_case.AVERAGES, step_case.WATCH,
@@ -43,7 +42,8 @@ def run(proof: Any) -> None:
     cases = [("simclr", px, False) for px in fast.sides]
     middle = fast.sides[len(fast.sides) // 2]
     cases += [(method, middle, False) for method in fast.methods]
-    cases += [("simclr", middle, True)] if proof.is_cuda else []
+    if proof.is_cuda:  # compiling takes longest, so that it comes last
+        cases += [("simclr", px, True) for px in sorted(fast.sides, key=lambda px: px != middle)]
     for method, px, compiled in cases:
         how = ", compiled" if compiled else ""
         proof.check(
@@ -99,7 +99,7 @@ class Fast:
         for threads in [n for n in (1, 2, 4, 8, 16) if n <= max(cores, 1)]:
             data = replace(config.data, num_workers=threads)
             options: dict[str, Any] = {"batch_size": 64, "drop_last": False, "seed": 0}
-            options["indices"] = list(range(min(dataset.num_samples, 512 * threads)))
+            options["indices"] = list(range(min(dataset.num_samples, 256 * threads)))
             with make_loader(dataset, data, ops, world, True, **options) as loader:
                 rates[str(threads)] = round(self._rate(loader, 1.0 if self.proof.is_cuda else 0.1))
         self.found["loader"][str(px)] = rates
@@ -120,6 +120,8 @@ class Fast:
 
     def step(self, method: str, px: int, compiled: bool) -> str:
         """A method's loop against the step on noise, and that against the bare model."""
+        if compiled:
+            self.proof.leave_out_if_late(COMPILE_S)
         rest = ["--system.compile=true"] if compiled else []
         config, file = train_step.read_config(method, px, self.options, rest, self.proof.folder)
         name = f"{method} {px}" + (" compiled" if compiled else "")
@@ -148,13 +150,11 @@ class Fast:
         )
         if "extras" in entry:
             said += f"; extras {entry['extras']:.1%} of the bare pass"
-        least, loader = LEAST_OF_SYNTHETIC, max(self.found["loader"][str(px)].values())
-        of_loader = loader / entry["step_images_per_s"]
-        if of_loader < ENOUGH:
-            least = ENOUGH_OF_LOADER * min(1, of_loader)
-            said += f"; the loader's {loader:,} images/s on these cores are too few"
+        loader = max(self.found["loader"][str(px)].values())
+        if loader < entry["step_images_per_s"]:
+            said += f"; the loader alone makes {loader:,} images/s on these cores"
         if self.proof.is_cuda:
-            self.proof.expect(entry["of_synthetic"] >= least, said)
+            self.proof.expect(entry["of_synthetic"] >= LEAST_OF_SYNTHETIC, said)
             self.proof.expect(entry.get("extras", 0) <= MOST_EXTRAS, said)
         return said
 

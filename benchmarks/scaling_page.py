@@ -111,8 +111,10 @@ def gpu_tables(results: Path) -> str:
         return "Not measured yet: `make gpu` has not run on a GPU."
     lines = []
     for name, record in records.items():
-        wrong = [check for check, found in record["checks"].items() if not found["right"]]
-        end = f"; wrong: {', '.join(wrong)}" if wrong else ", all right"
+        wrong = [check for check, found in record["checks"].items() if found["right"] is False]
+        left = [check for check, found in record["checks"].items() if found["right"] is None]
+        end = f"; wrong: {', '.join(wrong)}" if wrong else ", none wrong"
+        end += f"; left out: {', '.join(left)}" if left else ""
         where = f"{record['machine']['gpu']}, torch {record['machine']['torch']}, {record['date']}"
         lines.append(f"- `{name}`: {len(record['checks'])} checks{end} ({where}).")
     if "steps" in records.get("gpu_fast", {}):

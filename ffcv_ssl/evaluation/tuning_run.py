@@ -190,6 +190,7 @@ class TuningRun(ABC):
 
     def close(self) -> None:
         """End the loaders' threads."""
+        self.tracer.close()
         for loader in self.loaders.values():
             loader.close()
 

@@ -103,13 +103,21 @@ class Tracer:
         finally:
             self._write()
 
+    def close(self) -> None:
+        """Say so if there was no step to trace."""
+        if self.num_steps and 0 < self.seen <= self.WARM_STEPS:
+            self.world.say(
+                f"system.profile: no trace: the first {self.WARM_STEPS} steps are not traced, and "
+                f"this start made {self.seen}"
+            )
+
     def _write(self):
         if self._profile is None:
             return
         self._profile.stop()
         self._profile.export_chrome_trace(str(self.path))
         self._profile = None
-        self.world.say(f"trace of steps: {self.path}")
+        self.world.say(f"trace of {self.seen - self.WARM_STEPS} steps: {self.path}")
 
 
 def hold(path: str | Path, world: World) -> contextlib.AbstractContextManager:

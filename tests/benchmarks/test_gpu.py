@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from benchmarks import gpu, gpu_fast, gpu_files
+from benchmarks.gpu_checks import LeftOut, Proof
 from ffcv_ssl import Reader
 from ffcv_ssl.errors import UserError
 
@@ -55,8 +57,15 @@ def test_missing_files_and_classes_are_told_with_a_remedy(tmp_path, capsys):
     assert "expected" in capsys.readouterr().err
 
 
+def make_proof(device, folder):
+    log, began = io.StringIO(), time.perf_counter()
+    return Proof(torch.device(device), None, folder, folder, log, limit_s=240, began=began)
+
+
 def test_a_check_that_fails_is_told_and_kept_and_the_others_go_on(tmp_path, capsys):
-    proof = gpu.Proof(torch.device("cpu"), None, tmp_path, tmp_path, io.StringIO())
+    proof = Proof(
+        torch.device("cpu"), None, tmp_path, tmp_path, io.StringIO(), 240, time.perf_counter()
+    )
     proof.check("right", lambda: "as it should be")
     proof.check("wrong", lambda: proof.expect(False, "memory grows"))
     proof.check("also right", lambda: print("for the log"))
@@ -65,6 +74,18 @@ def test_a_check_that_fails_is_told_and_kept_and_the_others_go_on(tmp_path, caps
     assert "memory grows" in lines[1] and "Traceback" in proof.log.getvalue()
     assert "for the log" in proof.log.getvalue()
     assert [check["right"] for check in proof.checks.values()] == [True, False, True]
+
+
+def test_a_check_that_would_end_late_is_left_out_and_said_to_be(tmp_path, capsys):
+    proof = Proof(
+        torch.device("cuda"), None, tmp_path, tmp_path, io.StringIO(), 240, time.perf_counter()
+    )
+    proof.leave_out_if_late(200)
+    with pytest.raises(LeftOut):
+        proof.leave_out_if_late(241)
+    proof.check("late", lambda: proof.leave_out_if_late(241))
+    assert capsys.readouterr().out.startswith("left  late: 0 of 240 s are over")
+    assert proof.checks["late"]["right"] is None
 
 
 def test_a_part_with_a_wrong_check_ends_with_exit_code_1(tmp_path, monkeypatch, capsys):
@@ -109,3 +130,6 @@ def test_the_whole_proof_runs_on_a_cpu(tmp_path, capsys):
         record = json.loads((tmp_path / f"{name}.json").read_text())
         assert record["machine"]["gpu"] is None and record["checks"]
     assert "-- part 3: does it learn" in printed and "FAIL" not in printed
+    assert [line for line in printed.splitlines() if line.startswith("left")] == [
+        line for line in printed.splitlines() if "from part 2: part 2 has not left them" in line
+    ]

@@ -455,9 +455,16 @@ def test_a_trace_holds_as_many_steps_as_asked_for_and_changes_no_number(
     given = arguments(out, data__train=raw_beton, data__val=val_beton, system__profile=3)
     assert train.main(given) == 0
     path = out / "trace_rank_0.json.gz"
-    assert f"trace of steps: {path}" in capsys.readouterr().out
+    assert f"trace of 3 steps: {path}" in capsys.readouterr().out
     with gzip.open(path) as file:
         events = json.load(file)["traceEvents"]
     names = [event.get("name") for event in events]
     assert sum(str(name).startswith("Optimizer.step#SGD") for name in names) == 3
     assert records(out) == records(finished[0])
+
+
+def test_a_run_too_short_for_a_trace_says_so(tmp_path, raw_beton, capsys):
+    out = tmp_path / "run"
+    assert train.main(arguments(out, data__train=raw_beton, epochs=1, system__profile=3)) == 0
+    assert "no trace: the first 5 steps are not traced" in capsys.readouterr().out
+    assert not (out / "trace_rank_0.json.gz").exists()
