@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest tests
 # in two processes with one torch thread each: two threads compete for two cores
 IN_PAIRS := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile
 
-.PHONY: setup demo test test-whole test-all lint bench bench-train gpu
+.PHONY: setup demo test test-whole test-all lint bench bench-train gpu torture
 
 setup: $(VENV)/.installed
 
@@ -52,6 +52,12 @@ bench: setup
 # a training step of every method beside its bare model, on the GPU if there is one; ROOT: as above, or generated images
 bench-train: setup
 	$(BIN)/python -m benchmarks.train_step $(if $(ROOT),--root "$(ROOT)") --results benchmarks/results/train_step.json
+
+# faults made on purpose, hours of them; QUICK=1: a little of everything, in two minutes; ONLY: a family, or words of a
+# fault's name (tests/torture/__init__.py). Rows of benchmarks/results/reliability.json are replaced where RESULTS names it.
+torture: setup
+	PYTHONPATH=tests:. $(BIN)/python -m torture $(if $(QUICK),--quick) $(if $(ONLY),--only "$(ONLY)") \
+		$(if $(RESULTS),--results "$(RESULTS)")
 
 # the proof that all of it works on a GPU, without network: PART=1, 2 or 3 alone; DATA: a folder that benchmarks.gpu_files
 # has written; WHEELS: a folder of wheels of missing packages; OUT: of the results; DEVICE=cpu: next to nothing, on a CPU.

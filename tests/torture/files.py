@@ -1,0 +1,1 @@
+"""Hostile files: fuzzed and mutated data, checkpoints, YAML, label lists and metrics."""

@@ -1,0 +1,148 @@
+"""What a fault is, and how its trials are run.
+
+A fault is a function marked with `@fault(...)` in a module of this package that `FAMILIES` names.
+It is called once a trial, with an empty folder and random numbers of its own, and raises (an
+AssertionError, usually) where the promise in its docstring does not hold. What it returns is
+counted or kept:
+
+- a str: what happened in this trial, in a few words. The table counts each of them.
+- a Counter: the same for a trial that tries many things; `tried` then grows by its total.
+- a dict of numbers: figures, such as {"seconds to open": 0.2}. The table shows the largest of each.
+
+Trials run in a process of their own for each family, which is started again where a trial kills or
+hangs it. Trial k of a fault always draws the same random numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import faulthandler
+import importlib
+import io
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FAMILIES = ("files", "kills", "disks", "load", "threads", "scale")
+"""Modules of this package, in the order of the table."""
+
+
+@dataclasses.dataclass
+class Trial:
+    """What a fault gets."""
+
+    folder: Path
+    """Empty, and removed afterwards."""
+    random: np.random.Generator
+    number: int
+    """0, 1, 2...; trials of `--quick` are the first of the whole."""
+    quick: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """A row of the table."""
+
+    name: str
+    promise: str
+    run: Callable[[Trial], str | Counter | dict[str, float]]
+    quick: int
+    """Trials of `--quick`."""
+    full: int
+    limit_s: float
+    """A trial that takes longer hangs."""
+
+
+_FOUND: dict[str, list[Fault]] = {}
+
+
+def fault(name: str, quick: int, full: int, limit_s: float = 120) -> Callable:
+    """Decorator: a fault of that name, tried `quick` or `full` times; its docstring is what is
+    promised."""
+
+    def register(function):
+        promise = " ".join((function.__doc__ or "").split())
+        assert promise, f"{name}: say in the docstring what is promised"
+        found = _FOUND.setdefault(function.__module__, [])
+        found.append(Fault(name, promise, function, quick, full, limit_s))
+        return function
+
+    return register
+
+
+def faults_of(family: str) -> list[Fault]:
+    """The faults of a family, in the order of its module."""
+    module = importlib.import_module(f"torture.{family}")
+    return _FOUND.get(module.__name__, [])
+
+
+def trials_of(family: str, quick: bool, words: str = "") -> list[tuple[Fault, int]]:
+    """[(fault, number)] of a family's trials, of the faults with `words` in their names."""
+    chosen = [fault for fault in faults_of(family) if words in f"{family} {fault.name}"]
+    return [(f, number) for f in chosen for number in range(f.quick if quick else f.full)]
+
+
+def run_trial(fault: Fault, number: int, quick: bool) -> dict[str, Any]:
+    """One trial's outcome: {"outcomes": {words: how many}, "figures", "error" (None: survived)}."""
+    folder = Path(tempfile.mkdtemp(prefix="torture."))
+    random = np.random.default_rng([zlib.crc32(fault.name.encode()), number])
+    outcomes: Counter = Counter()
+    figures: dict[str, float] = {}
+    error = None
+    try:
+        answer = fault.run(Trial(folder, random, number, quick))
+        if isinstance(answer, Counter):
+            outcomes = answer
+        elif isinstance(answer, dict):
+            figures = answer
+        else:
+            outcomes[str(answer or "survived")] += 1
+    except Exception:
+        error = traceback.format_exc()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return {"outcomes": dict(outcomes), "figures": figures, "error": error}
+
+
+def serve(family: str, quick: bool, words: str, skip: int, pipe: int) -> None:
+    """Run a family's trials from number `skip` on, and write a line of JSON for each to `pipe`,
+    before (its fault) and after (its outcome). What trials print is kept for a failure only."""
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)
+    with open(pipe, "w") as lines:
+
+        def tell(**line):
+            lines.write(json.dumps(line) + "\n")
+            lines.flush()
+
+        for fault, number in trials_of(family, quick, words)[skip:]:
+            about = {"number": number, "limit_s": fault.limit_s, "promise": fault.promise}
+            tell(fault=fault.name, **about)
+            began, printed = time.perf_counter(), io.StringIO()
+            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+                outcome = run_trial(fault, number, quick)
+            if outcome["error"]:
+                print(printed.getvalue()[-2000:], outcome["error"], file=sys.stderr, flush=True)
+                outcome["error"] = outcome["error"].strip().splitlines()[-1]
+            tell(seconds=time.perf_counter() - began, **outcome)
+
+
+if __name__ == "__main__":
+    name, is_quick, wanted, number, descriptor = sys.argv[1:]
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from torture import frame  # the module that families import, not this __main__
+
+    frame.serve(name, is_quick == "1", wanted, int(number), int(descriptor))

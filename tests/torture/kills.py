@@ -1,0 +1,1 @@
+"""Processes ended at random moments: writers, training, fine-tuning, chains."""

@@ -1,0 +1,1 @@
+"""Threads: many short-lived loaders, and delays where they hurt most."""
