@@ -1,4 +1,4 @@
-"""Writes the tables of benchmarks/results/ into README.md and docs/scaling.md, between markers.
+"""Writes the tables of benchmarks/results/ into README.md and docs/, between markers.
 
 python -m benchmarks.readme            # rewrite the tables
 python -m benchmarks.readme --check    # exit 1 if a file does not have them
@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import scaling_page
+from benchmarks import reliability_page, scaling_page
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -49,8 +49,10 @@ def tables() -> dict[tuple[str, str], str]:
     """{(file, name of its markers): table}."""
     record = json.loads((RESULTS / "loader.json").read_text())
     pages = {("README.md", "table"): make_table(record)}
-    for name, table in scaling_page.tables(RESULTS).items():
-        pages["docs/scaling.md", name] = table
+    for module in (scaling_page, reliability_page):
+        page = module.__name__.split(".")[-1].removesuffix("_page")
+        for name, table in module.tables(RESULTS).items():
+            pages[f"docs/{page}.md", name] = table
     return pages
 
 

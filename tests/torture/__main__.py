@@ -39,9 +39,11 @@ def run_process(family, quick, words, skip, rows):
     """Run trials until their process ends: (how many were tried, whether all are)."""
     reading, writing = os.pipe()
     command = [sys.executable, "-m", "torture.frame", family, str(int(quick)), words, str(skip)]
+    found_in = os.pathsep.join([f"{ROOT}/tests", str(ROOT), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
-        [*command, str(writing)], pass_fds=[writing], start_new_session=True, cwd=ROOT
-    )
+        [*command, str(writing)], pass_fds=[writing], start_new_session=True,
+        env={**os.environ, "PYTHONPATH": found_in},
+    )  # fmt: skip
     os.close(writing)
     ended, current, row = 0, None, None
     for line in lines_of(process, reading):
