@@ -17,8 +17,8 @@ setup(
     install_requires=[
         "numpy>=1.24",
         "numba>=0.60",
-        "torch>=2.3",
-        "torchvision>=0.18",
+        "torch>=2.6",  # before it, weights_only=True did not keep a checkpoint from running code
+        "torchvision>=0.21",
         "simplejpeg>=1.8",
         "Pillow>=10.0",
         "pyyaml>=6.0",
