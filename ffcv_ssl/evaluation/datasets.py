@@ -17,7 +17,7 @@ from ffcv_ssl.config import settings
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.evaluation.encoder import Encoder
 from ffcv_ssl.evaluation.protocol_settings import EvalData, EvalLabels
-from ffcv_ssl.training.label_choice import choose_labels, class_counts
+from ffcv_ssl.training.label_choice import choose_labels, class_counts, samples_by_class
 from ffcv_ssl.training.run_data import RunData, check_classes, open_dataset, tell_once
 
 CENTER_RATIO = 224 / 256
@@ -166,8 +166,8 @@ def split_holdout(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarr
     """
     generator = np.random.Generator(np.random.Philox(seed))
     parts = []
-    for label in np.unique(labels[labels >= 0]):
-        members = generator.permutation(np.flatnonzero(labels == label))
+    by_class = samples_by_class(labels, int(labels.max(initial=0)) + 1)
+    for members in map(generator.permutation, filter(len, by_class)):
         size = max(1, round(share * len(members))) if share > 0 else 0
         parts.append(members[: min(size, len(members) - 1)])
     held_out = np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)

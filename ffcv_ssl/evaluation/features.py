@@ -1,8 +1,8 @@
 """A dataset's features, computed once: memory-mapped files that later commands use again.
 
 Guarantees: a file under its final name is complete; its name is made from the weights, the
-dataset's content and the pixels' settings, so that no command reads features of something else.
-Files may be deleted at any time.
+dataset's content and the pixels' settings, so that no command reads features of something else. A
+damaged file is computed again: beside each file is its digest. Files may be deleted at any time.
 """
 
 # N samples, B images per batch, D features
@@ -10,11 +10,12 @@ Files may be deleted at any time.
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -27,13 +28,17 @@ from ffcv_ssl.evaluation.encoder import Encoder
 from ffcv_ssl.evaluation.image_loaders import clean_loader
 from ffcv_ssl.evaluation.protocol_run import stop_if_asked
 from ffcv_ssl.evaluation.results import results_folder
+from ffcv_ssl.files import write_text
+from ffcv_ssl.kernels.hash import xxh3_64
 from ffcv_ssl.training.command import StopSignal
-from ffcv_ssl.training.run_data import RunData
+from ffcv_ssl.training.run_data import RunData, tell_once
 from ffcv_ssl.training.world import World
 
 FOLDER = "features"
 FORMAT = 1
 KEY_BYTES = 10
+DIGEST = ".xxh3"
+DIGESTED_AT_ONCE = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -46,11 +51,25 @@ class FeaturesConfig:
     """float16 halves the files and rounds the features to 11 bits."""
 
 
+class ChosenRows:
+    """Some rows of a memory-mapped array, in the order of `index`: read when they are asked for."""
+
+    def __init__(self, whole: np.ndarray | ChosenRows, index: np.ndarray) -> None:
+        self.whole, self.index = whole, index
+        self.shape, self.dtype = (len(index), *whole.shape[1:]), whole.dtype
+
+    def __getitem__(self, chosen: np.ndarray | slice) -> np.ndarray:
+        return self.whole[self.index[chosen]]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+
 @dataclass(frozen=True)
 class Features:
     """Features of N samples, one row each."""
 
-    rows: dict[str, np.ndarray]
+    rows: Mapping[str, np.ndarray | ChosenRows]
     """Depth -> (N, D) float32 or float16, memory-mapped."""
     ids: np.ndarray
     """(N,) int64: each row's sample in the file; the replacement's where a sample was corrupt."""
@@ -85,7 +104,7 @@ def extract(
     files = _Files(folder, encoder, dataset, datasets, dtype, indices)
     if len(indices) < dataset.num_samples and whole.have(depths):
         features = whole.open(depths)
-        rows = {depth: values[indices] for depth, values in features.rows.items()}
+        rows = {depth: ChosenRows(values, indices) for depth, values in features.rows.items()}
         return Features(rows, features.ids[indices])
     missing = [depth for depth in depths if not files.have([depth])]
     if missing:
@@ -144,7 +163,8 @@ def _encode(
 
 
 class _Files:
-    """The files of one set of samples: `<key>-<depth>.npy` and `<key>-ids.npy`."""
+    """The files of one set of samples: `<key>-<depth>.npy` and `<key>-ids.npy`, each with a
+    `.xxh3` of the same name that holds its digest."""
 
     def __init__(
         self,
@@ -173,7 +193,19 @@ class _Files:
         return self.folder / f"{self.key}-{name}.npy"
 
     def have(self, depths: Iterable[str]) -> bool:
-        return all(self.path(name).is_file() for name in [*depths, "ids"])
+        return all(self._is_whole(self.path(name)) for name in [*depths, "ids"])
+
+    def _is_whole(self, path: Path) -> bool:
+        """Whether a file is there and has its digest; a line on stderr says so if it has not."""
+        try:
+            digest = path.with_suffix(DIGEST).read_text(encoding="ascii", errors="replace")
+            about = path.stat()
+            is_whole = _known_digest(path, about.st_size, about.st_mtime_ns) == digest
+        except OSError:
+            return False
+        if not is_whole:
+            tell_once(f"{path}: damaged (its digest differs); the features are computed again")
+        return is_whole
 
     def open(self, depths: Iterable[str]) -> Features:
         # copy-on-write: torch warns of memory that it may not write to
@@ -204,7 +236,9 @@ class _Files:
             assert len(ids) == self.num_rows, f"{len(ids)} rows instead of {self.num_rows}"
             np.save(temporary["ids"], ids)
             for name, path in temporary.items():
+                digest = _digest(path)
                 os.replace(path, self.path(name))
+                write_text(self.path(name).with_suffix(DIGEST), digest)
         except OSError as error:
             raise self._disk_error(error) from None
         finally:
@@ -242,6 +276,18 @@ class _Files:
                 "free some space, use another --features.folder, or --features.dtype float16"
             )
         return UserError(f"{self.folder}: features cannot be written ({error.strerror})")
+
+
+def _digest(path: Path) -> str:
+    """16 hex digits of a file's content."""
+    with open(path, "rb") as file:  # not mmap: a file cut meanwhile would kill the process
+        pieces = [xxh3_64(piece) for piece in iter(lambda: file.read(DIGESTED_AT_ONCE), b"")]
+    return f"{xxh3_64(np.array(pieces, np.uint64)):016x}"
+
+
+@functools.lru_cache(maxsize=64)  # a study opens the same files for each of its measurements
+def _known_digest(path: Path, num_bytes: int, mtime_ns: int) -> str:
+    return _digest(path)
 
 
 def _start(path: Path, shape: tuple[int, int], dtype: np.dtype) -> BinaryIO:

@@ -44,6 +44,8 @@ from ffcv_ssl.training.world import World
 ENOUGH_HELD_OUT = 500
 """Held-out images on which one split is enough to choose a setting by."""
 NUM_PROGRESS_LINES = 5
+LOGITS_AT_ONCE = 1 << 25
+"""Logits of all members that are computed at once: 128 MB."""
 
 Grid = list[tuple[float, float]]
 """(learning rate, weight decay) of each member."""
@@ -119,9 +121,9 @@ def evaluate_probes(
     """Train and choose probes; returns {depth: metrics}.
 
     source: what they are trained on, `data` if None. Metrics are top1, top5, per_class, confusion
-    (K, K), lr, weight_decay, selected_on, and for early stopping best_top1, best_top5, best_epoch,
-    best_lr, best_weight_decay. Raises UserError where there are settings to choose from and no
-    images to choose on, and NonFiniteLoss where the probe to report has diverged.
+    (a ConfusionMatrix), lr, weight_decay, selected_on, and for early stopping best_top1, best_top5,
+    best_epoch, best_lr, best_weight_decay. Raises UserError where there are settings to choose from
+    and no images to choose on, and NonFiniteLoss where the probe to report has diverged.
     """
     source = data if source is None else source
     judge = config.select if data.size(config.select) else None
@@ -219,30 +221,37 @@ def _score(
     epoch: int,
 ) -> None:
     totals = {depth: Totals() for depth in probes}
-    for features, labels in data.batches(judge, ROWS_AT_ONCE):
+    rows_at_once = min(map(_rows_at_once, probes.values()))
+    for features, labels in data.batches(judge, rows_at_once):
         for depth, probe in probes.items():
             totals[depth].add(probe.eval()(features[depth]), labels)
     for depth, selection in selections.items():
         selection.see(totals[depth], epoch)
 
 
+def _rows_at_once(probe: GridProbe) -> int:
+    """Rows per step of a pass that only measures: fewer with many members and classes."""
+    return max(1, min(ROWS_AT_ONCE, LOGITS_AT_ONCE // (probe.num_members * probe.num_classes)))
+
+
 @torch.no_grad()
 def measure(probe: GridProbe, data: ProbeData, depth: str) -> dict[str, Any] | None:
-    """top1, top5, per_class (K shares) and confusion (K, K) of a grid of one member, on val; None
-    where its loss on val or a weight is not finite."""
+    """top1, top5, per_class (K shares) and confusion of a grid of one member, on val; None where
+    its loss on val or a weight is not finite."""
     probe.eval()
     totals, num_correct5 = Totals(), 0
-    matrix = np.zeros((data.num_classes, data.num_classes), np.int64)
-    for features, labels in data.batches("val", ROWS_AT_ONCE):
+    seen: list[tuple[np.ndarray, np.ndarray]] = []  # labels and predictions
+    for features, labels in data.batches("val", _rows_at_once(probe)):
         logits = probe(features[depth])
         totals.add(logits, labels)
         num_correct5 += int(topk_correct(logits[0], labels, 5))
-        predictions = logits[0].argmax(dim=1).cpu().numpy()
-        matrix += confusion_matrix(labels.cpu().numpy(), predictions, data.num_classes)
+        seen.append((labels.cpu().numpy(), logits[0].argmax(dim=1).cpu().numpy()))
     weights = probe.state_dict().values()
     if not (totals.means()[1].isfinite() and all(w.isfinite().all() for w in weights)):
         return None
-    top1, top5 = int(matrix.trace()) / totals.num_rows, num_correct5 / totals.num_rows
+    all_labels, predictions = (np.concatenate(parts) for parts in zip(*seen))
+    matrix = confusion_matrix(all_labels, predictions, data.num_classes)
+    top1, top5 = matrix.trace() / totals.num_rows, num_correct5 / totals.num_rows
     per_class = per_class_accuracy(matrix)
     return {"top1": top1, "top5": top5, "per_class": per_class, "confusion": matrix}
 

@@ -1,9 +1,8 @@
 """How a protocol begins and ends: its checkpoint is opened, its result is reported."""
 
-# K classes
-
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from ffcv_ssl.errors import Interrupted, UserError
@@ -63,20 +62,28 @@ def finish_frozen(
     metrics: dict[str, dict],
     world: World,
 ) -> dict[str, Any]:
-    """Draw the confusion matrices, write the record and return it.
+    """Write the record, draw the confusion matrices and return the record.
 
-    metrics: dict by depth; each has top1 and confusion (K, K), which becomes its picture's name.
+    metrics: dict by depth; each has top1 and confusion, a ConfusionMatrix, which becomes its
+    picture's name. A picture that cannot be drawn costs a line and no result.
     """
+    matrices = {depth: result["confusion"] for depth, result in metrics.items()}
     record = make_record(protocol, encoder, datasets.describe(), config, metrics)
-    folder = results_folder(config)
+    folder, key = results_folder(config), settings_key(record)
+    for depth, result in metrics.items():
+        result["confusion"] = f"confusion_{protocol}_{depth}_{key}.png"
+    record = report(record, folder)
     for depth, result in metrics.items():
         title = f"{protocol} on {encoder.name}, {depth}: {result['top1']:.1%}"
         early = f", early stopping {result['best_top1']:.1%}" if "best_top1" in result else ""
-        picture = f"confusion_{protocol}_{depth}_{settings_key(record)}.png"
-        draw_confusion(result["confusion"], folder / picture, title, datasets.class_names)
-        result["confusion"] = picture
-        world.say(f"{title}{early}; {folder / picture}")
-    return report(record, folder)
+        picture = folder / result["confusion"]
+        world.say(f"{title}{early}; {picture}")
+        try:
+            draw_confusion(matrices[depth], picture, title, datasets.class_names)
+        except Exception as error:  # of a full disk, of memory, of fonts: the result counts
+            reason = " ".join(str(error).split()) or type(error).__name__
+            world.say(f"{picture}: not drawn ({reason}); the result is recorded", sys.stderr)
+    return record
 
 
 def stop_if_asked(stop: StopSignal | None) -> None:

@@ -1,6 +1,7 @@
 """Results of evaluations: `results.jsonl`, one record per line.
 
-The file only grows, and several processes may report into one folder at the same time.
+The file only grows, and several processes may report into one folder at the same time. Each line
+ends with the digest of its record, so that a damaged one is noticed.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from ffcv_ssl.evaluation.encoder import Encoder
 from ffcv_ssl.evaluation.former_names import with_new_names, with_old_names
 from ffcv_ssl.files import locked
 from ffcv_ssl.training.checkpoint import to_plain
+from ffcv_ssl.training.run_data import tell_once
 
 RESULTS_FILE = "results.jsonl"
+DIGEST = "digest"
 LOCK_FILE = ".results.lock"
 LOCK_PATIENCE_S = 60
 """How long another process may take to write its record."""
@@ -55,42 +58,87 @@ def report(record: dict[str, Any], folder: str | Path) -> dict[str, Any]:
     """Append a record (nested dicts of plain types) to the results in `folder`; returns it as it
     was written: with the time, and numbers that are not finite as None.
 
-    Raises UserError where it cannot be written.
+    Raises UserError where it cannot be written; the file is then as it was, and the record is on
+    stdout, as it may have cost hours.
     """
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     record = _finite(to_plain({"time": now, **record}, "record"))
+    line = json.dumps({**record, DIGEST: _digest(record)}, allow_nan=False) + "\n"
     path = Path(folder) / RESULTS_FILE
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _only_writer(path.parent), open(path, "a", encoding="utf-8") as file:
-            start = "" if _ends_in_newline(path) else "\n"  # a killed writer left half a line
-            file.write(start + json.dumps(record, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise UserError(f"{folder}: results cannot be written ({error.strerror})") from None
+        with _only_writer(path.parent):
+            _append(path, line.encode())
+    except (OSError, UserError) as error:
+        print(line, end="", flush=True)
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(
+            f"{folder}: results cannot be written ({reason}); this one is on stdout, append that "
+            f"line to {RESULTS_FILE}"
+        ) from None
     return record
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Append a line in one write, and flush it to disk; where that fails, cut it off again."""
+    with open(path, "ab", buffering=0) as file:
+        size = file.tell()
+        if not _ends_in_newline(path):  # a killed writer left half a line
+            line = b"\n" + line
+        try:
+            while line:  # the disk may take a part
+                line = line[file.write(line) :]
+            os.fsync(file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
 
 
 def read_results(folder: str | Path) -> list[dict[str, Any]]:
     """All records in a folder, in order; an empty list where there are none.
 
     Settings have their new names in records of before, too. Lines that are not a JSON object (a
-    killed writer's last one) are left out.
+    killed writer's last one) are left out, and a record that is not as it was written is named: a
+    line on stderr each. Raises UserError for a file that cannot be read.
     """
     path = Path(folder) / RESULTS_FILE
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     records = []
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    for line in text.split("\n"):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict):
-            if isinstance(record.get("settings"), dict):
-                record["settings"] = with_new_names(record["settings"])
-            records.append(record)
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            record = _intact(line, f"{path}:{number}")
+            if record is not None:
+                if isinstance(record.get("settings"), dict):
+                    record["settings"] = with_new_names(record["settings"])
+                records.append(record)
     return records
+
+
+def _intact(line: str, where: str) -> dict[str, Any] | None:
+    """The record of a line, without its digest; None for a line that is none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict) or not record:
+        tell_once(f"{where}: damaged, this result is left out")
+        return None
+    *_, last = record
+    rest = {key: value for key, value in record.items() if key != last}
+    if record[last] == _digest(rest):  # even if the digest's own name is damaged
+        return rest
+    if last == DIGEST:
+        tell_once(f"{where}: changed since it was written; this result may be wrong")
+    return rest if last == DIGEST else record  # records of before have no digest
+
+
+def _digest(record: dict[str, Any]) -> str:
+    """16 hex digits of a record without its digest."""
+    return hashlib.blake2b(json.dumps(record).encode(), digest_size=8).hexdigest()
 
 
 def settings_key(record: dict[str, Any]) -> str:

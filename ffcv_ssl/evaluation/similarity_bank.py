@@ -1,17 +1,23 @@
 """What `knn` and `snn` share: labelled training images to compare with, shown part by part.
 
-Guarantees: exact over the whole bank, in memory that does not grow with it; of equally similar
-images the earlier one in the bank counts first, of classes with equal scores the smaller one.
+Guarantees: exact over the whole bank, in memory that grows neither with it nor with the number of
+settings; of equally similar images the earlier one in the bank counts first, of classes with equal
+scores the smaller one.
 """
 
-# Q queries, M images of a part of the bank, D features, K classes
+# Q queries, B of them at once, M images of a part of the bank, D features, K classes, C classes
+# that may have a score
 
 from __future__ import annotations
 
+import contextlib
 import math
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +32,7 @@ from ffcv_ssl.evaluation.features import Features, FeaturesConfig, extract_label
 from ffcv_ssl.evaluation.image_loaders import augmented_loader
 from ffcv_ssl.evaluation.protocol_run import finish_frozen, open_frozen, stop_if_asked
 from ffcv_ssl.evaluation.protocol_settings import FrozenConfig
+from ffcv_ssl.evaluation.results import results_folder
 from ffcv_ssl.loader import OrderOption
 from ffcv_ssl.seeding import derive_seed
 from ffcv_ssl.training.command import StopSignal
@@ -35,7 +42,10 @@ BANK_ROWS = 8192
 """Images of the bank that are compared at once."""
 TOP_KS = (1, 5)
 MAX_SIMILARITIES = 1 << 23
-"""Similarities that are computed at once: 64 MB."""
+"""Similarities, or scores, that are computed at once: 64 MB."""
+MAX_STATE = 1 << 28
+"""Numbers that scorers keep at once: 2 GB. More queries are taken in several passes over the
+bank."""
 
 BankPart = tuple[dict[str, torch.Tensor], torch.Tensor]
 """({depth: (M, D)}, labels (M,) in [0, K), -1: none)."""
@@ -61,15 +71,32 @@ class BankConfig(FrozenConfig):
         """Images that the bank must have."""
         return 0
 
+    def state_size(self, num_classes: int) -> int:
+        """Numbers that a scorer keeps for each query, while it is shown the bank."""
+        return 1
+
+
+class Scores(NamedTuple):
+    """What one setting says of some queries."""
+
+    name: str
+    values: torch.Tensor
+    """Log scores (B, C) float64; -inf for a class that cannot be meant."""
+    classes: torch.Tensor
+    """(B, C) int64 in ascending order: the classes of the scores; all others have none."""
+
 
 class Scorer(Protocol):
     """Scores the classes of queries against a bank that is shown part by part."""
 
+    num_columns: int
+    """The largest C."""
+
     def add(self, bank: torch.Tensor, labels: torch.Tensor) -> None:
         """Look at more of the bank: unit rows (M, D) and their labels (M,) in [0, K)."""
 
-    def scores(self) -> dict[str, torch.Tensor]:
-        """{name of a setting: log scores (Q, K)}, the main setting first."""
+    def scores(self, chosen: slice) -> Iterator[Scores]:
+        """Yield what each setting says of some of the queries, the main setting first."""
 
 
 def classify(
@@ -90,22 +117,48 @@ def classify(
             "give smaller --ks or more labels"
         )
     val = extract_labelled("val", config, encoder, datasets, world, stop)
-    labels = torch.from_numpy(datasets.val_labels[val.ids]).to(world.device)
-    scorers = {}
-    for depth in config.depths:
-        queries = unit_rows(torch.from_numpy(val.take(depth, slice(None))).to(world.device))
-        scorers[depth] = make_scorer(queries, datasets.num_classes)
-    if config.num_views:
-        bank = _in_blocks(_augmented_bank(config, encoder, datasets, world))
-    else:
+    train = None
+    if not config.num_views:
         train = extract_labelled("train", config, encoder, datasets, world, stop)
-        bank = _stored_bank(train, config.depths, datasets)
-    _show(bank, scorers, world, stop)
-    metrics = {
-        depth: measure(scorer.scores(), labels, datasets.num_classes)
-        for depth, scorer in scorers.items()
-    }
+    labels = torch.from_numpy(datasets.val_labels[val.ids]).to(world.device)
+    num_classes = datasets.num_classes
+    passes = query_slices(
+        len(labels), config.state_size(num_classes) * len(config.depths), MAX_STATE
+    )
+    tallies = {depth: Tally(num_classes) for depth in config.depths}
+    with _open_bank(config, encoder, datasets, train, len(passes), world) as show_bank:
+        for chosen in passes:
+            scorers = {}
+            for depth in config.depths:
+                queries = unit_rows(torch.from_numpy(val.take(depth, chosen)).to(world.device))
+                scorers[depth] = make_scorer(queries, num_classes)
+            _show(show_bank(), scorers, world, stop)
+            for depth, scorer in scorers.items():
+                tallies[depth].add(scorer, labels[chosen])
+    metrics = {depth: tally.metrics() for depth, tally in tallies.items()}
     return finish_frozen(protocol, config, encoder, datasets, metrics, world)
+
+
+@contextlib.contextmanager
+def _open_bank(
+    config: BankConfig,
+    encoder: Encoder,
+    datasets: EvalDatasets,
+    train: Features | None,
+    num_passes: int,
+    world: World,
+) -> Iterator[Callable[[], Iterable[BankPart]]]:
+    """A function that shows the bank, to call once in each pass. train: the clean images' features;
+    None: crops and flips are encoded."""
+    if train is not None:
+        yield partial(_stored_bank, train, config.depths, datasets)
+        return
+    bank = _in_blocks(_augmented_bank(config, encoder, datasets, world))
+    if num_passes == 1:
+        yield lambda: bank
+        return
+    with _Repeated(bank, results_folder(config)) as show_bank:
+        yield show_bank
 
 
 def _show(
@@ -164,6 +217,51 @@ def _in_blocks(bank: Iterable[BankPart]) -> Iterator[BankPart]:
         yield _joined(waiting)
 
 
+class _Repeated:
+    """A bank that is computed once and shown several times: a call shows it once more. Meanwhile
+    its rows are in files without a name, which end with the process. Raises UserError."""
+
+    def __init__(self, bank: Iterable[BankPart], folder: Path) -> None:
+        self.bank, self.folder = bank, folder
+        self.labels: list[torch.Tensor] = []
+        self.files: dict[str, Any] = {}
+        self.widths: dict[str, int] = {}
+
+    def __enter__(self) -> _Repeated:
+        try:
+            for rows, labels in self.bank:
+                self.labels.append(labels)
+                for depth, values in rows.items():
+                    if depth not in self.files:
+                        self.files[depth] = tempfile.TemporaryFile(dir=self.folder)
+                        self.widths[depth] = values.shape[1]
+                    self.files[depth].write(values.float().cpu().contiguous().numpy().data)
+        except BaseException as error:
+            self.__exit__()
+            if isinstance(error, OSError):
+                raise UserError(
+                    f"{self.folder}: the images to compare with cannot be kept there "
+                    f"({error.strerror}); free some space, or use another --out"
+                ) from None
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self.files.values():
+            file.close()
+
+    def __call__(self) -> Iterator[BankPart]:
+        for file in self.files.values():
+            file.seek(0)
+        for labels in self.labels:
+            yield {d: self._read(d, len(labels)) for d in self.files}, labels
+
+    def _read(self, depth: str, num_rows: int) -> torch.Tensor:
+        width = self.widths[depth]
+        values = np.frombuffer(self.files[depth].read(4 * num_rows * width), np.float32)
+        return torch.from_numpy(values.reshape(num_rows, width).copy())
+
+
 def _joined(parts: list[BankPart]) -> BankPart:
     rows = {depth: torch.cat([rows[depth] for rows, _ in parts]) for depth in parts[0][0]}
     return rows, torch.cat([labels for _, labels in parts])
@@ -178,28 +276,48 @@ def unit_rows(rows: torch.Tensor) -> torch.Tensor:
     return F.normalize(rows.double(), dim=1)
 
 
-def measure(
-    named: dict[str, torch.Tensor], labels: torch.Tensor, num_classes: int
-) -> dict[str, Any]:
-    """Metrics of log scores (Q, K) by the name of their setting; labels: (Q,) in [0, K).
+class Tally:
+    """The ranks of the queries' labels in every setting, gathered part by part."""
 
-    {name: {"top1", "top5"}}, and the first setting's top1, top5, per_class and confusion. A class
-    whose score is -inf or NaN is never among the best.
-    """
-    results: dict[str, dict[str, float]] = {}
-    for name, scores in named.items():
-        own = scores.gather(1, labels[:, None])  # (Q, 1), of each query's label
-        smaller = torch.arange(num_classes, device=labels.device) < labels[:, None]
-        rank = ((scores > own) | ((scores == own) & smaller)).sum(dim=1)
-        rank = rank.masked_fill(~(own[:, 0] > -math.inf), num_classes + max(TOP_KS))
-        results[name] = {f"top{k}": float((rank < k).double().mean()) for k in TOP_KS}
-    first = next(iter(named.values())).argmax(dim=1)
-    matrix = confusion_matrix(labels.cpu().numpy(), first.cpu().numpy(), num_classes)
-    head = {**next(iter(results.values())), "per_class": per_class_accuracy(matrix)}
-    return {**head, "confusion": matrix, **results}
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.ranks: dict[str, list[torch.Tensor]] = {}
+        self.labels: list[torch.Tensor] = []
+        self.predictions: list[torch.Tensor] = []  # of the main setting
+
+    def add(self, scorer: Scorer, labels: torch.Tensor) -> None:
+        """Take the scores of all queries of a scorer. labels: (Q,) in [0, K)."""
+        for chosen in query_slices(len(labels), scorer.num_columns):
+            for number, scores in enumerate(scorer.scores(chosen)):
+                self.ranks.setdefault(scores.name, []).append(self._ranks(scores, labels[chosen]))
+                if number == 0:
+                    best = scores.values.argmax(dim=1, keepdim=True)
+                    self.predictions.append(scores.classes.gather(1, best)[:, 0])
+        self.labels.append(labels)
+
+    def _ranks(self, scores: Scores, labels: torch.Tensor) -> torch.Tensor:
+        """(B,) number of classes before each query's label; more than K for a label whose score is
+        -inf or NaN, or that has none."""
+        values, classes = scores.values, scores.classes
+        own = values.masked_fill(classes != labels[:, None], -math.inf).amax(dim=1, keepdim=True)
+        smaller = classes < labels[:, None]
+        rank = ((values > own) | ((values == own) & smaller)).sum(dim=1)
+        return rank.masked_fill(~(own[:, 0] > -math.inf), self.num_classes + max(TOP_KS))
+
+    def metrics(self) -> dict[str, Any]:
+        """{name: {"top1", "top5"}} of every setting, and the first one's top1, top5, per_class and
+        confusion. A class whose score is -inf or NaN is never among the best."""
+        results: dict[str, dict[str, float]] = {}
+        for name, parts in self.ranks.items():
+            rank = torch.cat(parts)
+            results[name] = {f"top{k}": float((rank < k).double().mean()) for k in TOP_KS}
+        labels, first = (torch.cat(x).cpu().numpy() for x in (self.labels, self.predictions))
+        matrix = confusion_matrix(labels, first, self.num_classes)
+        head = {**next(iter(results.values())), "per_class": per_class_accuracy(matrix)}
+        return {**head, "confusion": matrix, **results}
 
 
-def query_slices(num_queries: int, num_columns: int) -> list[slice]:
-    """Slices of the queries that bound what is computed at once."""
-    step = max(1, MAX_SIMILARITIES // max(1, num_columns))
+def query_slices(num_queries: int, num_columns: int, max_numbers: int | None = None) -> list[slice]:
+    """Slices of the queries that bound what is held at once, by default MAX_SIMILARITIES."""
+    step = max(1, (max_numbers or MAX_SIMILARITIES) // max(1, num_columns))
     return [slice(begin, begin + step) for begin in range(0, num_queries, step)]

@@ -71,6 +71,14 @@ def choose_labels(
     return kept
 
 
+def samples_by_class(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:
+    """The indices of each class' samples, K ascending int64 arrays. labels: (N,) int64, -1:
+    unlabelled. One sort: a search per class takes minutes with 22,000 classes."""
+    order = np.argsort(labels, kind="stable")
+    ends = np.cumsum(np.bincount(labels[labels >= 0], minlength=num_classes))
+    return np.split(order[len(labels) - ends[-1] :], ends[:-1])
+
+
 def class_counts(labels: np.ndarray, num_classes: int) -> str:
     """One line about chosen labels: `4000 labels of 10 classes, 379 to 421 each`, and the numbers
     of classes without labels. labels: (N,) int64, -1: unlabelled."""
@@ -118,9 +126,8 @@ def _balanced(labels, num_classes, fraction, count, seed):
     if count is None:
         count = num_classes * max(1, round(fraction * (labels >= 0).sum() / num_classes))
     parts = []
-    for label in range(num_classes):
+    for label, members in enumerate(samples_by_class(labels, num_classes)):
         key = derive_key(seed, "labels", "balanced", label)
-        members = np.flatnonzero(labels == label)
         parts.append(_subset(members, count // num_classes, f"labels of class {label}", key))
     return np.concatenate(parts)
 

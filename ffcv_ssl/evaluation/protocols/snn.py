@@ -8,6 +8,7 @@ Source: Assran et al. 2020, eq. 3 and appendix G.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from jsonargparse.typing import NonNegativeInt
 
 from ffcv_ssl.evaluation.commands import Command
 from ffcv_ssl.evaluation.protocol_run import open_frozen_data
-from ffcv_ssl.evaluation.similarity_bank import BankConfig, classify, query_slices
+from ffcv_ssl.evaluation.similarity_bank import BankConfig, Scores, classify, query_slices
 from ffcv_ssl.training.command import StopSignal
 from ffcv_ssl.training.world import World
 
@@ -29,6 +30,9 @@ class NPIConfig(BankConfig):
     num_views: NonNegativeInt = 1
     """Random crops and flips of each training image in the bank; 0: its centre crop."""
 
+    def state_size(self, num_classes: int) -> int:
+        return 2 * num_classes * len(self.temperatures)  # a maximum and a sum for each class
+
 
 def run(config: NPIConfig, world: World, stop: StopSignal | None) -> dict[str, Any]:
     """Classify by NPI; returns the record. Raises UserError."""
@@ -39,6 +43,7 @@ class NPIScorer:
     """Non-parametric inference, for every temperature of an NPIConfig."""
 
     def __init__(self, config: NPIConfig, queries: torch.Tensor, num_classes: int) -> None:
+        self.num_columns = num_classes
         self.by_temperature = {
             t: ClassSimilarity(queries, num_classes, t) for t in config.temperatures
         }
@@ -48,9 +53,12 @@ class NPIScorer:
         for similarity in self.by_temperature.values():
             similarity.add(bank, labels)
 
-    def scores(self) -> dict[str, torch.Tensor]:
-        """{`t0.1`: log probabilities (Q, K)}."""
-        return {f"t{t:g}": s.log_probabilities() for t, s in self.by_temperature.items()}
+    def scores(self, chosen: slice) -> Iterator[Scores]:
+        """Yield log probabilities of all classes, by the name `t0.1`."""
+        for t, similarity in self.by_temperature.items():
+            values = similarity.log_probabilities(chosen)
+            classes = torch.arange(self.num_columns, device=values.device).expand_as(values)
+            yield Scores(f"t{t:g}", values, classes)
 
 
 class ClassSimilarity:
@@ -78,10 +86,10 @@ class ClassSimilarity:
             sums.scatter_add_(1, columns, torch.exp(logits - largest.gather(1, columns)))
             self.largest[chosen], self.sums[chosen] = largest, sums
 
-    def log_probabilities(self) -> torch.Tensor:
-        """log p (Q, K) float64; -inf only for a class that the bank lacks; p itself would
-        underflow at low temperatures."""
-        return torch.log_softmax(self.largest + self.sums.log(), dim=1)
+    def log_probabilities(self, chosen: slice = slice(None)) -> torch.Tensor:
+        """log p (Q, K) float64 of some queries; -inf only for a class that the bank lacks; p itself
+        would underflow at low temperatures."""
+        return torch.log_softmax(self.largest[chosen] + self.sums[chosen].log(), dim=1)
 
 
 COMMAND = Command(NPIConfig, run, "SuNCEt's non-parametric inference (NPI)", open_frozen_data)
