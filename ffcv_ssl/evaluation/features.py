@@ -56,7 +56,8 @@ class ChosenRows:
 
     def __init__(self, whole: np.ndarray | ChosenRows, index: np.ndarray) -> None:
         self.whole, self.index = whole, index
-        self.shape, self.dtype = (len(index), *whole.shape[1:]), whole.dtype
+        self.shape: tuple[int, ...] = (len(index), *whole.shape[1:])
+        self.dtype: np.dtype = whole.dtype
 
     def __getitem__(self, chosen: np.ndarray | slice) -> np.ndarray:
         return self.whole[self.index[chosen]]

@@ -187,3 +187,28 @@ def test_open_settings_are_the_runs_and_imagenets_without_one(encoder):
     loading, side, ratio = resolve_loading(with_field_names(given, encoder), encoder)
     assert (loading.mean, loading.std, side, ratio) == ((1, 2, 3), (4, 5, 6), 40, 0.5)
     assert torch.is_tensor(encoder.encode(torch.zeros(1, 3, 16, 16))["backbone"])
+
+
+@pytest.mark.parametrize("name", ["backbone", "ids"])
+def test_a_damaged_file_is_computed_again(encoder, tmp_path, name, capsys):
+    expected = np.array(take(encoder, tmp_path).rows["backbone"])
+    (path,) = tmp_path.glob(f"*-{name}.npy")
+    whole = path.read_bytes()
+    for damaged in (whole[:-100], whole[:-77] + bytes([whole[-77] ^ 4]) + whole[-76:], b""):
+        path.write_bytes(damaged)
+        seen = encoder.seen
+        found = take(encoder, tmp_path)
+        assert encoder.seen == seen + 200
+        np.testing.assert_array_equal(found.rows["backbone"], expected)
+        assert found.ids.tolist() == list(range(200))
+    assert f"{path}: damaged" in capsys.readouterr().err
+
+
+def test_some_rows_of_a_file_are_read_only_when_asked_for(encoder, tmp_path):
+    whole, some = take(encoder, tmp_path), np.array([3, 50, 199])
+    part = take(encoder, tmp_path, indices=some)
+    assert isinstance(part.rows["backbone"].whole, np.memmap)
+    assert part.rows["backbone"].shape == (3, 512)
+    for chosen in (slice(1, 3), np.array([2, 0])):
+        expected = whole.take("backbone", some[chosen])
+        np.testing.assert_array_equal(part.take("backbone", chosen), expected)

@@ -1,11 +1,20 @@
 """k-NN and SuNCEt's non-parametric inference against scikit-learn and a float64 twin."""
 
+import resource
+
 import numpy as np
 import pytest
 import torch
 
 from ffcv_ssl.evaluation import similarity_bank
-from ffcv_ssl.evaluation.protocols.knn import NearestNeighbours, first_largest, vote
+from ffcv_ssl.evaluation.protocols import knn
+from ffcv_ssl.evaluation.protocols.knn import (
+    KNNConfig,
+    KNNScorer,
+    NearestNeighbours,
+    first_largest,
+    vote,
+)
 from ffcv_ssl.evaluation.protocols.snn import ClassSimilarity
 from ffcv_ssl.evaluation.similarity_bank import Scores, Tally, unit_rows
 
@@ -158,3 +167,107 @@ def test_a_class_without_votes_is_never_among_the_best_five():
     assert results["k2"] == {"top1": 0.0, "top5": 0.5}  # the tie goes to the smaller class
     assert results["top1"] == 0.0 and results["per_class"] == [0.0, 0.0, None]
     assert np.asarray(results["confusion"]).tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
+
+
+def exact_neighbours(queries, bank, labels, k):
+    """Labels (Q, k) by float64 similarities that are equal for copies, the earlier first."""
+    order = [
+        (bank * query).sum(dim=1).argsort(descending=True, stable=True)[:k] for query in queries
+    ]
+    return labels[torch.stack(order)]
+
+
+def near_copies(num_rows, distance, seed=0, width=24):
+    """Unit rows (N, D) float64 at a distance of each other that float32 cannot see."""
+    rng = np.random.default_rng(seed)
+    base = rng.normal(size=(1, width)) + 0.3
+    return unit_rows(torch.from_numpy(base + distance * rng.normal(size=(num_rows, width))))
+
+
+@pytest.mark.parametrize("max_share", [0.0, 1 / 32, 1.0])
+@pytest.mark.parametrize("distance", [1.0, 1e-3, 1e-5, 1e-7])
+def test_neighbours_that_float32_cannot_tell_apart_are_those_of_float64(
+    monkeypatch, max_share, distance
+):
+    monkeypatch.setattr(knn, "MAX_EXACT_SHARE", max_share)
+    bank, labels = near_copies(600, distance), torch.arange(600)
+    queries = near_copies(20, 1.0, seed=1)
+    for k in (1, 7):
+        state = shown_in_parts(NearestNeighbours(queries, k), bank, labels, 250)
+        assert torch.equal(state.nearest()[1], exact_neighbours(queries, bank, labels, k))
+
+
+def test_of_copies_in_any_parts_the_earlier_ones_are_neighbours(monkeypatch):
+    monkeypatch.setattr(knn, "MAX_EXACT_SHARE", 1.0)
+    some, _ = features(40, width=37)
+    bank, labels = some.repeat(10, 1), torch.arange(400)
+    queries, _ = features(15, seed=1, width=37)
+    for part in (400, 90, 13):
+        state = shown_in_parts(NearestNeighbours(queries, 25), bank, labels, part)
+        assert torch.equal(state.nearest()[1], exact_neighbours(queries, bank, labels, 25))
+
+
+@pytest.mark.parametrize("width", [1, 3, 100, 2048, 65535])
+def test_float32_similarities_are_never_further_off_than_their_bound(width):
+    rng = np.random.default_rng(width)
+    for rows in (rng.random((40, width)), rng.normal(size=(40, width)) ** 9):
+        rows = unit_rows(torch.from_numpy(rows))
+        error = (rows.float() @ rows.float().T).double() - rows @ rows.T
+        assert error.abs().max() < knn.rough_error(width)
+
+
+@pytest.mark.parametrize("weights", ["exp", "uniform"])
+def test_scores_of_the_neighbours_classes_are_those_of_all_classes(weights):
+    bank, labels = features(300, num_classes=40)
+    queries, expected = features(50, seed=1, num_classes=40)
+    config = KNNConfig(ks=[5, 20], temperatures=[0.07, 1.0], weights=weights)
+    scorer = shown_in_parts(KNNScorer(config, queries, 40), bank, labels, 70)
+    nearest = scorer.neighbours.nearest()
+    dense = {
+        f"k{k}" if weights == "uniform" else f"k{k}_t{t:g}": vote(
+            *nearest, 40, k, t if weights == "exp" else None
+        )
+        for k in config.ks
+        for t in config.temperatures
+    }
+    tally = Tally(40)
+    tally.add(scorer, expected)
+    found, wanted = tally.metrics(), measure(dense, expected, 40)
+    assert (np.asarray(found.pop("confusion")) == np.asarray(wanted.pop("confusion"))).all()
+    assert found == wanted
+
+
+def test_settings_and_classes_cost_no_memory():
+    num_classes, num_queries = 5000, 3000  # a matrix of scores would take 120 MB
+    labels = torch.arange(num_queries)
+    config = KNNConfig(ks=[1, 5, 20], temperatures=[0.05, 0.1, 0.2, 1.0])
+    bank, queries = near_copies(400, 1.0), near_copies(num_queries, 1.0, seed=1)
+    scorer = shown_in_parts(KNNScorer(config, queries, num_classes), bank, torch.arange(400), 400)
+    tally, before = Tally(num_classes), peak_bytes()
+    tally.add(scorer, labels)
+    assert len(tally.metrics()) == 12 + 4
+    assert peak_bytes() - before < 60e6
+
+
+def peak_bytes():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@pytest.mark.parametrize("protocol", ["knn", "snn"])
+@pytest.mark.parametrize("num_views", [0, 2])
+def test_several_passes_over_the_bank_measure_what_one_does(
+    monkeypatch, tmp_path, raw_beton, protocol, num_views
+):
+    from support.evaluations import ONE_THREAD, write_run
+
+    import evaluate
+
+    write_run(tmp_path / "run", raw_beton, raw_beton)
+    words = [protocol, f"--checkpoint={tmp_path / 'run'}", f"--num_views={num_views}", *ONE_THREAD]
+    found = []
+    for max_state in (1 << 28, 4000):
+        monkeypatch.setattr(similarity_bank, "MAX_STATE", max_state)
+        code, record = evaluate.run([*words, f"--out={tmp_path / str(max_state)}"])
+        record["metrics"]["backbone"].pop("confusion")
+        found.append(record["metrics"])
+    assert code == 0 and found[0] == found[1]

@@ -1,13 +1,16 @@
 """Results: the file holds every record, however many write at once; old names are still known."""
 
+import errno
 import json
 import math
+import random
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from ffcv_ssl.config.plain import flatten_as_text
 from ffcv_ssl.errors import UserError
+from ffcv_ssl.evaluation import results
 from ffcv_ssl.evaluation.former_names import with_new_names, with_old_names
 from ffcv_ssl.evaluation.results import RESULTS_FILE, read_results, report, settings_key
 
@@ -87,3 +90,37 @@ def test_a_record_with_old_names_is_read_with_new_ones_and_keeps_its_key(tmp_pat
     assert with_old_names(new["settings"]) == settings
     assert read_results(tmp_path) == [new]
     assert settings_key(old) == settings_key(new) == key  # as of before the new names
+
+
+def test_a_damaged_record_is_left_out_equal_or_named(tmp_path, capsys):
+    written = [report({"protocol": "knn", "top1": 0.5, "n": n}, tmp_path) for n in range(2)]
+    path = tmp_path / RESULTS_FILE
+    whole, rng = path.read_bytes(), random.Random(0)
+    for number in range(300):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        damaged = bytearray(whole)
+        damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        (folder / RESULTS_FILE).write_bytes(damaged)
+        records = read_results(folder)
+        named = capsys.readouterr().err
+        assert named.count("\n") <= 2
+        assert records == written or f"{folder / RESULTS_FILE}:" in named, damaged
+
+
+def test_a_full_disk_loses_no_result_and_costs_one_line(tmp_path, monkeypatch, capsys):
+    first = report({"n": 1}, tmp_path)
+    before = (tmp_path / RESULTS_FILE).read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(results.os, "fsync", full)
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); this one"):
+        report({"n": 2}, tmp_path)
+    assert (tmp_path / RESULTS_FILE).read_bytes() == before
+    monkeypatch.undo()
+    with open(tmp_path / RESULTS_FILE, "a") as file:
+        file.write(capsys.readouterr().out)
+    assert [record["n"] for record in read_results(tmp_path)] == [first["n"], 2]
+    assert capsys.readouterr().err == ""

@@ -1,1 +1,107 @@
 """Scale: 1.28 and 14 million samples, thousands of classes."""
+
+# N samples, K classes, Q queries, D features
+
+from __future__ import annotations
+
+import resource
+import time
+from collections import Counter
+from contextlib import redirect_stderr
+from io import StringIO
+
+import numpy as np
+import torch
+
+from ffcv_ssl.evaluation.confusion import draw_confusion
+from ffcv_ssl.evaluation.protocols.knn import KNNConfig, KNNScorer
+from ffcv_ssl.evaluation.results import RESULTS_FILE, read_results, report
+from ffcv_ssl.evaluation.similarity_bank import BANK_ROWS, Tally, unit_rows
+from ffcv_ssl.training.label_choice import choose_labels
+from ffcv_ssl.traversal_order import ClassStratified
+from torture.frame import Trial, fault
+
+NUM_CLASSES = 22_000
+
+
+def peak_mb() -> float:
+    """The largest memory that this process had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def clusters(num_rows: int, num_classes: int, random: np.random.Generator, width: int = 128):
+    """Rows (N, D) float32 around a centre for each class, and labels (N,)."""
+    centres = np.random.default_rng(0).standard_normal((num_classes, width), np.float32)
+    labels = random.integers(0, num_classes, num_rows)
+    rows = centres[labels] + 1.5 * random.standard_normal((num_rows, width), np.float32)
+    return torch.from_numpy(rows), torch.from_numpy(labels)
+
+
+@fault("22,000 classes: k-NN with 12 settings, confusion, picture", quick=1, full=1, limit_s=3600)
+def many_classes(trial: Trial) -> dict[str, float]:
+    """50,000 queries against 200,000 images take less than 4 GB, and find what float64 finds."""
+    size, num_classes = (200, 2000) if trial.quick else (50_000, NUM_CLASSES)
+    queries, labels = clusters(size, num_classes, trial.random)
+    bank, bank_labels = clusters(4 * size, num_classes, trial.random)
+    config = KNNConfig(ks=[20, 1, 5], temperatures=[0.1, 0.05, 0.2, 1.0])
+    began, scorer = time.perf_counter(), KNNScorer(config, unit_rows(queries), num_classes)
+    for begin in range(0, len(bank), BANK_ROWS):
+        part = slice(begin, begin + BANK_ROWS)
+        scorer.add(unit_rows(bank[part]), bank_labels[part])
+    tally = Tally(num_classes)
+    tally.add(scorer, labels)
+    metrics = tally.metrics()
+    draw_confusion(metrics["confusion"], trial.folder / "a.png", "title")
+    seconds, memory_mb = time.perf_counter() - began, peak_mb()
+    some = slice(0, 500)
+    exact = (unit_rows(queries[some]) @ unit_rows(bank).T).argmax(dim=1)
+    assert torch.equal(scorer.neighbours.nearest()[1][some, 0], bank_labels[exact])
+    assert metrics["k1_t0.1"]["top1"] > 0.05 and memory_mb < 4000, (metrics["k1_t0.1"], memory_mb)
+    return {"seconds": round(seconds, 1), "peak MB": round(memory_mb)}
+
+
+@fault("14 million labels: choices and stratified order", quick=1, full=1, limit_s=1800)
+def many_labels(trial: Trial) -> dict[str, float]:
+    """A choice takes at most 30 s, an epoch's order 120 s, both at most 4 GB."""
+    size, num_classes = (140_000, 220) if trial.quick else (14_000_000, NUM_CLASSES)
+    labels = trial.random.integers(0, num_classes, size)
+    figures = {}
+    for name, scheme, settings in (
+        ("1 %", "bernoulli", {"fraction": 0.01}),
+        ("10 %", "bernoulli", {"fraction": 0.1}),
+        ("per class", "balanced", {"count": 13 * num_classes}),
+    ):
+        began = time.perf_counter()
+        chosen = choose_labels(labels, num_classes, scheme, **settings)
+        figures[f"seconds for {name}"] = round(time.perf_counter() - began, 2)
+        assert figures[f"seconds for {name}"] < 30
+        kept = chosen >= 0
+        assert (chosen[kept] == labels[kept]).all()
+    assert (np.bincount(chosen[kept], minlength=num_classes) == 13).all()
+    began = time.perf_counter()
+    order = ClassStratified(labels, 128, 2)
+    samples = order.sequence(None, np.arange(size), 0, 0)
+    figures["seconds for an order"] = round(time.perf_counter() - began, 2)
+    batch = np.bincount(labels[samples[: order.batch_size]], minlength=num_classes)
+    assert set(batch.tolist()) == {0, 2} and figures["seconds for an order"] < 120
+    assert len(np.unique(samples)) > 0.9 * size and peak_mb() < 4000
+    return {**figures, "peak MB": round(peak_mb())}
+
+
+@fault("a bit flipped in results.jsonl", quick=1, full=1)
+def flipped_results(trial: Trial) -> Counter:
+    """The record is equal, or a line on stderr names it."""
+    written = [report({"protocol": "knn", "top1": 0.5, "n": n}, trial.folder) for n in range(3)]
+    path = trial.folder / RESULTS_FILE
+    whole, outcomes = path.read_bytes(), Counter()
+    for number in range(50 if trial.quick else 500):
+        damaged = bytearray(whole)
+        damaged[trial.random.integers(len(whole))] ^= 1 << int(trial.random.integers(8))
+        folder = trial.folder / str(number)
+        folder.mkdir()
+        (folder / RESULTS_FILE).write_bytes(damaged)
+        with redirect_stderr(StringIO()) as said:
+            records = read_results(folder)
+        assert records == written or RESULTS_FILE in said.getvalue(), bytes(damaged)
+        outcomes["equal" if records == written else "named"] += 1
+    return outcomes

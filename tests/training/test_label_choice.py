@@ -7,7 +7,7 @@ from support.harness import assert_share
 
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.seeding import derive_key
-from ffcv_ssl.training.label_choice import choose_labels, class_counts
+from ffcv_ssl.training.label_choice import choose_labels, class_counts, samples_by_class
 
 
 def make_labels(sizes=(400, 300, 500), unlabelled=100, seed=0):
@@ -255,3 +255,10 @@ def test_published_splits_of_names_are_read(data_folder, name, size):
     ids = chosen("file", file=path, names=names, labels=labels, num_classes=1000)
     assert len(classes) == 1000 and len(ids) == size
     assert {names[i].split("/")[1] for i in ids} == set(entries)
+
+
+def test_samples_by_class_are_what_a_search_for_each_class_finds():
+    labels = np.random.default_rng(0).integers(-1, 50, 300)
+    for label, members in enumerate(samples_by_class(labels, 55)):
+        assert members.tolist() == np.flatnonzero(labels == label).tolist()
+    assert [len(members) for members in samples_by_class(np.full(3, -1), 2)] == [0, 0]
