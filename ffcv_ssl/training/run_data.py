@@ -23,7 +23,7 @@ from ffcv_ssl.transforms import NormalizeImage, Squeeze, ToDevice, ToTensor, ToT
 # Threads of a loader whose views go to a GPU, unless data.num_workers says otherwise. Two full
 # views at 224 px take 1.5 to 2.5 ms of a core: 32 threads render more than a GPU trains on.
 MAX_WORKERS = 32
-MAX_CLASSES = 100_000  # the confusion matrix has a cell for each pair of classes
+MAX_CLASSES = 100_000  # more are identifiers, not classes
 
 
 @dataclass(frozen=True)

@@ -253,6 +253,7 @@ def peak_bytes():
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["knn", "snn"])
 @pytest.mark.parametrize("num_views", [0, 2])
 def test_several_passes_over_the_bank_measure_what_one_does(
