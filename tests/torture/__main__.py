@@ -22,6 +22,8 @@ from torture.frame import FAMILIES
 ROOT = Path(__file__).resolve().parents[2]
 IMPORT_S = 120.0
 """What a family's imports may take."""
+END_S = 60.0
+"""What a process may take to end after its last trial."""
 
 
 def run_family(family: str, quick: bool, words: str) -> dict[str, dict[str, Any]]:
@@ -45,20 +47,22 @@ def run_process(family, quick, words, skip, rows):
         env={**os.environ, "PYTHONPATH": found_in},
     )  # fmt: skip
     os.close(writing)
-    ended, current, row = 0, None, None
+    ended, current, row, hangs = 0, None, None, False
     for line in lines_of(process, reading):
-        if "fault" in line:
+        if "hangs" in line:
+            hangs = True
+        elif "fault" in line:
             current = line
             row = rows.setdefault(line["fault"], empty_row(line["promise"]))
-            continue
-        add(row, line, f"trial {current['number']}: {line['error']}")
-        current, ended = None, ended + 1
-        show(family, rows)
+        else:
+            add(row, line, f"trial {current['number']}: {line['error']}")
+            current, ended = None, ended + 1
+            show(family, rows)
     exit_code = end(process)
     if current is None:
         assert exit_code == 0, f"{family}: the process ended with {exit_code} between two trials"
         return ended, True
-    why = "hung" if exit_code is None else f"ended its process with {exit_code}"
+    why = "hung" if hangs else f"ended its process with {exit_code}"
     failure = {"error": why, "outcomes": {}, "figures": {}, "seconds": 0}
     add(row, failure, f"trial {current['number']} {why}")
     show(family, rows)
@@ -66,7 +70,8 @@ def run_process(family, quick, words, skip, rows):
 
 
 def lines_of(process, pipe: int) -> Iterator[dict[str, Any]]:
-    """The lines that a process writes to the pipe; they end where none comes for too long."""
+    """The lines that a process writes to the pipe. Where none comes for too long, the process is
+    killed and the last line is {"hangs": True}."""
     text, limit_s = b"", IMPORT_S
     with open(pipe, "rb", buffering=0) as file:
         while select.select([file], [], [], limit_s)[0]:
@@ -79,6 +84,8 @@ def lines_of(process, pipe: int) -> Iterator[dict[str, Any]]:
                 return
     process.send_signal(signal.SIGUSR1)  # prints where its threads are
     time.sleep(1)
+    process.kill()
+    yield {"hangs": True}
 
 
 def empty_row(promise: str) -> dict[str, Any]:
@@ -105,7 +112,7 @@ def add(row, line, failure):
 def end(process):
     """The exit code of a family's process; None if it had to be killed. Its children go too."""
     try:
-        code = process.wait(timeout=2)
+        code = process.wait(timeout=END_S)
     except subprocess.TimeoutExpired:
         code = None
     with contextlib.suppress(ProcessLookupError):
