@@ -9,26 +9,32 @@ The file's bytes depend on the images and the settings alone, never on the numbe
 default mode `smart` keeps the original JPEG bytes where that is possible, stores small images as
 raw pixels, and encodes all other images anew. The summary counts each kind. The last line on stdout
 is JSON. Exit codes: 0 the file is written; 2 a user's mistake, or an image that cannot be read:
-then nothing is written; 130 interrupted: nothing is written.
+then nothing is written; 130 interrupted: nothing is written. SIGTERM and SIGHUP end it by the
+signal once its unfinished file is removed; what SIGKILL leaves goes when the file is written again.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
+import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.errors import BetonError, SourceError, UserError
 from ffcv_ssl.fields import RGBImageField
 from ffcv_ssl.sources import Source, open_source, select
+from ffcv_ssl.sources.disk import read_file
 from ffcv_ssl.training.command import EXIT_USER_ERROR
 from ffcv_ssl.writer import DatasetWriter
+from ffcv_ssl.writer.unfinished import remove_unfinished
 
 MODES = ("smart", "jpg", "raw", "passthrough")
 DEFAULT_MAX_RESOLUTION_PX = 500
@@ -109,6 +115,8 @@ def write(args: argparse.Namespace) -> dict:
         size_px=args.size_px,
         seed=args.seed,
     )
+    for remark in source.remarks:
+        print(f"write_dataset.py: {one_line(remark)}", file=sys.stderr)
     indices = select(source, _subset_lines(args.subset), args.limit, args.subset)
     writer = _writer(args, source)
     began = time.perf_counter()
@@ -123,9 +131,10 @@ def _subset_lines(path: str | None) -> list[str] | None:
     if path is None:
         return None
     try:
-        with open(path, encoding="utf-8") as file:
-            return file.readlines()
-    except (OSError, UnicodeDecodeError) as error:
+        return read_file(path, may_be_pipe=True).decode("utf-8").split("\n")
+    except SourceError as error:
+        raise UserError(f"--subset: {error}") from None
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise UserError(f"--subset: {path}: {reason}") from None
 
@@ -193,17 +202,50 @@ def _summary(
 def show(summary: dict) -> None:
     """Print the summary for people."""
     images = summary["images"]
-    print(f"{summary['out']}: {summary['samples']} samples, {summary['bytes'] / 1e6:.1f} MB")
+    # one line, and printable also where the path is not UTF-8
+    print(
+        f"{one_line(summary['out'])}: {summary['samples']} samples, {summary['bytes'] / 1e6:.1f} MB"
+    )
     print(f"  fields: {', '.join(summary['fields'])}; classes: {summary['classes'] or 'none'}")
     for what, count in sorted(images.items(), key=lambda pair: -pair[1]):
         print(f"  images {what}: {count}")
     print(f"  {summary['seconds']:.1f} s, {summary['samples_per_s']:.0f} samples per second")
 
 
+@contextlib.contextmanager
+def _removing_on_signals() -> Iterator[None]:
+    """Within the block SIGTERM and SIGHUP remove the unfinished file before they end the process.
+
+    The handler does it itself: an exception of a handler can get lost, as while a worker is forked.
+    Signals that are ignored (nohup) or have a handler stay as they are, and all of them do outside
+    the main thread.
+    """
+    process, former = os.getpid(), {}
+
+    def end(number: int, frame: Any) -> None:
+        if os.getpid() == process:  # and not a new worker, which has no handlers of its own yet
+            remove_unfinished()
+            name = signal.Signals(number).name
+            os.write(2, f"write_dataset.py: ended by {name}, nothing is left\n".encode())
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)  # so that the caller sees which signal it was
+
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) is signal.SIG_DFL:
+                    former[number] = signal.signal(number, end)
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     try:
-        summary = write(parse(sys.argv[1:] if argv is None else argv))
+        with _removing_on_signals():
+            summary = write(parse(sys.argv[1:] if argv is None else argv))
     except (UserError, SourceError, BetonError) as error:
         print(f"write_dataset.py: {one_line(error)}", file=sys.stderr)
         return EXIT_USER_ERROR

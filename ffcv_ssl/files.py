@@ -20,6 +20,39 @@ StrPath = str | os.PathLike[str]
 
 # What flock answers on file systems without locks: Lustre, FUSE, NFS without its lock service.
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def kind_of(mode: int) -> str | None:
+    """What a file with this `st_mode` is, such as "a pipe"; None for a regular file."""
+    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no regular file")
+
+
+def check_target(path: StrPath) -> str:
+    """The absolute path to write for `path`: a regular file, or a name that is free yet.
+
+    A link is followed, so that the file it points to is replaced, on that file's disk, and the link
+    stays. Raises UserError for a device, a pipe, a socket, a folder and a path that cannot be
+    looked up: a rename would put a file in place of the first three.
+    """
+    try:
+        kind = kind_of(os.stat(path).st_mode)
+    except FileNotFoundError:
+        kind = None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{os.fspath(path)}: cannot be written ({reason})") from None
+    if kind is not None:
+        raise UserError(
+            f"{os.fspath(path)}: is {kind}, expected a regular file or a new name to write to"
+        )
+    return os.path.realpath(path)
 
 
 @contextlib.contextmanager

@@ -22,8 +22,12 @@ _BOUNDS = {
 
 
 def one_line(error: BaseException | str) -> str:
-    """An error's text on one line."""
-    return " ".join(str(error).split())
+    """An error's text on one line. What no terminal can show, as a file's name may hold it, is
+    escaped."""
+    text = " ".join(str(error).split())
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def find_mistake(kind: Any, value: Any, key: str = "") -> str | None:

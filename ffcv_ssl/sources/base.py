@@ -26,6 +26,8 @@ class Source:
     """A file name for each sample, relative and with `/`; None where samples are not files."""
     is_generated: bool = False
     """Images are drawn at the size that the user chose, so no resolution limit applies."""
+    remarks: Sequence[str] = ()
+    """What looks like a mistake and may be none; a line each."""
 
     def place(self, index: int) -> str:
         """Where sample `index` comes from, for messages."""

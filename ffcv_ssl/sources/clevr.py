@@ -17,6 +17,7 @@ from ffcv_ssl.errors import SourceError
 from ffcv_ssl.fields import EncodedImage, IntField
 from ffcv_ssl.files import StrPath
 from ffcv_ssl.sources.base import Source
+from ffcv_ssl.sources.disk import read_file
 
 FEWEST_OBJECTS, MOST_OBJECTS = 3, 10
 DISTANCE_EDGES = (8.0, 8.5, 9.0, 9.5, 10.0)  # in the units of the scenes' depths
@@ -32,7 +33,7 @@ class ClevrImages:
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[EncodedImage, int, int]:
-        return EncodedImage((self.folder / self.names[index]).read_bytes()), *self.labels[index]
+        return EncodedImage(read_file(self.folder / self.names[index])), *self.labels[index]
 
 
 def open_clevr(root: StrPath, split: str | None = None) -> Source:
@@ -45,15 +46,15 @@ def open_clevr(root: StrPath, split: str | None = None) -> Source:
         root = root / "CLEVR_v1.0"
     path = root / "scenes" / f"CLEVR_{split}_scenes.json"
     try:
-        scenes = json.loads(path.read_text(encoding="utf-8"))["scenes"]
-        names = [scene["image_filename"] for scene in scenes]
+        scenes = json.loads(read_file(path))["scenes"]
+        names = [_checked_name(path, scene["image_filename"]) for scene in scenes]
         labels = [_labels(path, scene) for scene in scenes]
     except OSError as error:
         raise SourceError(
             f"--root: {path}: {error.strerror}; expected CLEVR_v1.0 with the folders images and "
             "scenes"
         ) from None
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
         if isinstance(error, SourceError):
             raise
         raise SourceError(f"{path}: got no scenes of CLEVR ({error!r})") from None
@@ -65,6 +66,13 @@ def open_clevr(root: StrPath, split: str | None = None) -> Source:
         {"source": "clevr", "split": split},
         names,
     )
+
+
+def _checked_name(path: Path, name: str) -> str:
+    """A scene's file name. A path could lead out of the folder of images."""
+    if "/" in name or "\0" in name:
+        raise SourceError(f"{path}: got image_filename {name!r}, expected a name without folders")
+    return name
 
 
 def _labels(path: Path, scene: dict[str, Any]) -> tuple[int, int]:

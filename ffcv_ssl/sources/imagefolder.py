@@ -7,12 +7,15 @@ are the same on every machine. Images stay encoded, so that the writer can keep 
 from __future__ import annotations
 
 import os
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 from ffcv_ssl.errors import SourceError
 from ffcv_ssl.fields import EncodedImage, IntField
 from ffcv_ssl.files import StrPath
 from ffcv_ssl.sources.base import Source
+from ffcv_ssl.sources.disk import Found, find_files, find_shared, folders_in, read_file
 
 IMAGE_SUFFIXES = frozenset(
     [".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
@@ -33,7 +36,7 @@ class ImageFiles:
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[EncodedImage] | tuple[EncodedImage, int]:
-        image = EncodedImage((self.folder / self.names[index]).read_bytes())
+        image = EncodedImage(read_file(self.folder / self.names[index]))
         return (image,) if self.labels is None else (image, self.labels[index])
 
 
@@ -44,59 +47,79 @@ def open_imagefolder(root: StrPath, split: str | None = None) -> Source:
     beside the class folders have label -1. Without class folders there is no label at all. Where
     `root/train` exists its classes number those of all splits, so that a class missing from another
     split shifts no label. Folders within a class belong to that class. Hidden files and files that
-    are not images are skipped. Raises SourceError.
+    are not images are skipped. Links to files and folders elsewhere are followed; each name is a
+    sample, also where several are links to one file, which `remarks` tells. A folder that links
+    lead to twice is refused, and so is all that is no regular file. Raises SourceError.
     """
     root = Path(root)
     folder = _split_folder(root, split)
     classes = _class_folders(folder)
-    names = _image_names(folder)
+    files = find_files(folder, _is_image)
+    names = [file.name for file in files]
     if not names:
         known = " ".join(sorted(IMAGE_SUFFIXES))
         raise SourceError(f"{folder}: no image files, expected some ending in {known}")
     made = {"source": "imagefolder", "split": folder.name if folder != root else None}
+    remarks = [*_same_but_for_case(folder, classes), *_several_names(folder, files)]
     if not classes:
-        return Source(ImageFiles(folder, names), {}, made=made, names=names)
+        return Source(ImageFiles(folder, names), {}, made=made, names=names, remarks=remarks)
     class_names = _shared_class_names(root, folder, classes)
     numbers = {name: number for number, name in enumerate(class_names)}
     labels = [_label(name, numbers) for name in names]
     dataset = ImageFiles(folder, names, labels)
-    return Source(dataset, {"label": IntField()}, {"label": class_names}, made, names)
+    return Source(
+        dataset, {"label": IntField()}, {"label": class_names}, made, names, remarks=remarks
+    )
 
 
 def _split_folder(root: Path, split: str | None) -> Path:
     if not root.is_dir():
         raise SourceError(f"--root: {root}: no such folder")
     if split is None:
-        splits = [name for name in _folders(root) if name.lower() in SPLITS]
+        splits = [name for name in folders_in(root) if name.lower() in SPLITS]
         if splits and not (root / "train").is_dir():
             raise SourceError(
                 f"--split: missing, expected one of {', '.join(splits)}; {root} has no train"
             )
         return root / "train" if (root / "train").is_dir() else root
     if not (root / split).is_dir():
-        found = ", ".join(_folders(root)[:5]) or "no folders"
+        found = ", ".join(folders_in(root)[:5]) or "no folders"
         raise SourceError(f"--split: {root / split}: no such folder, {root} has {found}")
     return root / split
 
 
-def _folders(folder: Path) -> list[str]:
-    """Names of the folders in `folder` that are not hidden, sorted."""
-    with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-
-
 def _class_folders(folder: Path) -> list[str]:
-    return [name for name in _folders(folder) if name.lower() not in UNLABELLED_FOLDERS]
+    classes = [name for name in folders_in(folder) if name.lower() not in UNLABELLED_FOLDERS]
+    for one, other in _same(classes, lambda name: unicodedata.normalize("NFC", name)):
+        raise SourceError(
+            f"{folder}: class folders {one!a} and {other!a} have the same name in two "
+            "Unicode forms; join them into one"
+        )
+    return classes
 
 
-def _image_names(folder: Path) -> list[str]:
-    """All image files under `folder`: paths relative to it, with `/`, sorted by their parts."""
-    found: list[Path] = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        relative = Path(place).relative_to(folder)
-        found += [relative / name for name in files if _is_image(name)]
-    return [path.as_posix() for path in sorted(found, key=lambda path: path.parts)]
+def _same(names: list[str], form: Callable[[str], str]) -> list[tuple[str, str]]:
+    """[(first name, later name)] of names whose form(name) is the same."""
+    first: dict[str, str] = {}
+    pairs = [(first.setdefault(form(name), name), name) for name in names]
+    return [(one, other) for one, other in pairs if one != other]
+
+
+def _same_but_for_case(folder: Path, classes: list[str]) -> list[str]:
+    return [
+        f"{folder}: classes {one!r} and {other!r} differ in case only"
+        for one, other in _same(classes, str.casefold)[:1]
+    ]
+
+
+def _several_names(folder: Path, files: list[Found]) -> list[str]:
+    shared = find_shared(folder, files)
+    if not shared:
+        return []
+    return [
+        f"{folder}: {len(shared)} of {len(files)} images are links to images that have another "
+        f"name here, such as {shared[0][0]!r} and {shared[0][1]!r}; each name is a sample"
+    ]
 
 
 def _is_image(name: str) -> bool:

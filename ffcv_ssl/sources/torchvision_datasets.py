@@ -16,6 +16,7 @@ from ffcv_ssl.errors import SourceError
 from ffcv_ssl.fields import EncodedImage, IntField
 from ffcv_ssl.files import StrPath
 from ffcv_ssl.sources.base import Source
+from ffcv_ssl.sources.disk import read_file
 
 EXAMPLES = ("cifar10", "cifar100", "stl10", "svhn", "mnist", "food101", "flowers102", "eurosat")
 # Names of the held-out split in datasets that only know train=True and train=False.
@@ -59,8 +60,8 @@ def open_torchvision(
     of `HELD_OUT`. None means `train`. Raises SourceError.
     """
     dataset = _make(name, find_class(name), root, split or "train", download)
-    _check_sample(name, dataset)
     names = _keep_bytes(dataset)
+    _check_sample(name, dataset)
     class_names = _class_names(dataset)
     made = {"source": name, "split": split or "train"}
     return Source(
@@ -122,8 +123,21 @@ def _keep_bytes(dataset: Any) -> list[str] | None:
 
     if not isinstance(dataset, DatasetFolder):
         return None
-    dataset.loader = lambda path: EncodedImage(Path(path).read_bytes())
+    _check_folders(dataset.samples)
+    dataset.loader = lambda path: EncodedImage(read_file(path))
     return [Path(os.path.relpath(path, dataset.root)).as_posix() for path, _ in dataset.samples]
+
+
+def _check_folders(samples: list[tuple[str, Any]]) -> None:
+    """Raise SourceError if links lead to a folder of images again: torchvision walks in circles."""
+    first: dict[str, str] = {}
+    for folder in dict.fromkeys(os.path.dirname(path) for path, _ in samples):
+        former = first.setdefault(os.path.realpath(folder), folder)
+        if former != folder:
+            raise SourceError(
+                f"{folder}: leads by a link to the folder {former} again, so that its images would "
+                "count several times; remove the link"
+            )
 
 
 def _class_names(dataset: Any) -> list[str] | None:

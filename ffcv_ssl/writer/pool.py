@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ffcv_ssl import beton
-from ffcv_ssl.errors import BetonError
+from ffcv_ssl.errors import FfcvSslError
 from ffcv_ssl.fields.base import Field
 from ffcv_ssl.kernels.hash import xxh3_64
 
@@ -141,7 +141,7 @@ def _encode_value(
 def _describe(error: Exception) -> str:
     """An exception in one line, with its type unless it is one of this library's usual types."""
     text = " ".join(str(error).split())
-    if text and type(error) in (ValueError, TypeError, BetonError):
+    if text and (type(error) in (ValueError, TypeError) or isinstance(error, FfcvSslError)):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -274,6 +274,8 @@ class _Pool:
         how = (
             f"was killed by signal {-code}" if code is not None and code < 0 else f"exited ({code})"
         )
+        if code == -signal.SIGKILL:
+            how += "; if memory was full, use fewer workers"
         index = self._workers.index(worker)
         sample, source = self._current[2 * index : 2 * index + 2]
         return SampleError(f"sample {sample} (dataset index {source}): its worker process {how}")
@@ -309,7 +311,9 @@ def _work(
 ) -> None:
     """What a worker process does: receive chunk ids and send encoded parts, until the parent stops
     it or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent gets it too and stops us
+    # Ctrl-C and a closed terminal: the parent gets the signal too, and stops us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _limit_threads()
     for parents_end in inherited:

@@ -3,7 +3,8 @@
 The file's bytes depend on the dataset and the fields alone, not on the number of workers or the
 size of chunks. The file is written under a temporary name in the same folder, header last, flushed
 to disk and renamed. A failed writer leaves nothing behind; what a killed writer leaves does not
-open.
+open, and the next writer of the same file removes it. Where two write one file at once, the file is
+that of the writer that ends last.
 
     writer = DatasetWriter("train.beton", {"image": RGBImageField("jpg"), "label": IntField()})
     writer.from_indexed_dataset(dataset)          # dataset[i] -> (image, label)
@@ -25,7 +26,7 @@ from ffcv_ssl import beton
 from ffcv_ssl.errors import BetonError
 from ffcv_ssl.fields import BUILT_IN, IntField
 from ffcv_ssl.fields.base import Field
-from ffcv_ssl.files import StrPath, replacing, sync_folder
+from ffcv_ssl.files import StrPath, check_target
 from ffcv_ssl.kernels.hash import xxh3_64
 from ffcv_ssl.writer.pool import (
     Chunk,
@@ -35,6 +36,7 @@ from ffcv_ssl.writer.pool import (
     add_counts,
     encode_in_order,
 )
+from ffcv_ssl.writer.unfinished import unfinished
 
 MIN_PAGE_SIZE = beton.MIN_PAGE_BYTES
 MAX_PAGE_SIZE = beton.MAX_PAGE_BYTES
@@ -44,15 +46,17 @@ _PROGRESS_INTERVAL_S = 10.0
 class DatasetWriter:
     """Writes one `.beton` file.
 
-    path: the file to make or replace. fields: name -> Field, in the order of a sample's values;
-    names are ASCII of at most 16 bytes. page_size: a power of two from 2 MiB to 2 GiB; it grows
-    until it holds the largest sample, since no sample may cross a page. num_workers: processes; -1:
-    one per usable core, 1: this process alone. class_names: field -> names of its labels 0, 1, ...
-    made: how the data came about, serialisable as JSON. names: a file name for each item of the
-    dataset, by its index. The file keeps class_names, made and names.
+    path: the file to make or replace; of a link, the file that it points to. fields: name -> Field,
+    in the order of a sample's values; names are ASCII of at most 16 bytes. page_size: a power of
+    two from 2 MiB to 2 GiB; it grows until it holds the largest sample, since no sample may cross a
+    page. num_workers: processes; -1: one per usable core, 1: this process alone. class_names:
+    field -> names of its labels 0, 1, ... made: how the data came about, serialisable as JSON.
+    names: a file name for each item of the dataset, by its index. The file keeps class_names, made
+    and names.
 
     After writing, `counts` says for each field how many images were kept or encoded, and why.
-    Raises ValueError for impossible settings, BetonError for data that does not fit the fields.
+    Raises ValueError for impossible settings, UserError (a ValueError) for a path that is a device,
+    a pipe, a socket or a folder, BetonError for data that does not fit the fields.
     Source: FFCV's DatasetWriter.
     """
 
@@ -78,6 +82,7 @@ class DatasetWriter:
         self._check_settings()
 
     def _check_settings(self) -> None:
+        check_target(self.path)
         if not self.fields:
             raise ValueError(f"{self.path}: no fields to write, expected at least one")
         for name in self.fields:
@@ -128,7 +133,7 @@ class DatasetWriter:
         # interrupt that comes while numba loads a kernel can get lost in one of its callbacks.
         xxh3_64(b"")
         try:
-            with _atomic_file(self.path) as file:
+            with unfinished(self.path) as file:
                 self._write(file, encoder, chunks, len(sources), names)
         except SampleError as error:
             raise BetonError(f"{self.path}: {error}") from error.__cause__
@@ -305,27 +310,12 @@ class _Body:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.seek(0)
-        self._file.write(parts["header"])  # `replacing` flushes it to disk
+        self._file.write(parts["header"])  # `unfinished` flushes it to disk
 
 
 def _type_id(field: Field) -> int:
     """A subclass of a built-in field is a custom field, as in FFCV: a reader needs its class."""
     return field.TYPE_ID if BUILT_IN.get(field.TYPE_ID) is type(field) else beton.CUSTOM_TYPE_ID
-
-
-@contextmanager
-def _atomic_file(path: str) -> Iterator[BinaryIO]:
-    """A file that replaces `path` if the block succeeds, under a hidden name of this process until
-    then. Raises BetonError where it cannot be written.
-    """
-    folder = os.path.dirname(os.path.abspath(path))
-    temporary = os.path.join(folder, f".{os.path.basename(path)}.{os.getpid()}.tmp")
-    try:
-        with replacing(path, temporary) as file:
-            yield file
-        sync_folder(folder)
-    except OSError as error:
-        raise BetonError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def _fixed_permutation(length: int) -> np.ndarray:
