@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from ffcv_ssl.beton import MAX_IMAGE_PX
 
@@ -24,6 +24,17 @@ _SOF_NAMES = {0xC1: "extended", 0xC2: "progressive", 0xC3: "lossless"}
 # image, so a small hostile file with many could keep a decoder busy for hours.
 _START_OF_SCAN, _MAX_SCANS = b"\xff\xda", 100
 _SMALL_IMAGE_PX = 1 << 20
+# Pillow starts Ghostscript for these, whatever the file's name.
+_STARTS_PROGRAMS = ("EPS",)
+_STARTS = {
+    b"\xff\xd8": "JPEG",
+    b"\x89PNG": "PNG",
+    b"GIF8": "GIF",
+    b"RIFF": "WebP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"BM": "BMP",
+}
 _BARE_MARKERS = {0x01, *range(0xD0, 0xD9)}  # TEM, RSTn, SOI: no length follows
 
 
@@ -76,25 +87,62 @@ def check_size(height_px: int, width_px: int) -> None:
 
 
 def open_image(data: bytes) -> Image.Image:
-    """A PIL image of encoded bytes, not decoded yet. Raises ValueError for unknown formats."""
+    """A PIL image of encoded bytes, not decoded yet. Raises ValueError for unknown formats and for
+    images that are larger than the format holds."""
     try:
         with warnings.catch_warnings():  # Pillow warns of every odd tag
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, struct.error) as error:
-        raise ValueError(f"not a readable image ({error})") from None
-    except Image.DecompressionBombError as error:
-        raise ValueError(str(error)) from None
+            image = _identify(data) if data else None
+    except Exception as error:  # Pillow's parsers raise nearly anything on damaged headers
+        raise ValueError(f"not a readable image ({_in_words(error)})") from None
+    if image is None:
+        raise ValueError(f"not a readable image ({_looks_like(data)})")
     check_size(image.height, image.width)
     return image
+
+
+def _identify(data: bytes) -> Image.Image | None:
+    """What Image.open gives, without its limit of 178,956,970 pixels, which is process-wide and
+    lower than the format's; None for an unknown format. Sizes are not checked yet."""
+    for load_plugins in (Image.preinit, Image.init):  # the usual formats, then all
+        load_plugins()
+        for name in Image.ID:
+            make, accept = Image.OPEN[name]
+            if name in _STARTS_PROGRAMS:
+                continue
+            try:
+                accepted = not accept or accept(data[:16])
+                if accepted and not isinstance(accepted, str):  # a text says what is not installed
+                    return make(io.BytesIO(data), "")
+            except (SyntaxError, IndexError, TypeError, struct.error):
+                continue  # of another format, as Image.open takes it
+    return None
+
+
+def _looks_like(data: bytes) -> str:
+    for start, name in _STARTS.items():
+        if data.startswith(start):
+            return f"{len(data)} bytes of a {name} whose header is damaged or cut"
+    if not data:
+        return "an empty file"
+    return f"{len(data)} bytes that start with {data[:8]!r}, expected a JPEG, PNG, ..."
+
+
+def _in_words(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if text and isinstance(error, (OSError, ValueError)) else repr(error)
 
 
 def _pil_to_rgb(image: Image.Image) -> np.ndarray:
     check_size(image.height, image.width)
     try:
-        image.load()
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
-        raise ValueError(f"corrupt image ({error})") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # as for headers
+        raise ValueError(f"corrupt image ({_in_words(error)})") from None
     if orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":

@@ -1,6 +1,8 @@
 """Images at writing: which bytes are kept, and how everything else becomes upright 8-bit RGB."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -239,3 +241,58 @@ def test_a_jpeg_of_very_many_scans_is_refused():
     scan = payload[start:-2]
     with pytest.raises(ValueError, match="scans"):
         image_codec.decode_jpeg(payload[:start] + scan * 200 + payload[-2:], 40, 30)
+
+
+def of_size(kind, height_px, width_px):
+    """A small file whose header promises an image of that size."""
+    data = bytearray(image_file(photo(), kind).data)
+    if kind == "JPEG":
+        at = data.index(b"\xff\xc0") + 5
+        data[at : at + 4] = struct.pack(">HH", height_px, width_px)
+    elif kind == "PNG":
+        data[16:24] = struct.pack(">II", width_px, height_px)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    else:
+        data[18:26] = struct.pack("<II", width_px, height_px)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP"])
+def test_the_limit_of_2_to_the_28_pixels_holds_on_both_sides(kind):
+    side_px = 1 << 14
+    assert image_codec.open_image(of_size(kind, side_px, side_px)).size == (side_px, side_px)
+    with pytest.raises(ValueError, match="16384x16385 px, expected at most 268435456 pixels"):
+        image_codec.open_image(of_size(kind, side_px + 1, side_px))
+    image_codec.check_size(side_px, side_px)
+    pixel = np.zeros((1, 1, 3), np.uint8)  # an array of that many takes no memory
+    with pytest.raises(ValueError, match="expected at most 268435456 pixels"):
+        f.image_codec.to_rgb(np.broadcast_to(pixel, (side_px + 1, side_px, 3)))
+
+
+def test_a_reader_has_the_same_limit_as_the_writer():
+    column, sizes = encode(f.RGBImageField("jpg"), photo())[0], np.full(1, 1 << 20, np.uint64)
+    column["height"] = column["width"] = 1 << 14
+    assert f.RGBImageField().find_bad_sample(column, sizes) is None
+    column["height"] += 1
+    assert f.RGBImageField().find_bad_sample(column, sizes)[1].startswith("image is larger than")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "an empty file"),
+        (b"<html>", "6 bytes that start with b'<html>', expected a JPEG, PNG"),
+        (b"\xff\xd8" + bytes(98), "100 bytes of a JPEG whose header is damaged or cut"),
+        (b"\x89PNG\r\n", "6 bytes of a PNG whose header is damaged or cut"),
+    ],
+)
+def test_an_unreadable_image_says_what_its_bytes_are(data, message):
+    with pytest.raises(ValueError, match="not a readable image") as error:
+        image_codec.to_rgb(f.EncodedImage(data))
+    assert message in str(error.value) and "0x" not in str(error.value)
+
+
+def test_no_image_starts_another_program():
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    with pytest.raises(ValueError, match="not a readable image"):
+        image_codec.to_rgb(f.EncodedImage(postscript))

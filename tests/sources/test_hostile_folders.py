@@ -140,13 +140,13 @@ def test_a_folder_that_cannot_be_listed_is_named(photographs, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(SourceError, match="dog: cannot be listed .Permission denied"):
+    with pytest.raises(SourceError, match=r"dog: cannot be listed .Permission denied"):
         open_source("imagefolder", photographs)
 
 
 def test_a_link_to_itself_is_named(photographs):
     (photographs / "cat/me.png").symlink_to("me.png")
-    with pytest.raises(SourceError, match="cat/me.png: Too many levels"):
+    with pytest.raises(SourceError, match=r"cat/me.png: Too many levels"):
         open_source("imagefolder", photographs)
 
 
@@ -223,11 +223,11 @@ def test_torchvisions_folders_are_held_to_the_same(tmp_path, monkeypatch):
     (tmp_path / "cat").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "cat/1.png")
     os.mkfifo(tmp_path / "cat/0.png")
-    with pytest.raises(SourceError, match="cat/0.png: is a pipe"):
+    with pytest.raises(SourceError, match=r"cat/0.png: is a pipe"):
         open_source("pets", tmp_path)
     os.unlink(tmp_path / "cat/0.png")
     (tmp_path / "cat/up").symlink_to("..")
-    with pytest.raises(SourceError, match="leads by a link to the folder .* again"):
+    with pytest.raises(SourceError, match=r"leads by a link to the folder .* again"):
         open_source("pets", tmp_path)
 
 
@@ -236,7 +236,7 @@ def test_clevrs_scenes_name_no_file_elsewhere(tmp_path):
     (tmp_path / "scenes").mkdir()
     path = tmp_path / "scenes/CLEVR_val_scenes.json"
     path.write_text(json.dumps({"scenes": [scene]}))
-    with pytest.raises(SourceError, match="'../secret.png', expected a name without folders"):
+    with pytest.raises(SourceError, match=r"'../secret.png', expected a name without folders"):
         open_source("clevr", tmp_path, "val")
     path.unlink()
     os.mkfifo(path)

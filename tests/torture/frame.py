@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 
-FAMILIES = ("files", "kills", "disks", "load", "threads", "scale")
+FAMILIES = ("files", "sources", "kills", "disks", "load", "threads", "scale")
 """Modules of this package, in the order of the table."""
 
 
