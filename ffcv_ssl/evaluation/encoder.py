@@ -24,7 +24,7 @@ from torch import nn
 from ffcv_ssl.config.settings import ModelConfig
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.training import checkpoint
-from ffcv_ssl.training.metrics_log import X_AXES, read_metrics
+from ffcv_ssl.training.metrics_log import X_AXES, each_metric_from_the_end
 from ffcv_ssl.training.models import Model
 from ffcv_ssl.training.run_folder import BACKBONE, CHECKPOINT
 from ffcv_ssl.training.runtime import autocast
@@ -304,8 +304,8 @@ def _origin(file: Path, metadata: dict[str, str]) -> tuple[dict[str, Any] | None
     settings = file.with_name("config.yaml")
     if not metadata or not settings.is_file():
         return None, {}
-    last = read_metrics(file.parent)[-1:]
-    known = {axis: record[axis] for record in last for axis in X_AXES if axis in record}
+    last = next(each_metric_from_the_end(file.parent), {})
+    known = {axis: last[axis] for axis in X_AXES if axis in last}
     return yaml.safe_load(settings.read_text(encoding="utf-8")), known
 
 
@@ -315,7 +315,7 @@ def _epoch(file: Path, state: dict[str, Any]) -> dict[str, Any]:
     step = state.get("step")
     if kept or step == 0:
         return {"epoch": int(kept[1]) if kept else 0}
-    for record in reversed(read_metrics(file.parent)) if step else []:
+    for record in each_metric_from_the_end(file.parent) if step else []:
         if record["step"] and "epoch" in record:
             return {"epoch": round(step * record["epoch"] / record["step"], 6)}
     return {}

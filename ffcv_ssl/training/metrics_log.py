@@ -1,8 +1,9 @@
 """A run's `metrics.jsonl` and TensorBoard events: one JSON object per line, in order of steps, each
 step once.
 
-`metrics.jsonl` is the only record. When a run resumes, the TensorBoard events are rewritten from
-it. So a run that was killed and resumed leaves the same lines as an uninterrupted run.
+`metrics.jsonl` is the only record, and the file alone holds it: a run of any length keeps none of
+it in memory. When a run resumes, the lines after its checkpoint are cut off, and TensorBoard hides
+the events after it. So a run that was killed and resumed shows the same as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import json
 import math
 import os
 import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ffcv_ssl.files import StrPath, write_text
+from ffcv_ssl.files import StrPath
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FOLDER = "tensorboard"
+_EVENTS = "events.out.tfevents."
 MEASURED = (
     "seconds", "train/images_per_s", "train/data_wait", "train/copy_wait", "train/rank_wait",
     "train/peak_memory_mib",
@@ -26,24 +30,34 @@ MEASURED = (
 X_AXES = ("epoch", "step", "updates", "images", "views", "flops", "seconds")
 
 
-def read_metrics(folder: StrPath) -> list[dict[str, Any]]:
-    """All complete lines of a run's metrics, in order, as dicts; an empty list without a file.
+_CHUNK_BYTES = 1 << 18
+
+
+def each_metric(folder: StrPath) -> Iterator[dict[str, Any]]:
+    """The complete lines of a run's metrics as dicts, in order; nothing without a file.
 
     A last line without newline (the writer was killed) is left out; so is every line that is not a
     JSON object.
     """
     path = Path(folder) / METRICS_FILE
     if not path.exists():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            records.append(record)
-    return records
+        return
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n") and (record := _parsed(line)) is not None:
+                yield record
+
+
+def read_metrics(folder: StrPath) -> list[dict[str, Any]]:
+    """All that `each_metric` yields."""
+    return list(each_metric(folder))
+
+
+def each_metric_from_the_end(folder: StrPath) -> Iterator[dict[str, Any]]:
+    """What `each_metric` yields, in reverse order; a long file is read only as far as needed."""
+    for _, line in _lines_from_the_end(Path(folder) / METRICS_FILE):
+        if (record := _parsed(line)) is not None:
+            yield record
 
 
 class MetricsLog:
@@ -57,29 +71,33 @@ class MetricsLog:
         self, folder: StrPath, last_step: int | None = None, tensorboard: bool = True
     ) -> None:
         self.folder = Path(folder)
-        kept = (
-            [] if last_step is None else [r for r in read_metrics(folder) if r["step"] <= last_step]
-        )
-        write_text(self.folder / METRICS_FILE, "".join(_line(record) for record in kept))
+        self._events: Any = None
+        _cut_back(self.folder / METRICS_FILE, last_step)
         self._file = (self.folder / METRICS_FILE).open("a", encoding="utf-8")
-        self.records = kept
-        self._events = self._open_events() if tensorboard else None
-        for record in kept:
-            self._write_events(record)
+        if tensorboard:
+            self._open_events(last_step)
 
-    def _open_events(self):
+    def _open_events(self, last_step: int | None) -> None:
+        """Begin the events anew, or add a file to them that hides those from `last_step` on."""
         from torch.utils.tensorboard import SummaryWriter  # slow to import: only where needed
 
-        shutil.rmtree(self.folder / EVENTS_FOLDER, ignore_errors=True)
-        return SummaryWriter(str(self.folder / EVENTS_FOLDER))
+        folder = self.folder / EVENTS_FOLDER
+        if last_step is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        goes_on = _let_events_sort_first(folder)
+        # Lines after `last_step` are gone. Lines of `last_step` may have been written after the
+        # last sync, so that their events were lost in a kill: these are written again. Where there
+        # are no events (the setting was off), all lines are.
+        self._events = SummaryWriter(str(folder), purge_step=last_step if goes_on else None)
+        for record in each_metric(self.folder) if not goes_on else self._of_step(last_step)[::-1]:
+            self._write_events(record)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record: a dict with `step` and numbers. Non-finite numbers become null."""
         line = _line(record)
         self._file.write(line)
         self._file.flush()
-        self.records.append(json.loads(line))
-        self._write_events(self.records[-1])
+        self._write_events(json.loads(line))
 
     def _write_events(self, record):
         if self._events is None:
@@ -88,14 +106,26 @@ class MetricsLog:
             if key not in X_AXES and isinstance(value, int | float):
                 self._events.add_scalar(key, value, record["step"])
 
+    def _of_step(self, step: int | None) -> list[dict[str, Any]]:
+        """The records of one of the last steps, the newest first."""
+        found = []
+        for record in each_metric_from_the_end(self.folder):
+            if step is None or record["step"] < step:
+                break
+            if record["step"] == step:
+                found.append(record)
+        return found
+
     def has_evaluation(self, step: int) -> bool:
         """Whether the metrics hold the evaluation after `step` steps."""
-        return any(r["step"] == step and is_evaluation(r) for r in self.records)
+        return any(is_evaluation(record) for record in self._of_step(step))
 
     def latest(self, prefix: str) -> dict[str, Any]:
         """The newest record with a key that starts with `prefix`, or an empty dict."""
-        for record in reversed(self.records):
-            if any(key.startswith(prefix) for key in record):
+        quoted = f'"{prefix}'.encode()  # parsing every line would take 20 times longer
+        for _, line in _lines_from_the_end(self.folder / METRICS_FILE):
+            record = _parsed(line) if quoted in line else None
+            if record is not None and any(key.startswith(prefix) for key in record):
                 return record
         return {}
 
@@ -124,3 +154,60 @@ def _line(record):
         k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()
     }
     return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """A line's record; None where it is no JSON object with a step."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # also bytes that are not UTF-8
+        return None
+    is_record = isinstance(record, dict) and isinstance(record.get("step"), int)
+    return record if is_record else None
+
+
+def _lines_from_the_end(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(offset behind its newline, line without newline) of a file's complete lines, the last line
+    first; nothing without a file."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        position = end = file.seek(0, os.SEEK_END)
+        first, is_complete = b"", False  # what follows the last newline is no complete line
+        while position > 0:
+            size = min(_CHUNK_BYTES, position)
+            position -= size
+            file.seek(position)
+            first, *lines = (file.read(size) + first).split(b"\n")
+            for line in reversed(lines if position else [first, *lines]):
+                if is_complete:
+                    yield end + 1, line
+                is_complete = True
+                end -= len(line) + 1
+
+
+def _cut_back(path: Path, last_step: int | None) -> None:
+    """Make a metrics file end with the last record of `last_step` or of a step before; None: empty.
+
+    The lines are in order of steps. Cutting is one system call: a kill leaves the file as it was,
+    or cut.
+    """
+    kept_bytes = 0
+    for end, line in _lines_from_the_end(path) if last_step is not None else ():
+        record = _parsed(line)
+        if record is not None and record["step"] <= last_step:
+            kept_bytes = end
+            break
+    with path.open("ab") as file:
+        file.truncate(kept_bytes)
+
+
+def _let_events_sort_first(folder: Path) -> bool:
+    """Whether a folder has event files. TensorBoard reads them in the order of their names, which
+    begin with the second in which they were made: if that is not over (or the clock was put back),
+    give them names of a time long ago."""
+    before = sorted(folder.glob(f"{_EVENTS}*"))
+    if before and before[-1].name >= f"{_EVENTS}{int(time.time()):010d}":
+        for number, path in enumerate(before):
+            path.rename(folder / f"{_EVENTS}{number:010d}.before")
+    return bool(before)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ffcv_ssl.files import StrPath, save_figure
-from ffcv_ssl.training.metrics_log import read_metrics
+from ffcv_ssl.training.metrics_log import each_metric
 
 REPORT_FILE = "report.png"
 
@@ -21,7 +21,7 @@ def draw_report(folder: StrPath, views: list[np.ndarray] | None = None) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # no pyplot: it would choose a backend for the process
 
-    records = read_metrics(folder)
+    records = [_drawn_part(record) for record in each_metric(folder)]
     has_probes = any(_is_accuracy(key) for record in records for key in record)
     figure = Figure(figsize=(13, 9 if views else 4.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -37,6 +37,11 @@ def draw_report(folder: StrPath, views: list[np.ndarray] | None = None) -> Path:
     path = Path(folder) / REPORT_FILE
     save_figure(figure, path, dpi=90)
     return path
+
+
+def _drawn_part(record):
+    """What is drawn of a record: a long run has many records, and many more numbers in them."""
+    return {k: v for k, v in record.items() if k in ("epoch", "train/loss") or _is_accuracy(k)}
 
 
 def _is_accuracy(key):

@@ -1,0 +1,134 @@
+"""A run's metrics: long files are read from their end, and cut back where a run resumes."""
+
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ffcv_ssl.training import metrics_log
+from ffcv_ssl.training.metrics_log import (
+    METRICS_FILE,
+    MetricsLog,
+    each_metric_from_the_end,
+    read_metrics,
+)
+
+
+def write(folder, steps, last_step=None, tensorboard=False, evaluate_after=()):
+    log = MetricsLog(folder, last_step, tensorboard)
+    for step in steps:
+        log.write({"step": step, "train/loss": step / 3})
+        if step in evaluate_after:
+            log.write({"step": step, "val/knn/top1": step / 100})
+    log.sync()
+    return log
+
+
+def shown_by_tensorboard(folder, tag="train/loss"):
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    return [(event.step, round(event.value, 4)) for event in events.Scalars(tag)]
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 2, 3, 7, 64, 1 << 18])
+def test_lines_from_the_end_are_the_lines_reversed_wherever_a_chunk_ends(
+    tmp_path, monkeypatch, chunk_bytes
+):
+    monkeypatch.setattr(metrics_log, "_CHUNK_BYTES", chunk_bytes)
+    path, rng = tmp_path / METRICS_FILE, np.random.default_rng(0)
+    for number in range(60):
+        lines = [
+            json.dumps({"step": step, "text": "x" * int(rng.integers(0, 9))})
+            for step in range(int(rng.integers(0, 6)))
+        ]
+        ends = ["", '{"step": 7', "\n\n", "[]\n"]
+        text = "".join(f"{line}\n" for line in lines) + ends[number % len(ends)]
+        path.write_text(text)
+        assert list(each_metric_from_the_end(tmp_path)) == read_metrics(tmp_path)[::-1]
+        assert read_metrics(tmp_path) == [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("chunk_bytes", [5, 1 << 18])
+def test_a_log_that_goes_on_ends_with_its_last_step_and_keeps_no_later_line(
+    tmp_path, monkeypatch, chunk_bytes
+):
+    monkeypatch.setattr(metrics_log, "_CHUNK_BYTES", chunk_bytes)
+    for last_step in (0, 1, 3, 4, 9, 100):
+        write(tmp_path, range(1, 10), evaluate_after=(4, 8)).close()
+        whole = (tmp_path / METRICS_FILE).read_bytes()
+        with open(tmp_path / METRICS_FILE, "ab") as file:
+            file.write(b'{"step": 1, "tr')  # a line that a kill has torn
+        log = MetricsLog(tmp_path, last_step, tensorboard=False)
+        assert log.has_evaluation(4) == (last_step >= 4)
+        assert log.latest("val/").get("step") == {0: None, 1: None, 3: None, 4: 4}.get(last_step, 8)
+        log.close()
+        kept = (tmp_path / METRICS_FILE).read_bytes()
+        assert whole.startswith(kept)
+        assert [r["step"] for r in read_metrics(tmp_path) if "train/loss" in r] == [
+            step for step in range(1, 10) if step <= last_step
+        ]
+
+
+def test_a_damaged_line_hides_nothing_else(tmp_path):
+    write(tmp_path, [1, 2]).close()
+    with open(tmp_path / METRICS_FILE, "ab") as file:
+        file.write(b"\xff\xfe\n[1]\n" + b"[" * 100_000 + b'\n{"step": "three"}\n')
+    write(tmp_path, [3, 4], last_step=2).close()
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_long_log_goes_on_without_reading_or_keeping_it(tmp_path):
+    line = '{"step": %d, "train/loss": 0.5, "train/loss/term": 0.25, "lr": 0.1}\n'
+    text = "".join(line % step for step in range(1, 100_001))
+    (tmp_path / METRICS_FILE).write_text(text)
+    tracemalloc.start()
+    log = MetricsLog(tmp_path, 99_990, tensorboard=False)
+    for step in range(99_991, 100_001):
+        log.write({"step": step, "train/loss": 0.5})
+    assert not log.has_evaluation(100_000) and log.latest("train/")["step"] == 100_000
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    log.close()
+    assert peak_bytes < 8 << 20
+    assert sum(1 for _ in each_metric_from_the_end(tmp_path)) == 100_000
+
+
+def test_events_go_on_in_a_new_file_that_hides_those_after_the_checkpoint(tmp_path, monkeypatch):
+    write(tmp_path, range(1, 7), tensorboard=True).close()
+    written = []
+    monkeypatch.setattr(MetricsLog, "_write_events", lambda log, record: written.append(record))
+    MetricsLog(tmp_path, 4, tensorboard=True).close()
+    assert [record["step"] for record in written] == [4]  # nothing else is written again
+    monkeypatch.undo()
+    write(tmp_path, [5, 6, 7], last_step=4, tensorboard=True).close()
+    write(tmp_path, [7], last_step=6, tensorboard=True).close()
+    assert shown_by_tensorboard(tmp_path) == [(step, round(step / 3, 4)) for step in range(1, 8)]
+
+
+def test_an_evaluation_whose_events_a_kill_has_lost_is_shown_after_all(tmp_path):
+    log = write(tmp_path, [1, 2], tensorboard=True)  # here the checkpoint of step 2 is written
+    monitor = log._events
+    log._events = None  # as if a kill had come before the events were on disk
+    log.write({"step": 2, "val/knn/top1": 0.25})
+    log.close()
+    monitor.close()
+    write(tmp_path, [3], last_step=2, tensorboard=True).close()
+    assert shown_by_tensorboard(tmp_path, "val/knn/top1") == [(2, 0.25)]
+    assert [step for step, _ in shown_by_tensorboard(tmp_path)] == [1, 2, 3]
+
+
+def test_events_are_hidden_though_a_kill_has_torn_the_last_and_the_clock_was_put_back(tmp_path):
+    write(tmp_path, range(1, 7), tensorboard=True).close()
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    path.write_bytes(path.read_bytes()[:-5])
+    path.rename(path.with_name("events.out.tfevents.9999999999.host.1.0"))
+    write(tmp_path, [4, 5], last_step=3, tensorboard=True).close()
+    assert [step for step, _ in shown_by_tensorboard(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_a_run_that_had_no_events_shows_all_its_lines_once_it_has_them(tmp_path):
+    write(tmp_path, [1, 2, 3]).close()
+    write(tmp_path, [3], last_step=2, tensorboard=True).close()
+    assert [step for step, _ in shown_by_tensorboard(tmp_path)] == [1, 2, 3]
