@@ -33,6 +33,10 @@ class NonFiniteLoss(FfcvSslError, ArithmeticError):
     """The loss or a weight became NaN or infinite; the last checkpoint is from before."""
 
 
+class LostRank(FfcvSslError, RuntimeError):
+    """Another rank of the run did not come to the place where all ranks meet."""
+
+
 class ToldBefore(FfcvSslError):
     """An earlier start of this run by the same torchrun failed by a mistake of the user, which it
     has reported. torchrun starts the ranks again all the same."""

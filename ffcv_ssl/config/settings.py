@@ -315,6 +315,9 @@ class SystemConfig:
     all ranks on GPUs."""
     compile: bool = False
     """Compile the model with torch.compile. It does not affect evaluation or the saved weights."""
+    patience_minutes: PositiveFloat = 20.0
+    """How long ranks wait for one another. A rank that does not answer for so long is lost: the
+    others name it and end."""
     profile: NonNegativeInt = 0
     """Trace so many steps with torch's profiler, after the first five of a start, into
     trace_rank_0.json.gz... in the run's folder; look at it in https://ui.perfetto.dev."""

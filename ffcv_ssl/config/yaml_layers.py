@@ -16,6 +16,9 @@ from typing import Any
 import yaml
 
 BASE = "base"
+MAX_DEPTH, MAX_VALUES = 32, 100_000
+_TOO_DEEP = f"got more than {MAX_DEPTH} levels, one in another; expected fewer"
+_TOO_MANY = f"got more than {MAX_VALUES} values, counting those of aliases; expected fewer"
 
 
 def read_layers(path: str, builders: tuple[str, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
@@ -72,7 +75,7 @@ def _load(path: str) -> dict[str, Any]:
 def read_yaml(path: str | Path) -> Any:
     """The content of a YAML file, with YAML 1.2's numbers. Raises ValueError, on one line."""
     try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        return _parse(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
@@ -88,9 +91,27 @@ def read_text(text: str) -> Any:
     """A single value from the text of a YAML file or command line; the text itself if it is not
     YAML."""
     try:
-        return yaml.load(text, _Loader)
+        return _parse(text)
     except yaml.YAMLError:
         return text
+
+
+def _parse(text: str) -> Any:
+    """The content of a YAML text. Raises yaml.YAMLError, also where it is not of a sane size: a few
+    lines of aliases can stand for billions of values."""
+    content = yaml.load(text, _Loader)
+    number, rest = 0, [(content, 0)]
+    while rest:
+        value, depth = rest.pop()
+        number += 1
+        if depth > MAX_DEPTH:
+            raise yaml.YAMLError(_TOO_DEEP)
+        if number > MAX_VALUES:
+            raise yaml.YAMLError(_TOO_MANY)
+        if isinstance(value, dict | list):
+            inner = value.values() if isinstance(value, dict) else value
+            rest.extend((item, depth + 1) for item in inner)
+    return content
 
 
 def yaml_text(settings: dict[str, Any]) -> str:
@@ -117,6 +138,17 @@ class _Dumper(yaml.SafeDumper):
 class _Loader(yaml.SafeLoader):
     """Safe YAML with YAML 1.2's numbers, without dates; duplicate keys are errors."""
 
+    depth = 0
+
+    def compose_node(self, parent, index):
+        """Parse a value and all in it; a deep one is refused before its inner parts are read."""
+        self.depth += 1
+        if self.depth > MAX_DEPTH + 1:
+            raise yaml.YAMLError(_TOO_DEEP)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key, _ in node.value:
@@ -129,6 +161,12 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node):
+        """Put the pairs of `<<: *other` into a mapping."""
+        super().flatten_mapping(node)
+        if len(node.value) > MAX_VALUES:  # before it multiplies once more
+            raise yaml.YAMLError(_TOO_MANY)
 
 
 _NUMBERS = {

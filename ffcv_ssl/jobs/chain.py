@@ -41,7 +41,7 @@ from ffcv_ssl.config.parsing import parse_config
 from ffcv_ssl.config.plain import as_words, config_dict
 from ffcv_ssl.config.yaml_layers import merge, yaml_text
 from ffcv_ssl.errors import CheckpointError, UserError
-from ffcv_ssl.files import explained, write_text
+from ffcv_ssl.files import explained, hold_folder, write_text
 from ffcv_ssl.jobs import slurm
 from ffcv_ssl.jobs.chain_file import Stage, read_chain, resolved
 from ffcv_ssl.jobs.stage_marks import (
@@ -122,6 +122,8 @@ def _run(words: list[str], stop: command.StopSignal) -> tuple[int, Any]:
         summary = json.loads(last)
     except ValueError:
         summary = None
+    if stop.asked and isinstance(summary, dict) and summary.get("status") == "interrupted":
+        code = command.EXIT_INTERRUPTED  # torchrun has codes of its own for what a signal ended
     return code if code >= 0 else 128 - code, summary
 
 
@@ -200,7 +202,7 @@ def run(argv: Sequence[str]) -> tuple[int, dict[str, Any]]:
     if any(job.slurm.partition for job in jobs):
         return 0, _submit(unfinished, jobs)
     summaries = {s.name: summary_of(s.folder) for s in stages if s not in unfinished}
-    with command.StopSignal() as stop:
+    with hold_folder(stages[0].folder.parent), command.StopSignal() as stop:
         code, ran = run_stages(unfinished, stop)
     interrupted = code == command.EXIT_INTERRUPTED
     status = "interrupted" if interrupted else "failed" if code else "finished"

@@ -25,7 +25,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -223,6 +223,7 @@ def _after(job: Job, job_id: str) -> Job:
 
 def _check(job: Job) -> None:
     """Refuse a job that cannot do its work. Raises UserError."""
+    _check_texts(job)
     data = job.settings.get("data") or {}
     if data.get("train") == "":
         raise UserError("data.train: got no file to train on; write one with write_dataset.py")
@@ -231,6 +232,16 @@ def _check(job: Job) -> None:
             print(f"note: {path} is not here; the job's nodes must have it", file=sys.stderr)
     if job.slurm.dependency is None:
         check_not_queued(job.out)
+
+
+def _check_texts(job: Job) -> None:
+    """Refuse what would not stay on its line of the script that sbatch runs. Quotes do not help
+    there: after a line break in a #SBATCH comment the shell begins to read. Raises UserError."""
+    texts = {f"slurm.{f.name}": getattr(job.slurm, f.name) for f in fields(job.slurm)}
+    texts |= {"out": job.command.folder, "the command": job.command.script}
+    for key, text in texts.items():
+        if isinstance(text, str) and not text.isprintable():
+            raise UserError(f"{key}: got {text!r}, expected text without line breaks, for sbatch")
 
 
 def check_sbatch() -> None:
@@ -287,7 +298,8 @@ def _submit(job: Job) -> dict[str, str]:
         before = set(folder.iterdir())
         write_text(folder / SUBMITTED, yaml_text(job.settings))
         executor = submitit.SlurmExecutor(folder, python=PYTHON)
-        executor.update_parameters(**sbatch_parameters(job.slurm, folder.parent.name, script))
+        name = re.sub(r"[^\w.+=@-]", "_", folder.parent.name)
+        executor.update_parameters(**sbatch_parameters(job.slurm, name, script))
         with _no_jobs_environment(), contextlib.redirect_stderr(io.StringIO()):
             made = executor.submit(job.command)
     except OSError as error:
@@ -330,7 +342,7 @@ def _remove_rest(folder: Path, before: set[Path]) -> None:
 def join(system: SystemConfig) -> World:
     """Connect to the other ranks of the job or of torchrun, if there are any: `World.join`."""
     options = (system.device, system.torch_threads, task_environment(), system.tf32)
-    return World.join(*options, system.share_device)
+    return World.join(*options, system.share_device, system.patience_minutes)
 
 
 def task_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str] | None:

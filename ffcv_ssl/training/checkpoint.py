@@ -41,7 +41,10 @@ def load(
     """Read a checkpoint onto the CPU, without executing anything in it. Raises CheckpointError;
     its message ends with `remedy` where the file is no checkpoint."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # mapped: ranks of one machine share the file's pages instead of holding a copy each; `save`
+        # replaces the file, and a mapped one then stays what it was
+        mapped = _is_archive(path)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises a dozen types for bad files
         reason = _reason(path, error)
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason}); {remedy}") from error
@@ -50,6 +53,12 @@ def load(
             f"{path}: got a {type(state).__name__}, expected a checkpoint's dict of state"
         )
     return state
+
+
+def _is_archive(path):
+    """Whether a file begins as those of torch.save do since torch 1.6."""
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def _reason(path, error):

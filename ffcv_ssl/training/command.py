@@ -16,7 +16,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ffcv_ssl.config.messages import one_line
-from ffcv_ssl.errors import BetonError, CheckpointError, NonFiniteLoss, ToldBefore, UserError
+from ffcv_ssl.errors import (
+    BetonError,
+    CheckpointError,
+    LostRank,
+    NonFiniteLoss,
+    ToldBefore,
+    UserError,
+)
 from ffcv_ssl.training import world
 from ffcv_ssl.training.memory import what_ran_out
 
@@ -75,26 +82,39 @@ def run_ranks(run: Callable[[Sequence[str]], tuple[int, Any]], argv: Sequence[st
     """Call run(argv) -> (exit code, summary) in each rank of a command, and return the exit code.
 
     The first rank prints the summary as JSON. A user's mistake gives one line on stderr and exit
-    code 2; a loss that is not finite gives exit code 1. If this rank is still connected to others
-    when it fails, the process ends here, so that torchrun or Slurm ends the other ranks.
+    code 2; a loss that is not finite, and a rank that does not answer, one line and exit code 1. If
+    this rank is still connected to others when it fails, the process ends here, so that torchrun or
+    Slurm ends the other ranks.
     """
     try:
         code, summary = run(argv)
     except ToldBefore:
         return EXIT_USER_ERROR
-    except (UserError, NonFiniteLoss, BetonError, CheckpointError) as error:
-        code = 1 if isinstance(error, NonFiniteLoss) else EXIT_USER_ERROR
+    except (UserError, NonFiniteLoss, LostRank, BetonError, CheckpointError) as error:
+        code = 1 if isinstance(error, NonFiniteLoss | LostRank) else EXIT_USER_ERROR
         return _say_and_end(one_line(error), code)
     except BaseException as error:
         if (found := what_ran_out(error)) is not None:
             line = f"{found[0]}: out of memory{found[1]}; lower the batch size or the resolution"
             return _say_and_end(line, EXIT_USER_ERROR)
+        if (lost := world.explain_loss(error)) is not None:
+            return _say_and_end(lost, 1)
         if world.is_connected():
             _end_process(1, traceback.format_exc())
         raise
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps(summary), flush=True)
+    if world.was_connected() and exit_process is os._exit:
+        _end_finished_rank(code)
     return code
+
+
+def _end_finished_rank(code: int) -> None:
+    """End a rank that is done without Python's clean-up: threads of gloo and of the store that
+    outlive their interpreter can abort the process (exit code 134) when all is long saved."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    exit_process(code)
 
 
 def _say_and_end(line: str, code: int) -> int:

@@ -199,6 +199,14 @@ class FiniteWatch:
         )
 
 
+def meta_twin(model: nn.Module) -> nn.Module:
+    """A deep copy of a model on the meta device: it takes no memory, however large the model."""
+    twins: dict[int, Any] = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
+    for weight in model.parameters():
+        twins[id(weight)] = nn.Parameter(weight.detach().to("meta"), weight.requires_grad)
+    return copy.deepcopy(model, twins).to("meta")
+
+
 def flops_per_image(
     model: nn.Module, sides_px: list[int], *arguments: Any, backward: bool = True
 ) -> int:
@@ -206,10 +214,10 @@ def flops_per_image(
     is False, a backward pass.
 
     `model` takes a list of views (B, 3, px, px), then `arguments`, and returns a list of dicts of
-    features. A copy of the model on the meta device is counted: nothing is computed and no random
-    numbers are drawn.
+    features. A twin of the model on the meta device is counted: nothing is computed, no random
+    numbers are drawn, and no weight is copied.
     """
-    twin = copy.deepcopy(model).to("meta").train()
+    twin = meta_twin(model).train()
     views = [torch.empty(2, 3, px, px, device="meta") for px in sides_px]
     with FlopCounterMode(display=False) as counter:
         outputs = twin(views, *arguments)

@@ -20,10 +20,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ffcv_ssl.errors import ToldBefore, UserError
+from ffcv_ssl.errors import LostRank, ToldBefore, UserError
+from ffcv_ssl.training import lost_ranks
 
-PATIENCE = datetime.timedelta(minutes=20)
-"""How long a rank waits for another before it gives up with an error."""
+PATIENCE_MINUTES = 20.0
+"""How long a rank waits for another before it gives up with an error, if nothing else is said."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -90,6 +91,7 @@ class World:
         launcher: dict[str, str] | None = None,
         tf32: bool = True,
         shared: bool = False,
+        patience_minutes: float = PATIENCE_MINUTES,
     ) -> World:
         """Connect to the other ranks, if there are any, as torchrun's environment variables say.
 
@@ -97,8 +99,9 @@ class World:
         or cuda:N; each of several ranks takes a CUDA device of its own. num_threads: torch's CPU
         threads; 0: the rank's share of the cores. tf32: float32 convolutions on CUDA use TF32.
         shared: all ranks take one CUDA device, and their tensors meet on the host.
-        Raises UserError for a missing device, and ToldBefore if an earlier start has failed by a
-        mistake of the user.
+        patience_minutes: how long a rank waits for another.
+        Raises UserError for a missing device, ToldBefore if an earlier start has failed by a
+        mistake of the user, and LostRank if a rank does not come.
         """
         environment = os.environ
         environment.update(launcher or {})
@@ -120,11 +123,16 @@ class World:
         # tensors on the host use gloo, so that an agreement between ranks never waits for a device;
         # NCCL refuses two ranks on one device
         backends = "cpu:gloo,cuda:nccl" if device.type == "cuda" and not shared else "gloo"
-        _stores["launch"] = next(dist.rendezvous("env://", timeout=PATIENCE))[0]
+        patience = datetime.timedelta(minutes=patience_minutes)
+        _stores["launch"] = next(dist.rendezvous("env://", timeout=patience))[0]
         if _stores["launch"].check([_MISTAKE]):
             raise ToldBefore
-        store = _stores["start"] = meet(_stores["launch"], rank, size)
-        dist.init_process_group(backends, timeout=PATIENCE, store=store, rank=rank, world_size=size)
+        patience_s = patience.total_seconds()
+        store = _stores["start"] = meet(_stores["launch"], rank, size, patience_s)
+        _stores["explain"] = functools.partial(
+            lost_ranks.explain, store=store, rank=rank, size=size, patience_s=patience_s
+        )
+        dist.init_process_group(backends, timeout=patience, store=store, rank=rank, world_size=size)
         world = cls(rank, size, local_rank, device, _share_of_cores(device, shared))
         torch.set_num_threads(num_threads or world.cores)
         return world
@@ -207,7 +215,7 @@ class World:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Leave the other ranks, but not after an error. It may be this rank's alone, and the
         others may wait for this rank in a collective; leaving would wait for them, for NCCL up to
-        PATIENCE. `command.run_ranks` then ends the process."""
+        the patience. `command.run_ranks` then ends the process."""
         if error is None:
             self.leave()
 
@@ -222,13 +230,24 @@ class World:
 
 
 _stores: dict[str, Any] = {}
-"""Of this process' connection: "launch", which torchrun keeps over restarts, and "start"."""
+"""Of this process' connection: "launch", which torchrun keeps over restarts, "start", and "explain"
+for an error of a call between ranks."""
 _MISTAKE = "mistake"
 
 
 def is_connected() -> bool:
     """Whether this process is connected to other ranks, who may be waiting for it."""
     return dist.is_available() and dist.is_initialized()
+
+
+def was_connected() -> bool:
+    """Whether this process has been connected to other ranks."""
+    return "explain" in _stores
+
+
+def explain_loss(error: BaseException) -> str | None:
+    """The line that names the ranks that this one waited for in vain; None for other errors."""
+    return _stores["explain"](error) if is_connected() and was_connected() else None
 
 
 def tell_first(line: str, is_mistake: bool) -> bool:
@@ -279,27 +298,42 @@ def _share_of_cores(device: torch.device, shared: bool = False) -> int:
     return max(1, int(sum(1 / users[core] for core in seat.cores) + 1e-9))
 
 
-def meet(store: Any, rank: int, size: int) -> dist.Store:
+def meet(store: Any, rank: int, size: int, patience_s: float = 60 * PATIENCE_MINUTES) -> dist.Store:
     """A part of `store` (torch.distributed.Store) that only the ranks of this start write to.
 
     torchrun keeps one store over all its restarts. The store still holds the addresses of killed
     ranks; gloo would connect to these addresses, and fail or wait for ever. So the first rank
     numbers each start and gives the number to every rank that asks with a token of its own. A dead
-    rank's token is never answered.
+    rank's token is never answered. Raises LostRank for a rank that does not come.
     """
+    deadline = time.monotonic() + patience_s
     if rank == 0:
         start = f"start/{store.add('start', 1)}"
         for other in range(1, size):
             while not store.check([f"{start}/here/{other}"]):
-                token = store.get(f"token/{other}").decode()
-                store.set(f"answer/{token}", start)
+                if time.monotonic() > deadline:
+                    raise _not_come(other, size, patience_s)
+                if store.check([f"token/{other}"]):
+                    token = store.get(f"token/{other}").decode()
+                    store.set(f"answer/{token}", start)
                 time.sleep(0.01)
     else:
         token = uuid.uuid4().hex
         store.set(f"token/{rank}", token)
+        while not store.check([f"answer/{token}"]):
+            if time.monotonic() > deadline:
+                raise _not_come(0, size, patience_s)
+            time.sleep(0.01)
         start = store.get(f"answer/{token}").decode()
         store.set(f"{start}/here/{rank}", "")
     return dist.PrefixStore(start, store)
+
+
+def _not_come(rank: int, size: int, patience_s: float) -> LostRank:
+    return LostRank(
+        f"rank {rank} of {size} did not come to the start within {patience_s:g} s; see its log and "
+        "its machine, and start again"
+    )
 
 
 ALONE = World()

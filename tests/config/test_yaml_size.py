@@ -1,0 +1,54 @@
+"""YAML files made to overwhelm whoever reads them: one line, at once."""
+
+import time
+
+import pytest
+
+import train
+from ffcv_ssl.config.yaml_layers import read_text, read_yaml
+
+LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
+)
+MERGES = "a0: &a0 {k: 1}\n" + "".join(
+    f"a{n}: &a{n}\n  <<: [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
+)
+BOMBS = {
+    "billion laughs": (LAUGHS, "more than 100000 values"),
+    "merged keys": (MERGES, "more than 100000 values"),
+    "deep lists": ("optim: " + "[" * 400 + "]" * 400, "more than 32 levels"),
+    "deep mappings": ("{a: " * 400 + "1" + "}" * 400, "more than 32 levels"),
+    "a list of itself": ("optim: &a [*a]\n", "more than 32 levels"),
+    "a hundred levels": ("optim: " + "[" * 100 + "]" * 100, "more than 32 levels"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_yaml_bomb_is_one_line_and_exit_code_2(name, tmp_path, capsys):
+    text, expected = BOMBS[name]
+    path = tmp_path / "bomb.yaml"
+    path.write_text(text)
+    began = time.monotonic()
+    assert train.main([f"--config={path}"]) == 2
+    line = capsys.readouterr().err
+    assert expected in line and str(path) in line and line.count("\n") == 1
+    assert time.monotonic() - began < 60
+    assert read_text(text) == text  # on a command line it is text
+
+
+def test_aliases_and_merged_keys_of_sane_size_are_read(tmp_path):
+    path = tmp_path / "sound.yaml"
+    path.write_text("a: &a {x: 1, y: [1, 2]}\nb: {<<: *a, z: 3}\nc: [*a, *a]\n")
+    a = {"x": 1, "y": [1, 2]}
+    assert read_yaml(path) == {"a": a, "b": {**a, "z": 3}, "c": [a, a]}
+
+
+@pytest.mark.parametrize(
+    "text", ["!!python/object/apply:os.system [touch owned]", "!!python/name:os.system ''"]
+)
+def test_yaml_makes_no_objects_and_calls_nothing(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tags.yaml").write_text(f"optim: {text}\n")
+    with pytest.raises(ValueError, match="could not determine a constructor"):
+        read_yaml(tmp_path / "tags.yaml")
+    assert not (tmp_path / "owned").exists()

@@ -1,0 +1,70 @@
+"""Names and paths that a shell would run: a job's script treats them as text, or they are refused.
+
+sbatch and srun are replaced by scripts: this sbatch runs the job's script at once, as a node would.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ffcv_ssl.errors import UserError
+from ffcv_ssl.jobs import slurm
+from ffcv_ssl.jobs.slurm import SlurmConfig
+
+HOSTILE = [
+    "$(touch owned)",
+    "`touch owned`",
+    "a; touch owned;",
+    "a' ; touch owned ; '",
+    'a" ; touch owned ; "',
+    "a b && touch owned",
+    "a | touch owned #",
+    "-rf $HOME ${IFS}touch",
+    "%j %x *",
+    "ü 漢 字",
+]
+TWO_LINES = ["a\ntouch owned\n", "a\rtouch owned", "a\x1bb", "a\x0btouch owned"]
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """Runs what is submitted, in `tmp_path / "work"`, where `owned` must not appear."""
+    programs, work = tmp_path / "programs", tmp_path / "work"
+    programs.mkdir(), work.mkdir()
+    scripts = {
+        "sbatch": '#!/bin/sh\nfor last; do :; done\nsh "$last" >&2\necho Submitted batch job 7\n',
+        "srun": "#!/bin/sh\nexit 0\n",
+        "squeue": "#!/bin/sh\nexit 0\n",
+    }
+    for name, text in scripts.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.chdir(work)
+    return work
+
+
+def submit(out, **options):
+    job = slurm.make_job("train.py", [], {"out": str(out)}, SlurmConfig(partition="p", **options))
+    return slurm.submit_jobs([[job]])
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_folder_or_setting_is_submitted_as_text_and_nothing_of_it_runs(cluster, name):
+    (made,) = submit(cluster / "runs" / name, comment=name, nodelist=name)
+    assert made["job_id"] == "7" and (cluster / "runs" / name / "slurm").is_dir()
+    assert sorted(path.name for path in cluster.iterdir()) == ["runs"]
+
+
+@pytest.mark.parametrize("name", TWO_LINES)
+@pytest.mark.parametrize("where", ["out", "comment", "nodelist", "dependency"])
+def test_text_of_two_lines_is_refused_before_anything_is_written(cluster, name, where):
+    out, options = cluster / "runs", {"partition": "p"}
+    out, options = (out / name, options) if where == "out" else (out, options | {where: name})
+    job = slurm.make_job("train.py", [], {"out": str(out)}, SlurmConfig(**options))
+    with pytest.raises(UserError, match="without line breaks") as error:
+        slurm.submit_jobs([[job]])
+    assert "\n" not in str(error.value)
+    assert list(Path(cluster).iterdir()) == []
