@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import functools
 import os
+import signal
 import socket
 import time
 import uuid
@@ -222,6 +223,10 @@ class World:
     def leave(self) -> None:
         """Disconnect from the other ranks; a second call does nothing."""
         if self.size > 1 and dist.is_initialized():
+            if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+                # when a first rank ends with 75, torchrun tells the others to stop, who end anyhow
+                # and have a summary to print
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             dist.destroy_process_group()
             # gloo's threads may still hold tensors of the last calls. A thread that frees a
             # tensor while the interpreter ends can abort the process, which torchrun takes for a

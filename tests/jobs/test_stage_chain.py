@@ -17,6 +17,7 @@ from support.small_files import REPOSITORY
 import evaluate
 import train
 from ffcv_ssl.errors import UserError
+from ffcv_ssl.files import hold_folder
 from ffcv_ssl.jobs import chain, chain_file, slurm, stage_marks
 from ffcv_ssl.jobs.stage_marks import StageCommand
 from ffcv_ssl.training.command import StopSignal
@@ -178,6 +179,25 @@ def test_a_signal_stops_the_running_stage_and_the_chain_with_it(file):
     assert process.returncode == 75
     assert json.loads(printed.splitlines()[-1])["status"] == "interrupted"
     assert calls(file, "npi") == []
+
+
+def test_a_second_chain_in_the_folder_is_refused_in_one_line_and_disturbs_nothing(file, capfd):
+    with hold_folder(file.parent / "out"):  # as a chain that runs
+        assert run(file, "--pretrain.epochs=4") == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "another process" in line]
+    assert line == f"{file.parent}/out: another process trains here; use another --out"
+    assert calls(file, "pretrain") == [] and not (file.parent / "out/pretrain.yaml").exists()
+    assert run(file) == 0
+
+
+@pytest.mark.parametrize("code", [0, 1, 134])
+def test_a_stage_that_stopped_when_asked_is_interrupted_whatever_torchrun_makes_of_it(code):
+    lines = f'import sys; print(\'{{"status": "interrupted"}}\'); sys.exit({code})'
+    stop = StopSignal()
+    stop.received.append(signal.SIGTERM)
+    deaf = ["sh", "-c", 'trap "" TERM; "$@"', "", sys.executable, "-c", lines]
+    found, summary = chain._run(deaf, stop)
+    assert (found, summary) == (75, {"status": "interrupted"})
 
 
 def test_a_stage_may_have_several_ranks(file):

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -270,6 +272,9 @@ def test_sigterm_to_all_ranks_saves_one_step_and_two_ranks_go_on_as_one(
     saved = torch.load(out / "checkpoint.pt", weights_only=True)
     assert code != 0 and f"interrupted; checkpoint.pt holds step {saved['step']}" in printed
     assert 3 <= saved["step"] < 12
+    assert '{"status": "interrupted"' in printed
+    # torchrun tells a rank to stop when the other has ended; it ends as it would have
+    assert set(re.findall(r"exitcode *: *(\S+)", printed)) == {"75"}, printed
     threads = torch.get_num_threads()
     try:
         given = {**SETTINGS, **files}
@@ -280,6 +285,30 @@ def test_sigterm_to_all_ranks_saves_one_step_and_two_ranks_go_on_as_one(
     mine, other = read_metrics(out), read_metrics(undisturbed[0])
     assert [r["step"] for r in mine] == [r["step"] for r in other]
     assert [(r["images"], r["views"]) for r in mine] == [(r["images"], r["views"]) for r in other]
+
+
+def test_a_rank_that_is_stopped_for_good_is_named_in_one_line(tmp_path, files):
+    out = tmp_path / "run"
+    process = start(out, 2, files, epochs=500, system__patience_minutes=0.1)
+    wait_for_step(out, 3, process)
+    stopped = rank_of(workers_of(process.pid), 1)
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        process.wait(timeout=150)  # torchrun ends the stopped rank after 30 s
+    finally:
+        os.kill(stopped, signal.SIGKILL)
+    code, printed = finish(process)
+    assert code != 0
+    said = [line for line in printed.splitlines() if "did not answer" in line]
+    assert len(said) == 1 and said[0].startswith("rank 1 of 2 did not answer for 6 s: "), printed
+    assert "gloo" not in printed
+
+
+def rank_of(workers, rank):
+    """The process id of a rank."""
+    variables = {pid: Path(f"/proc/{pid}/environ").read_text().split("\0") for pid in workers}
+    (found,) = [pid for pid in workers if f"RANK={rank}" in variables[pid]]
+    return found
 
 
 def test_a_batch_that_ranks_cannot_share_is_one_line_and_exit_code_2(tmp_path, files):
