@@ -1,29 +1,21 @@
 """Processes ended at random moments: writers, training, fine-tuning, chains.
 
-Most trials fork this process, which has imported everything and has started no thread: a fork costs
-milliseconds where a new interpreter costs seconds. What an undisturbed run leaves is computed once.
+What an undisturbed run leaves is computed once for each kind of run.
 """
 
 from __future__ import annotations
 
-import atexit
 import functools
 import json
 import os
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from support.small_files import REPOSITORY, SmallImages, write_small
+from support.small_files import SmallImages, write_small
 from support.tuning_files import (
     NUM_CLASSES,
     alone,
@@ -43,82 +35,20 @@ from ffcv_ssl.fields import BytesField, FloatField, IntField, RGBImageField
 from ffcv_ssl.training import checkpoint
 from ffcv_ssl.training.command import EXIT_INTERRUPTED, StopSignal
 from torture.frame import Trial, fault
+from torture.processes import (
+    begin,
+    cellar,
+    end_after,
+    gone,
+    ranks_of,
+    same,
+    start,
+    start_ranks,
+    wait_for,
+)
 
 KILLS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 ENDS = (*KILLS, signal.SIGHUP)
-
-
-# ---- Processes -----------------------------------------------------------------------------------
-
-
-@functools.cache
-def cellar() -> Path:
-    """A folder for what many trials share, removed when this process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="torture.kills."))
-    owner = os.getpid()  # not a child that was forked
-    atexit.register(lambda: os.getpid() == owner and shutil.rmtree(folder, ignore_errors=True))
-    return folder
-
-
-def begin(work: Callable[[], Any], log: Path) -> int:
-    """Fork a process, the leader of a group, that exits with what work() returns; its id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        os.setpgid(0, 0)
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(descriptor, 1), os.dup2(descriptor, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        code = int(work() or 0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(code)
-
-
-def wait_for(pid: int) -> int:
-    """The exit code of a forked process; minus the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def end_after(pid: int, seconds: float, number: int, whole_group: bool = False) -> int | None:
-    """Send a signal after so many seconds; the exit code, or None if it had ended before."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
-            assert os.waitstatus_to_exitcode(status) == 0
-            return None
-        time.sleep(min(0.002, max(0.0, deadline - time.monotonic())))
-    (os.killpg if whole_group else os.kill)(pid, number)
-    return wait_for(pid)
-
-
-def gone(group: int, limit_s: float = 20) -> bool:
-    """Whether no process of a group is left, within a time."""
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.02)
-    return False
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two states are equal, tensors bit for bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 # ---- Writing -------------------------------------------------------------------------------------
@@ -256,19 +186,6 @@ def trained_state(out: Path) -> dict[str, Any]:
     return {name: saved[name] for name in ("model", "method", "optimizer", "probes", "step")}
 
 
-def start_ranks(words: list[str], size: int, log: Path) -> subprocess.Popen:
-    """torchrun, the leader of a group."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={size}"]
-    command = [sys.executable, *launcher, "--monitor_interval=0.1", "train.py", *words]
-    path = f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    with open(log, "a") as file:
-        return subprocess.Popen(
-            command, cwd=REPOSITORY, env=environment, stdout=file, stderr=file,
-            start_new_session=True,
-        )  # fmt: skip
-
-
 @functools.cache
 def undisturbed(method: str, has_labels: bool, size: int = 1) -> Undisturbed:
     out = cellar() / f"{method}_{has_labels}_{size}"
@@ -354,14 +271,6 @@ def _(trial: Trial) -> str:
     return fell
 
 
-def ranks_of(parent: int) -> list[int]:
-    """Process ids of torchrun's ranks."""
-    listed = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True
-    )
-    return [int(pid) for pid in listed.stdout.split()]
-
-
 # ---- Fine-tuning ---------------------------------------------------------------------------------
 
 PROTOCOLS = {
@@ -428,8 +337,8 @@ def _(trial: Trial) -> str:
 # ---- Chains --------------------------------------------------------------------------------------
 
 
-def chain_file(folder: Path) -> Path:
-    """A chain that pretrains and then fits a probe, in `folder/out`."""
+def chain_words(folder: Path) -> list[str]:
+    """The words of a chain that pretrains and then fits a probe, in `folder/out`."""
     usual = {key: value for key, value in {**SETTINGS, **images()}.items() if key != "out"}
     probe = {
         "checkpoint": "{pretrain}", **images(), "data.num_workers": 1, "system.device": "cpu",
@@ -441,18 +350,7 @@ def chain_file(folder: Path) -> Path:
     }
     path = folder / "chain.yaml"
     path.write_text(json.dumps({"out": str(folder / "out"), "stages": stages}))
-    return path
-
-
-def run_chain(path: Path, log: Path) -> subprocess.Popen:
-    path_ = f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path_}
-    command = [sys.executable, "-m", "ffcv_ssl.jobs.chain", str(path)]
-    with open(log, "a") as file:
-        return subprocess.Popen(
-            command, cwd=REPOSITORY, env=environment, stdout=file, stderr=file,
-            start_new_session=True,
-        )  # fmt: skip
+    return ["-m", "ffcv_ssl.jobs.chain", str(path)]
 
 
 def chain_results(folder: Path) -> tuple[Any, ...]:
@@ -466,7 +364,7 @@ def undisturbed_chain() -> tuple[tuple[Any, ...], float]:
     folder = cellar() / "chain"
     folder.mkdir()
     began, log = time.monotonic(), folder / "log"
-    assert run_chain(chain_file(folder), log).wait(300) == 0, log.read_text()[-2000:]
+    assert start(chain_words(folder), log).wait(300) == 0, log.read_text()[-2000:]
     return chain_results(folder), time.monotonic() - began
 
 
@@ -475,8 +373,8 @@ def _(trial: Trial) -> str:
     """A chain, alone or with the stage that it runs, is ended at any moment; the same command then
     ends with the undisturbed results of every stage."""
     expected, seconds = undisturbed_chain()
-    path, log = chain_file(trial.folder), trial.folder / "log"
-    process = run_chain(path, log)
+    words, log = chain_words(trial.folder), trial.folder / "log"
+    process = start(words, log)
     deadline = time.monotonic() + trial.random.uniform(0, 1.1) * seconds
     while time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
@@ -487,7 +385,7 @@ def _(trial: Trial) -> str:
         process.wait(120)
         assert gone(process.pid, 120), "a stage of the ended chain hangs"
     fell = where_it_fell(trial.folder / "out" / "pretrain", is_ended)
-    assert run_chain(path, log).wait(300) == 0, log.read_text()[-2000:]
+    assert start(words, log).wait(300) == 0, log.read_text()[-2000:]
     found = chain_results(trial.folder)
     assert found[:2] == expected[:2], "the results differ"
     assert same(found[2], expected[2]), "the weights differ"
