@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from ffcv_ssl.config.settings import ModelConfig
+from ffcv_ssl.config.yaml_layers import read_yaml
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.training import checkpoint
 from ffcv_ssl.training.metrics_log import X_AXES, each_metric_from_the_end
@@ -306,7 +306,10 @@ def _origin(file: Path, metadata: dict[str, str]) -> tuple[dict[str, Any] | None
         return None, {}
     last = next(each_metric_from_the_end(file.parent), {})
     known = {axis: last[axis] for axis in X_AXES if axis in last}
-    return yaml.safe_load(settings.read_text(encoding="utf-8")), known
+    try:
+        return read_yaml(settings), known
+    except ValueError as error:
+        raise UserError(f"{settings}: {error}") from None
 
 
 def _epoch(file: Path, state: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,9 @@ import pytest
 
 import train
 from ffcv_ssl.config.yaml_layers import read_text, read_yaml
+from ffcv_ssl.errors import UserError
+from ffcv_ssl.evaluation import encoder
+from ffcv_ssl.evaluation.studies import seeds
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
@@ -52,3 +55,12 @@ def test_yaml_makes_no_objects_and_calls_nothing(text, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="could not determine a constructor"):
         read_yaml(tmp_path / "tags.yaml")
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("name", ["billion laughs", "deep lists"])
+def test_a_bomb_beside_weights_of_others_is_one_line_too(name, tmp_path):
+    text, expected = BOMBS[name]
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=expected):
+        encoder._origin(tmp_path / "backbone.safetensors", {"model": "resnet18"})
+    assert seeds._origin(tmp_path / "checkpoint.pt") == []

@@ -105,7 +105,7 @@ def _(trial: Trial) -> str:
     folder.mkdir()
     path, had_old = folder / "a.beton", trial.random.random() < 0.5
     if had_old:
-        write_small(path, NUM_OLD)
+        write_small(path, NUM_OLD, mode="raw")
     number = int(trial.random.choice(ENDS))
     moment_s = trial.random.uniform(0, 1.1) * seconds_to_write()
     pid = begin(lambda: write(path), trial.folder / "log")

@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from ffcv_ssl.config.plain import flatten_as_text
+from ffcv_ssl.config.yaml_layers import read_yaml
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.evaluation.commands import Command
 from ffcv_ssl.evaluation.former_names import with_new_names
@@ -239,10 +238,10 @@ def _origin(checkpoint: Any) -> list[dict[str, Any]]:
     while checkpoint and (path := checkpoint_folder(str(checkpoint)) / "config.yaml") not in seen:
         seen.add(path)
         try:
-            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+            config = read_yaml(path)
             config = with_new_names(config) if "checkpoint" in config else config
             found.append(flatten_as_text(config))
-        except (OSError, yaml.YAMLError, AttributeError, TypeError):
+        except (ValueError, AttributeError, TypeError):
             break
         checkpoint = found[-1].get("checkpoint")
     return found
