@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import NonNegativeInt, NotEmptyStr, PositiveInt
 from torch import Tensor, nn
 
 from ffcv_ssl.config import settings
@@ -47,7 +47,7 @@ from ffcv_ssl.training.online_evaluation import open_evaluation
 from ffcv_ssl.training.optimizers import make_optimizer, resolution_at, set_lr
 from ffcv_ssl.training.probes import Probes, ProbeTrainer
 from ffcv_ssl.training.run_data import make_loader, open_dataset, rank_share
-from ffcv_ssl.training.run_folder import BACKBONE, CHECKPOINT
+from ffcv_ssl.training.run_folder import CHECKPOINT
 from ffcv_ssl.training.step_data import StepData, StepKind, Streams
 from ffcv_ssl.training.world import ALONE, World
 from pipelines import Views, build
@@ -59,7 +59,7 @@ from pipelines import Views, build
 class Config:
     """One run."""
 
-    out: str | None = None
+    out: NotEmptyStr | None = None
     """The run's folder; null: runs/NAME for configs/NAME.yaml."""
     seed: NonNegativeInt = 0
     """Decides weights, order and views."""
@@ -112,6 +112,7 @@ def check_config(config: Config) -> None:
     views, method = config.views.resolve(), method_class(config.method)
     if config.unlabelled_batch_size:
         method.check_views(len(views))
+        method.check_batch(config.unlabelled_batch_size)
     if num_views > len(views):
         raise UserError(f"labelled.num_views: got {num_views}, but the run has {len(views)} views")
     for name, view in views.items():
@@ -292,7 +293,7 @@ class SimCLR(Method):
     """Views of one image attract, all other images of the batch repel."""
 
     group, Settings = "simclr", settings.SimCLRConfig
-    max_views = 12
+    max_views, min_batch = 12, 2
 
     def loss(self, outputs: list[Features], labels: Tensor | None) -> Loss:
         return nt_xent(stack(outputs), self.settings.temperature, self.world)
@@ -302,6 +303,7 @@ class VICReg(Method):
     """Embeddings of an image agree, spread, and do not repeat one another's features."""
 
     group, Settings = "vicreg", settings.VICRegConfig
+    min_batch = 2
 
     def loss(self, outputs: list[Features], labels: Tensor | None) -> Loss:
         weights, (z, z2) = self.settings, stack(outputs)
@@ -313,6 +315,7 @@ class BarlowTwins(Method):
     """Features correlate with themselves across views, and with no others."""
 
     group, Settings = "barlow", settings.BarlowConfig
+    min_batch = 2
 
     def loss(self, outputs: list[Features], labels: Tensor | None) -> Loss:
         z, z2 = stack(outputs)
@@ -675,21 +678,18 @@ class Trainer:
     def _check_finite(self):
         """Raise NonFiniteLoss if a loss or a weight is not finite; waits for the device."""
         how = f"lr {self.optimizer.param_groups[0]['lr']:.4g}, {self.config.precision}"
-        kept = f"{CHECKPOINT} still holds {self.saver.saved_position}"
+        kept = f"{CHECKPOINT} still holds {self.saver.saved_position}, with finite weights"
         self.done.updates -= self.scaler.take_skipped()
         self.watch.check(self.learner.parameters(), self.step, self.folder.path, how, kept)
 
     def _finish(self):
         """Leave the run's picture and the backbone, and return the summary."""
-        if self.world.is_first and not (self.folder.path / BACKBONE).exists():
-            from ffcv_ssl.training.report import draw_report  # matplotlib is slow to import
-
-            data = self.config.data
-            ops = make_views(self.views, self.config.resolution.max)
-            samples = self.train_set.sample_views(ops, data.image_field, self.config.seed)
-            draw_report(self.folder.path, samples)
-            about = {"model": self.config.model.backbone, "stem": self.config.model.stem}
-            checkpoint.save_weights(self.folder.path / BACKBONE, self.model.backbone, about)
+        config = self.config
+        if not self.folder.is_finished:
+            ops = make_views(self.views, config.resolution.max)
+            samples = self.train_set.sample_views(ops, config.data.image_field, config.seed)
+            about = {"model": config.model.backbone, "stem": config.model.stem}
+            self.folder.finish(samples, self.model.backbone, about)
         return self.summary("finished")
 
     def summary(self, status: str) -> dict[str, Any]:
@@ -716,7 +716,7 @@ class Trainer:
         return {**state, **self.done.state_dict(), "averages": self.averages.over_ranks(self.world)}
 
     def _start(self):
-        """Begin at step 0. Files in the folder of a run without a checkpoint do not count."""
+        """Begin at step 0."""
         config = self.config
         self.folder.open_log(None, config.log.tensorboard)
         self.saver.save()

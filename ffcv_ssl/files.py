@@ -7,7 +7,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -55,8 +55,21 @@ def check_target(path: StrPath) -> str:
     return os.path.realpath(path)
 
 
+# What to do about an error of writing, besides trying again.
+_REMEDIES = {
+    errno.ENOSPC: "free some space", errno.EDQUOT: "free some space in your quota",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EROFS: "make the disk writable", errno.EIO: "check the disk",
+    errno.EACCES: "make it writable for you", errno.EPERM: "make it writable for you",
+}  # fmt: skip
+
+
 @contextlib.contextmanager
-def replacing(path: StrPath, temporary: StrPath | None = None) -> Iterator[BinaryIO]:
+def replacing(
+    path: StrPath,
+    temporary: StrPath | None = None,
+    before: Callable[[Path], object] | None = None,
+) -> Iterator[BinaryIO]:
     """Yield a binary file that replaces `path` when the block ends, after it is flushed to disk.
 
     If the block fails, the new file is deleted and the old `path` stays as it was. temporary: the
@@ -71,6 +84,8 @@ def replacing(path: StrPath, temporary: StrPath | None = None) -> Iterator[Binar
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if before is not None:
+            before(temporary)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -98,11 +113,19 @@ def explained(path: StrPath, more: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        reason = " ".join(str(error).split())
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        remedy = _REMEDIES.get(error.errno or 0, "make room for it or mend the disk")
         raise CheckpointError(
-            f"{path}: cannot be written ({reason}); free some space and start again{more}"
+            f"{path}: cannot be written ({reason}); {remedy} and start again{more}"
         ) from error
+
+
+def drop_from_memory(path: StrPath) -> None:
+    """Let the next read of a file come from the disk, where the system can do that. Only for a file
+    that is flushed to disk."""
+    with open(path, "rb") as file, contextlib.suppress(OSError, AttributeError):
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def sync_folder(folder: StrPath) -> None:

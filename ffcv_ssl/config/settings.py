@@ -245,6 +245,22 @@ class LabelledConfig:
         if self.unsupervised_batch_size == 0 and ends:
             got = "got unsupervised_batch_size 0 and an end of the labelled stream"
             raise UserError(f"labelled: {got}: nothing to train on after it; leave out the end")
+        if self.loss in ("suncet", "supcon"):
+            self._check_pairs()
+
+    def _check_pairs(self):
+        """A contrastive loss is always 0 without positives, and without negatives."""
+        if self.classes_per_batch < 2:
+            raise UserError(
+                f"labelled.classes_per_batch: got {self.classes_per_batch}, expected at least 2 "
+                f"for {self.loss}, which repels images of other classes; raise it"
+            )
+        if self.images_per_class * self.num_views < 2:
+            raise UserError(
+                f"labelled.images_per_class: got {self.images_per_class} with one view, expected "
+                f"at least 2 for {self.loss}, which attracts images of a class; raise it, or "
+                "labelled.num_views"
+            )
 
 
 @dataclass(frozen=True)

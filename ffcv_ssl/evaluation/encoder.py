@@ -24,6 +24,7 @@ from ffcv_ssl.config.settings import ModelConfig
 from ffcv_ssl.config.yaml_layers import read_yaml
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.training import checkpoint
+from ffcv_ssl.training.checksums import weights_damage
 from ffcv_ssl.training.metrics_log import X_AXES, each_metric_from_the_end
 from ffcv_ssl.training.models import Model
 from ffcv_ssl.training.run_folder import BACKBONE, CHECKPOINT
@@ -191,6 +192,11 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        if (damage := weights_damage(file)) is not None:
+            raise UserError(
+                f"{file}: not a readable safetensors file ({damage}); "
+                "copy it again, or export it again from its checkpoint"
+            )
         with safe_open(file, "pt") as opened:
             keys = opened.keys()  # `opened` itself cannot be iterated over
             about = opened.metadata() or {}

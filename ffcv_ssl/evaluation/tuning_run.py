@@ -184,6 +184,7 @@ class TuningRun(ABC):
         shown = {f"val/{key}": metrics[key] for key in ("top1", "top5", "map") if key in metrics}
         folder.write({**done, **shown})  # last, so that it is not written twice after a failure
         folder.save({"result": record})
+        folder.forget_previous()
         metric = self.data.val.metric
         world.say(f"{folder.path}: finished, {metric} on val: {metrics[metric]:.2%}")
         return record

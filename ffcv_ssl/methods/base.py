@@ -50,6 +50,8 @@ class Method(nn.Module, ABC):
     the method has no settings."""
     min_views: ClassVar[int] = 2
     max_views: ClassVar[int] = 2
+    min_batch: ClassVar[int] = 1
+    """Fewest images in the global batch: 2 for a loss that compares images with one another."""
     needs_labels: ClassVar[bool] = False
     """Whether the training file must have labels."""
     target_views: tuple[int, ...] | None = None
@@ -67,6 +69,16 @@ class Method(nn.Module, ABC):
             expected = f"{low}" if low == high else f"{low} to {high}"
             raise UserError(
                 f"views: got a recipe of {num_views} views, expected {expected} for {cls.__name__}"
+            )
+
+    @classmethod
+    def check_batch(cls, batch_size: int) -> None:
+        """Raise UserError for a global batch that the method can learn nothing from."""
+        if batch_size < cls.min_batch:
+            raise UserError(
+                f"data.batch_size: got {batch_size} for {cls.__name__}, expected at least "
+                f"{cls.min_batch}: its loss compares images of a batch; raise it, or "
+                "labelled.unsupervised_batch_size"
             )
 
     @property

@@ -1,8 +1,8 @@
-"""Checkpoints: plain data, written atomically.
+"""Checkpoints: plain data, written atomically, read with every checksum compared.
 
-A reader never sees a half-written file: the state goes to a temporary name, is flushed to disk and
-then renamed. Files hold plain types and tensors only, so `torch.load(weights_only=True)` opens
-them.
+A reader never sees a half-written file: the state goes to a temporary name, is flushed to disk,
+read back and compared with its checksums, and only then renamed. Files hold plain types and tensors
+only, so `torch.load(weights_only=True)` opens them.
 """
 
 from __future__ import annotations
@@ -12,42 +12,99 @@ import os
 import pickle
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
 from ffcv_ssl.errors import CheckpointError
-from ffcv_ssl.files import StrPath, explained, replacing, sync_folder
+from ffcv_ssl.files import StrPath, drop_from_memory, explained, replacing, sync_folder
+from ffcv_ssl.training.checksums import ZIP_START, archive_damage, signed, weights_damage
+
+PREVIOUS = "checkpoint_previous.pt"
+"""The checkpoint before the last one, in a run's folder until the run is finished."""
 
 
-def save(path: StrPath, state: dict[str, Any]) -> None:
+def save(path: StrPath, state: dict[str, Any], previous: StrPath | None = None) -> None:
     """Write `state` (dict of tensors and plain types) to `path`. The old file stays until the new
-    file is safe on disk.
+    file is on disk and has been read back from there; then it is kept as `previous`, if given.
 
     Raises TypeError, naming the key, for a value that `weights_only` loading would refuse, and
-    CheckpointError where the file cannot be written (disk full...).
+    CheckpointError where the file cannot be written (disk full...) or not be read back.
     """
     path = Path(path)
     state = to_plain(state)
-    with explained(path, ", the checkpoint before it is kept"), replacing(path) as file:
-        torch.save(state, file)
+
+    def before(new):
+        _read_back(path, archive_damage, new)
+        if previous is not None and path.exists():
+            _link(path, Path(previous))
+
+    more = ", the checkpoint before it is kept" if path.exists() else ""
+    with explained(path, more), replacing(path, before=before) as file:
+        _write_archive(state, file)
     sync_folder(path.parent)
+
+
+def _write_archive(state: dict[str, Any], file: BinaryIO) -> None:
+    """torch.save, with the OSError of a failed write instead of torch's words for it."""
+    watched: Any = _Watched(file)
+    try:
+        torch.save(state, watched)
+    except RuntimeError as error:
+        raise watched.error or error from None
+
+
+class _Watched:
+    """A file for torch.save that remembers why a write failed."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        """torch.save calls this where a file has it; `replacing` flushes."""
+
+
+def _read_back(path, damage, new):
+    """Raise CheckpointError if the file `new`, to replace `path`, is not what was written."""
+    drop_from_memory(new)
+    if (found := damage(new)) is not None:
+        raise CheckpointError(
+            f"{path}: what was just written cannot be read back ({found}); check the disk and the "
+            "memory, and start again; the file before it is kept"
+        )
 
 
 def load(
     path: StrPath, remedy: str = "restore a kept copy, or delete it to start again"
 ) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, without executing anything in it. Raises CheckpointError;
-    its message ends with `remedy` where the file is no checkpoint."""
+    """Read a checkpoint onto the CPU, without executing anything in it.
+
+    Every checksum in the file is compared first. Raises CheckpointError; its message ends with a
+    whole checkpoint of the same folder to go back to, or with `remedy` where there is none.
+    """
+    cause = None
     try:
-        # mapped: ranks of one machine share the file's pages instead of holding a copy each; `save`
-        # replaces the file, and a mapped one then stays what it was
-        mapped = _is_archive(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        damage = archive_damage(path)
+        if damage is None:
+            # mapped: ranks of one machine share the file's pages instead of holding a copy each;
+            # `save` replaces the file, and a mapped one then stays what it was
+            mapped = is_archive(path)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises a dozen types for bad files
-        reason = _reason(path, error)
-        raise CheckpointError(f"{path}: not a readable checkpoint ({reason}); {remedy}") from error
+        damage, cause = _reason(path, error), error
+    if damage is not None:
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint ({damage}); {way_back(path) or remedy}"
+        ) from cause
     if not isinstance(state, dict):
         raise CheckpointError(
             f"{path}: got a {type(state).__name__}, expected a checkpoint's dict of state"
@@ -55,10 +112,31 @@ def load(
     return state
 
 
-def _is_archive(path):
+def way_back(path: StrPath) -> str | None:
+    """What to do about a run's checkpoint that cannot be read: the newest whole checkpoint in its
+    folder, and how the run goes on from it; None where there is none."""
+    path = Path(path)
+    others = set(path.parent.glob("checkpoint*.pt")) - {path}
+    if not path.match("checkpoint*.pt"):
+        return None
+    for other in sorted(others, key=lambda file: file.stat().st_mtime, reverse=True):
+        if is_whole(other):
+            return f"{other.name} is whole: copy it to {path.name} to go on from there"
+    return None
+
+
+def is_archive(path: StrPath) -> bool:
     """Whether a file begins as those of torch.save do since torch 1.6."""
     with open(path, "rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+        return file.read(len(ZIP_START)) == ZIP_START
+
+
+def is_whole(path: StrPath) -> bool:
+    """Whether a file is an archive of torch.save whose checksums hold."""
+    try:
+        return is_archive(path) and archive_damage(path) is None
+    except OSError:
+        return False
 
 
 def _reason(path, error):
@@ -71,7 +149,7 @@ def _reason(path, error):
         return own.strerror
     if not start:
         return "it is empty"
-    if start != b"PK\x03\x04" and start[:1] != b"\x80":  # a zip archive; a pickle, before torch 1.6
+    if start != ZIP_START and start[:1] != b"\x80":  # a zip archive; a pickle, before torch 1.6
         return "torch.save did not write it"
     is_foreign = isinstance(error, pickle.UnpicklingError)
     return "it holds objects that are not tensors" if is_foreign else "it is damaged or cut off"
@@ -80,10 +158,13 @@ def _reason(path, error):
 def keep_copy(path: StrPath, kept: StrPath) -> None:
     """Keep the checkpoint at `path` as `kept`, unless `kept` exists: a hard link where the file
     system has hard links, else a copy. A link is safe because `save` never overwrites a file."""
-    path, kept = Path(path), Path(kept)
-    if kept.exists():
-        return
-    temporary = kept.with_name(kept.name + ".tmp")
+    if not Path(kept).exists():
+        _link(Path(path), Path(kept))
+
+
+def _link(path: Path, name: Path) -> None:
+    """Give the file at `path` a second name, in place of a file of that name."""
+    temporary = name.with_name(name.name + ".tmp")
     temporary.unlink(missing_ok=True)
     try:
         os.link(path, temporary)
@@ -97,7 +178,8 @@ def keep_copy(path: StrPath, kept: StrPath) -> None:
         ):
             raise
         shutil.copyfile(path, temporary)
-    os.replace(temporary, kept)
+    os.replace(temporary, name)
+    temporary.unlink(missing_ok=True)  # two names of one file: os.replace does nothing
 
 
 def to_plain(value: Any, where: str = "state") -> Any:
@@ -154,10 +236,17 @@ def restore_rng_state(state: dict[str, Any]) -> None:
 
 def save_weights(path: StrPath, module: torch.nn.Module, about: dict[str, str]) -> None:
     """Write a module's weights and buffers, under its own names, as safetensors with the metadata
-    `about` (dict of str). Atomic. Raises CheckpointError where the file cannot be written."""
+    `about` (dict of str). Atomic; equal weights and metadata give equal files. Raises
+    CheckpointError where the file cannot be written or not be read back."""
     from safetensors.torch import save
 
     path = Path(path)
     state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
-    with explained(path), replacing(path) as file:
-        file.write(save(state, metadata=about))
+    header, data = signed(save(state, metadata=about))
+
+    def before(new):
+        _read_back(path, weights_damage, new)
+
+    with explained(path), replacing(path, before=before) as file:
+        file.write(header)
+        file.write(data)

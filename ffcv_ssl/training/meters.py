@@ -183,19 +183,18 @@ class FiniteWatch:
         kept: str,
     ) -> None:
         """Raise NonFiniteLoss if any loss so far, or a weight after `step`, is not finite. Waits
-        for the device. path, settings, kept: texts for the error message."""
+        for the device. path, settings, kept (what is still sound): texts for the error message."""
         first = int(self.first_bad_step)
         norms = torch.stack(torch._foreach_norm(list(parameters)))
         if first < 0 and bool(torch.isfinite(norms).all()):
             return
-        if first < 0:
-            raise NonFiniteLoss(
-                f"{path}: a weight is not finite after step {step} ({settings}); {kept}; "
-                "lower optim.lr or raise the precision"
-            )
+        what = f"a weight is not finite after step {step}"
+        if first >= 0:
+            what = f"the loss of step {first} is not finite"
+        # the folder refuses other settings, and its checkpoint holds the schedule of these
         raise NonFiniteLoss(
-            f"{path}: the loss of step {first} is not finite ({settings}); {kept}; "
-            "lower optim.lr or raise the precision"
+            f"{path}: {what} ({settings}); {kept}; lower optim.lr or raise the precision in a new "
+            "run with another --out, because this folder goes on only with its own settings"
         )
 
 

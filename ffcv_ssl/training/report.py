@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ffcv_ssl.files import StrPath, save_figure
+from ffcv_ssl.files import StrPath, explained, save_figure
 from ffcv_ssl.training.metrics_log import each_metric
 
 REPORT_FILE = "report.png"
@@ -17,6 +17,7 @@ def draw_report(folder: StrPath, views: list[np.ndarray] | None = None) -> Path:
 
     views: a uint8 (B, H, W, 3) array per view, all of the same B images; or None. Panels without
     data (no labels, no evaluation) are left out. The picture is written atomically.
+    Raises CheckpointError where it cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # no pyplot: it would choose a backend for the process
@@ -35,7 +36,8 @@ def draw_report(folder: StrPath, views: list[np.ndarray] | None = None) -> Path:
         _draw_views(rows[1], views)
     figure.suptitle(str(folder))
     path = Path(folder) / REPORT_FILE
-    save_figure(figure, path, dpi=90)
+    with explained(path):
+        save_figure(figure, path, dpi=90)
     return path
 
 

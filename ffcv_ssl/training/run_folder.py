@@ -2,14 +2,19 @@
 
 Every rank reads the folder; only the first rank writes, and raises CheckpointError where it cannot
 (disk full...). A killed run may leave metrics of steps after its checkpoint; resuming removes them.
+
+Besides the checkpoint, the folder keeps the one before it until the run is finished, to go back to
+if the disk loses the last one. A folder with files that a new run would destroy is refused.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ffcv_ssl.config.plain import config_differences
@@ -18,9 +23,10 @@ from ffcv_ssl.config.yaml_layers import yaml_text
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.files import StrPath, explained, write_text
 from ffcv_ssl.training import checkpoint
-from ffcv_ssl.training.metrics_log import METRICS_FILE, MetricsLog
+from ffcv_ssl.training.metrics_log import EVENTS_FOLDER, METRICS_FILE, MetricsLog
+from ffcv_ssl.training.report import REPORT_FILE, draw_report
 
-CHECKPOINT, BACKBONE, FORMAT = "checkpoint.pt", "backbone.safetensors", 1
+CHECKPOINT, BACKBONE, CONFIG, FORMAT = "checkpoint.pt", "backbone.safetensors", "config.yaml", 1
 
 
 class RunFolder:
@@ -50,9 +56,11 @@ class RunFolder:
 
     def read_checkpoint(self) -> dict[str, Any] | None:
         """The checkpoint's state, or None. Raises UserError, naming both sides, for a checkpoint of
-        another run, and CheckpointError for an unreadable checkpoint."""
+        another run, or files of something else, and CheckpointError for an unreadable
+        checkpoint."""
         path = self.path / CHECKPOINT
         if not path.exists():
+            self._check_free()
             return None
         saved = checkpoint.load(path)
         if saved.get("format") != FORMAT:
@@ -73,20 +81,30 @@ class RunFolder:
             )
         return saved
 
+    def _check_free(self):
+        """Raise UserError where a run that begins here would destroy files: those of a run whose
+        checkpoint is gone, or files of the same names that no run of ours wrote."""
+        kept = sorted(file.name for file in self.path.glob("checkpoint*.pt"))
+        backbone = [BACKBONE] if (self.path / BACKBONE).exists() else []
+        if names := [*kept, *backbone, *_foreign(self.path)]:
+            back = checkpoint.way_back(self.path / CHECKPOINT)
+            raise UserError(
+                f"{self.path}: got {', '.join(names)} but no {CHECKPOINT}, expected a run's folder "
+                f"or a new one; {back + ', or ' if back else ''}move them away, or use another "
+                "--out"
+            )
+
     def open_log(self, last_step: int | None, tensorboard: bool) -> None:
         """Begin the metrics anew (`last_step` None), or continue after `last_step`."""
         if not self.writes:
             return
-        if last_step is None:
-            for stale in [*self.path.glob("checkpoint_epoch_*.pt"), self.path / BACKBONE]:
-                stale.unlink(missing_ok=True)
         with self._explained_log():
             self.log = MetricsLog(self.path, last_step, tensorboard)
 
     def write_config(self) -> None:
         """Write the resolved configuration to `config.yaml`."""
         if self.writes:
-            text, path = yaml_text(self.config), self.path / "config.yaml"
+            text, path = yaml_text(self.config), self.path / CONFIG
             with explained(path):
                 write_text(path, text)
 
@@ -117,7 +135,27 @@ class RunFolder:
                 self.log.sync()
             about = {"format": FORMAT, "config": self.config, "datasets": self.datasets}
             threads = {"threads": torch.get_num_threads(), "versions": checkpoint.versions()}
-            checkpoint.save(self.path / CHECKPOINT, {**about, **state, **threads})
+            files = self.path / CHECKPOINT, self.path / checkpoint.PREVIOUS
+            checkpoint.save(files[0], {**about, **state, **threads}, previous=files[1])
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether `finish` has nothing to do; always on ranks that do not write."""
+        return not self.writes or (self.path / BACKBONE).exists()
+
+    def finish(
+        self, samples: list[np.ndarray], backbone: torch.nn.Module, about: dict[str, str]
+    ) -> None:
+        """Leave the picture of a pretraining run and its backbone. samples: views to show, as
+        `draw_report` takes them; about: the backbone's metadata."""
+        draw_report(self.path, samples)
+        checkpoint.save_weights(self.path / BACKBONE, backbone, about)
+        self.forget_previous()
+
+    def forget_previous(self) -> None:
+        """Delete the checkpoint before the last one: the run is finished."""
+        if self.writes:
+            (self.path / checkpoint.PREVIOUS).unlink(missing_ok=True)
 
     def keep_copy(self, epoch: int) -> None:
         """Keep a permanent copy of the checkpoint, named after `epoch`."""
@@ -146,3 +184,21 @@ class RunFolder:
         if self.log is not None:
             with self._explained_log():
                 self.log.close()
+
+
+def _foreign(folder: Path) -> list[str]:
+    """Names of the files in a folder without a checkpoint that a run would overwrite, but that no
+    run wrote."""
+    found = []
+    settings, metrics = folder / CONFIG, folder / METRICS_FILE
+    if settings.exists() and not re.search(r"^out:", _text(settings), re.MULTILINE):
+        found.append(CONFIG)
+    if metrics.exists() and _text(metrics)[:1] not in ("", "{"):
+        found.append(METRICS_FILE)
+    if not metrics.exists():  # a run writes its metrics first
+        found += [name for name in (EVENTS_FOLDER, REPORT_FILE) if (folder / name).exists()]
+    return found
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")

@@ -1,0 +1,187 @@
+"""Wrong bits in files of weights: found before their values are used."""
+
+import errno
+import io
+import json
+import os
+import random
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ffcv_ssl.errors import CheckpointError
+from ffcv_ssl.training import checkpoint
+from ffcv_ssl.training.checksums import DIGEST, archive_damage, weights_damage
+
+STATE = {
+    "model": {"weight": torch.arange(12.0).view(3, 4), "steps": torch.arange(3)},
+    "config": {"optim": {"lr": 0.1}, "name": "a"},
+    "step": 7,
+    "empty": torch.zeros(0),
+}
+
+
+def equal(a, b):
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if torch.is_tensor(a):
+        return torch.is_tensor(b) and a.dtype == b.dtype and torch.equal(a, b)
+    return type(a) is type(b) and a == b
+
+
+def flipped(content, position, bit):
+    damaged = bytearray(content)
+    damaged[position] ^= 1 << bit
+    return bytes(damaged)
+
+
+def test_a_checkpoint_with_a_wrong_bit_is_refused_or_loads_equal(tmp_path):
+    path, chance = tmp_path / "checkpoint.pt", random.Random(0)
+    checkpoint.save(path, STATE)
+    content, refused = path.read_bytes(), 0
+    for _ in range(120):
+        position, bit = chance.randrange(len(content)), chance.randrange(8)
+        path.write_bytes(flipped(content, position, bit))
+        try:
+            assert equal(checkpoint.load(path), STATE), (position, bit)
+        except CheckpointError as error:
+            assert str(error).startswith(f"{path}: not a readable checkpoint (")
+            assert "\n" not in str(error)
+            refused += 1
+    assert 40 < refused < 120  # the archive's padding holds nothing
+
+
+def test_a_wrong_bit_in_any_tensor_is_refused_with_the_part_that_has_it(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, STATE)
+    content = path.read_bytes()
+    position = content.index(STATE["model"]["weight"].numpy().tobytes())
+    path.write_bytes(flipped(content, position + 7, 6))
+    with pytest.raises(CheckpointError, match=r"it is damaged: '.*data/\d' fails its checksum"):
+        checkpoint.load(path)
+
+
+def test_a_damaged_checkpoint_is_told_with_the_newest_whole_one_to_go_back_to(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    names = ["checkpoint_epoch_0002.pt", "checkpoint_epoch_0004.pt", "checkpoint_previous.pt"]
+    for age, name in enumerate(names):
+        checkpoint.save(tmp_path / name, STATE)
+        os.utime(tmp_path / name, (1000 + age, 1000 + age))
+    content = (tmp_path / names[0]).read_bytes()
+    damaged = flipped(content, content.index(b"\x00\x00\x80?"), 0)
+    path.write_bytes(damaged)
+    with pytest.raises(CheckpointError, match=f"; {names[2]} is whole: copy it to checkpoint.pt"):
+        checkpoint.load(path)
+    (tmp_path / names[2]).write_bytes(damaged)
+    with pytest.raises(CheckpointError, match=f"; {names[1]} is whole: copy it to checkpoint.pt"):
+        checkpoint.load(path)
+    for name in names[:2]:
+        (tmp_path / name).unlink()
+    with pytest.raises(CheckpointError, match="restore a kept copy, or delete it"):
+        checkpoint.load(path)
+
+
+def test_the_former_checkpoint_stays_until_the_new_one_is_read_back_whole(tmp_path, monkeypatch):
+    path, previous = tmp_path / "checkpoint.pt", tmp_path / checkpoint.PREVIOUS
+    checkpoint.save(path, {"step": 1}, previous)
+    assert not previous.exists()
+    checkpoint.save(path, {"step": 2}, previous)
+    assert (checkpoint.load(path), checkpoint.load(previous)) == ({"step": 2}, {"step": 1})
+
+    def rots(new):  # between the flush and the read
+        content = new.read_bytes()
+        new.write_bytes(flipped(content, content.index(b"step"), 1))
+
+    monkeypatch.setattr(checkpoint, "drop_from_memory", rots)
+    with pytest.raises(CheckpointError, match="cannot be read back .*; the file before it is kept"):
+        checkpoint.save(path, {"step": 3}, previous)
+    assert (checkpoint.load(path), checkpoint.load(previous)) == ({"step": 2}, {"step": 1})
+    assert sorted(tmp_path.iterdir()) == [path, previous]
+
+
+def test_archives_of_other_programs_load_without_checksums_or_compressed(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(STATE, path, _use_new_zipfile_serialization=False)
+    assert equal(checkpoint.load(path), STATE)
+    torch.save(STATE, path)
+    repacked = io.BytesIO()
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(repacked, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name), zipfile.ZIP_DEFLATED)
+    path.write_bytes(repacked.getvalue())
+    assert equal(checkpoint.load(path), STATE)
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(STATE, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert archive_damage(path) is None and equal(checkpoint.load(path), STATE)
+
+
+def test_a_full_disk_is_told_in_the_words_of_the_system(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, {"step": 1})
+    resource = pytest.importorskip("resource")
+    import signal
+
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, former[1]))
+    try:
+        with pytest.raises(CheckpointError) as caught:
+            checkpoint.save(path, {"a": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert str(caught.value) == (
+        f"{path}: cannot be written ({os.strerror(errno.EFBIG)}); raise the limit on the size of "
+        "files (ulimit -f) and start again, the checkpoint before it is kept"
+    )
+    assert checkpoint.load(path) == {"step": 1} and list(tmp_path.iterdir()) == [path]
+
+
+ABOUT = {"model": "tiny", "stem": "imagenet", "about": json.dumps({"a": 1}), "é": "ü"}
+
+
+def layer():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+
+
+def test_equal_weights_give_equal_files_in_any_order_of_metadata(tmp_path):
+    contents = set()
+    for number in range(10):  # safetensors alone: as many orders as calls
+        names = list(ABOUT)
+        random.Random(number).shuffle(names)
+        checkpoint.save_weights(tmp_path / "a", layer(), {name: ABOUT[name] for name in names})
+        contents.add((tmp_path / "a").read_bytes())
+    assert len(contents) == 1
+    loaded = load_file(tmp_path / "a")
+    assert equal(loaded, dict(layer().state_dict())) and weights_damage(tmp_path / "a") is None
+
+
+def test_weights_with_any_wrong_bit_are_found_or_load_equal(tmp_path):
+    path, chance = tmp_path / "a.safetensors", random.Random(0)
+    checkpoint.save_weights(path, layer(), ABOUT)
+    content, expected, found = path.read_bytes(), dict(layer().state_dict()), 0
+    for position in range(0, len(content), 3):
+        path.write_bytes(flipped(content, position, chance.randrange(8)))
+        if weights_damage(path) is not None:
+            found += 1
+            continue
+        try:
+            assert equal(load_file(path), expected), position
+        except Exception as error:  # its class is another one in each version
+            assert "afetensor" in type(error).__name__ or isinstance(error, ValueError), position
+    assert found > len(content) / 6
+
+
+def test_weights_of_other_programs_need_no_digest(tmp_path):
+    save_file(layer().state_dict(), tmp_path / "a", metadata={"format": "pt"})
+    save_file(layer().state_dict(), tmp_path / "b")
+    assert weights_damage(tmp_path / "a") is None and weights_damage(tmp_path / "b") is None
+    checkpoint.save_weights(tmp_path / "c", layer(), {})
+    assert f'"{DIGEST}"'.encode() in (tmp_path / "c").read_bytes()
