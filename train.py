@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import NonNegativeInt, NotEmptyStr, PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from ffcv_ssl.config import settings
@@ -59,7 +59,7 @@ from pipelines import Views, build
 class Config:
     """One run."""
 
-    out: NotEmptyStr | None = None
+    out: str | None = None
     """The run's folder; null: runs/NAME for configs/NAME.yaml."""
     seed: NonNegativeInt = 0
     """Decides weights, order and views."""
@@ -106,13 +106,14 @@ class Config:
 
 def check_config(config: Config) -> None:
     """Raise UserError for settings of different groups that do not go together."""
+    if config.out is not None and not config.out.strip():
+        raise UserError(f"out: got {config.out!r}, expected a folder; leave it out for runs/NAME")
     warmup, epochs, num_views = config.optim.warmup_epochs, config.epochs, config.labelled.num_views
     if warmup >= epochs:
         raise UserError(f"optim.warmup_epochs: got {warmup}, expected less than epochs ({epochs})")
     views, method = config.views.resolve(), method_class(config.method)
     if config.unlabelled_batch_size:
-        method.check_views(len(views))
-        method.check_batch(config.unlabelled_batch_size)
+        method.check_sizes(len(views), config.unlabelled_batch_size)
     if num_views > len(views):
         raise UserError(f"labelled.num_views: got {num_views}, but the run has {len(views)} views")
     for name, view in views.items():

@@ -72,8 +72,10 @@ class Method(nn.Module, ABC):
             )
 
     @classmethod
-    def check_batch(cls, batch_size: int) -> None:
-        """Raise UserError for a global batch that the method can learn nothing from."""
+    def check_sizes(cls, num_views: int, batch_size: int) -> None:
+        """Raise UserError for a number of views, or images of the global batch, that the method
+        can learn nothing from."""
+        cls.check_views(num_views)
         if batch_size < cls.min_batch:
             raise UserError(
                 f"data.batch_size: got {batch_size} for {cls.__name__}, expected at least "

@@ -12,6 +12,7 @@ from ffcv_ssl.config.settings import ModelConfig
 from ffcv_ssl.errors import CheckpointError, UserError
 from ffcv_ssl.evaluation.encoder import keep_blocks, load_encoder, save_encoder
 from ffcv_ssl.training import checkpoint
+from ffcv_ssl.training.models import Model
 
 RESNET18 = ModelConfig("resnet18", projector="")
 
@@ -289,3 +290,19 @@ def test_a_depth_that_is_not_there_is_named_beside_those_that_are(run):
         UserError, match=r"got 'projector_3'.*expected one of backbone, projector_1"
     ):
         load_encoder(run[0]).check_depths(["backbone", "projector_3"])
+
+
+def test_weights_with_a_wrong_bit_are_one_line_and_no_result(tmp_path):
+    model = Model(ModelConfig("tiny", projector=""))
+    about = {"model": "tiny", "stem": "imagenet"}
+    checkpoint.save_weights(tmp_path / "backbone.safetensors", model.backbone, about)
+    checkpoint.save(tmp_path / "weights.pth", dict(model.backbone.state_dict()))
+    for name, said in (
+        ("backbone.safetensors", "not a readable safetensors file (it is damaged: it fails"),
+        ("weights.pth", "not a readable checkpoint (it is damaged: "),
+    ):
+        content = bytearray((tmp_path / name).read_bytes())
+        content[len(content) // 2] ^= 64  # an exponent's bit, in the middle of a tensor
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises((UserError, CheckpointError), match=re.escape(f"{name}: {said}")):
+            load_encoder(tmp_path / name, ModelConfig("tiny", projector=""))

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from support.small_files import REPOSITORY, SmallImages, write_small
 
 import train
+from ffcv_ssl.errors import UserError
 from ffcv_ssl.files import hold_folder
 from ffcv_ssl.training import checkpoint
 from ffcv_ssl.training.metrics_log import MEASURED, read_metrics
@@ -293,6 +294,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
     message = capsys.readouterr().err
     assert code == 1 and message.count("\n") == 1
     assert f"{out}: the loss of step 7 is not finite" in message
+    assert "lower optim.lr or raise the precision in a new run with another --out" in message
     saved = torch.load(out / "checkpoint.pt", weights_only=True)
     assert saved["step"] == 6 and f"holds step {saved['step']}" in message
     assert all(torch.isfinite(v).all() for v in saved["model"].values())
@@ -414,6 +416,19 @@ BAD_COMMANDS = {
         ["--optim.name=adamw", "--optim.betas=[0.9,1.0]"],
         "optim.betas: got [0.9, 1.0]",
     ),
+    "no folder": (["--out="], "out: got ''"),
+    "one image to compare with none": (
+        ["--data.batch_size=1"],
+        "data.batch_size: got 1 for SimCLR, expected at least 2",
+    ),
+    "labels without positives": (
+        ["--labelled.loss=suncet", "--labelled.images_per_class=1"],
+        "labelled.images_per_class: got 1 with one view, expected at least 2 for suncet",
+    ),
+    "labels without negatives": (
+        ["--labelled.loss=supcon", "--labelled.classes_per_batch=1"],
+        "labelled.classes_per_batch: got 1, expected at least 2 for supcon",
+    ),
     "no data": ([], "no file ''"),
     "missing configuration": (["--config=configs/nope.yaml"], "configs/nope.yaml: no such"),
     "no such device": (["--system.device=cuda:99"], "cuda:99"),
@@ -428,6 +443,56 @@ def test_a_mistake_in_the_command_is_one_line_and_exit_code_2(name, tmp_path, ra
     code = train.main([f"--out={tmp_path / 'run'}", *data, *given])
     message = capsys.readouterr().err
     assert (code, message.count("\n")) == (2, 1) and expected in message
+
+
+@pytest.mark.parametrize("method", ["vicreg", "barlow"])
+def test_a_method_that_compares_images_refuses_a_batch_of_one(method):
+    with pytest.raises(UserError, match=r"data.batch_size: got 1 for .* compares images"):
+        train.read_config([f"--method={method}", "--data.batch_size=1"])
+    assert train.read_config(["--method=byol", "--data.batch_size=1"]).data.batch_size == 1
+
+
+FOREIGN = {
+    "checkpoint_epoch_0002.pt": b"weights",
+    "backbone.safetensors": b"weights",
+    "config.yaml": b"settings: of another program\n",
+    "metrics.jsonl": b"of another program\n",
+    "report.png": b"a picture",
+    "tensorboard/events": b"of another program",
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_run_does_not_begin_over_files_that_it_would_destroy(name, tmp_path, raw_beton, capsys):
+    file = tmp_path / "run" / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(FOREIGN[name])
+    assert train.main(arguments(tmp_path / "run", data__train=raw_beton)) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"{tmp_path / 'run'}: got {name.split('/')[0]} but no checkpoint.pt")
+    assert line.count("\n") == 1 and file.read_bytes() == FOREIGN[name]
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_it(
+    finished, tmp_path, raw_beton, val_beton, monkeypatch, capsys
+):
+    out, data = tmp_path / "run", {"data__train": raw_beton, "data__val": val_beton}
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, 7)
+        assert train.main(arguments(out, **data)) == 75
+    content = bytearray((out / "checkpoint.pt").read_bytes())
+    content[len(content) // 2] ^= 64
+    (out / "checkpoint.pt").write_bytes(content)
+    capsys.readouterr()
+    assert train.main(arguments(out, **data)) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"{out / 'checkpoint.pt'}: not a readable checkpoint (it is damaged")
+    assert "checkpoint_previous.pt is whole: copy it to checkpoint.pt" in line
+    (out / "checkpoint.pt").write_bytes((out / "checkpoint_previous.pt").read_bytes())
+    assert train.main(arguments(out, **data)) == 0
+    assert "resumed at step 5" in capsys.readouterr().out
+    assert records(out) == records(finished[0])
+    assert not (out / "checkpoint_previous.pt").exists()
 
 
 def test_a_mistake_in_a_configuration_names_its_file(tmp_path, capsys):

@@ -96,7 +96,8 @@ def test_the_former_checkpoint_stays_until_the_new_one_is_read_back_whole(tmp_pa
         new.write_bytes(flipped(content, content.index(b"step"), 1))
 
     monkeypatch.setattr(checkpoint, "drop_from_memory", rots)
-    with pytest.raises(CheckpointError, match="cannot be read back .*; the file before it is kept"):
+    said = r"cannot be read back .*; the file before it is kept"
+    with pytest.raises(CheckpointError, match=said):
         checkpoint.save(path, {"step": 3}, previous)
     assert (checkpoint.load(path), checkpoint.load(previous)) == ({"step": 2}, {"step": 1})
     assert sorted(tmp_path.iterdir()) == [path, previous]
