@@ -177,7 +177,9 @@ def _link(path: Path, name: Path) -> None:
             errno.EACCES,
         ):
             raise
-        shutil.copyfile(path, temporary)
+        with open(path, "rb") as source, replacing(name) as copy:
+            shutil.copyfileobj(source, copy)
+        return
     os.replace(temporary, name)
     temporary.unlink(missing_ok=True)  # two names of one file: os.replace does nothing
 

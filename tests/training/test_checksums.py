@@ -103,6 +103,26 @@ def test_the_former_checkpoint_stays_until_the_new_one_is_read_back_whole(tmp_pa
     assert sorted(tmp_path.iterdir()) == [path, previous]
 
 
+def test_a_copy_that_does_not_fit_leaves_nothing_where_there_are_no_links(tmp_path, monkeypatch):
+    path, kept = tmp_path / "checkpoint.pt", tmp_path / "kept.pt"
+    checkpoint.save(path, STATE)
+
+    def refuse(*names):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    def fill(source, copy):
+        copy.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with monkeypatch.context() as full, pytest.raises(OSError, match="No space"):
+        full.setattr("shutil.copyfileobj", fill)
+        checkpoint.keep_copy(path, kept)
+    assert list(tmp_path.iterdir()) == [path]
+    checkpoint.keep_copy(path, kept)
+    assert equal(checkpoint.load(kept), STATE)
+
+
 def test_archives_of_other_programs_load_without_checksums_or_compressed(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save(STATE, path, _use_new_zipfile_serialization=False)
