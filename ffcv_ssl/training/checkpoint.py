@@ -19,7 +19,14 @@ import torch
 
 from ffcv_ssl.errors import CheckpointError
 from ffcv_ssl.files import StrPath, drop_from_memory, explained, replacing, sync_folder
-from ffcv_ssl.training.checksums import ZIP_START, archive_damage, signed, weights_damage
+from ffcv_ssl.training.checksums import (
+    ZIP_START,
+    archive_damage,
+    can_be_mapped,
+    is_archive,
+    signed,
+    weights_damage,
+)
 
 PREVIOUS = "checkpoint_previous.pt"
 """The checkpoint before the last one, in a run's folder until the run is finished."""
@@ -97,7 +104,7 @@ def load(
         if damage is None:
             # mapped: ranks of one machine share the file's pages instead of holding a copy each;
             # `save` replaces the file, and a mapped one then stays what it was
-            mapped = is_archive(path)
+            mapped = can_be_mapped(path)
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises a dozen types for bad files
         damage, cause = _reason(path, error), error
@@ -123,12 +130,6 @@ def way_back(path: StrPath) -> str | None:
         if is_whole(other):
             return f"{other.name} is whole: copy it to {path.name} to go on from there"
     return None
-
-
-def is_archive(path: StrPath) -> bool:
-    """Whether a file begins as those of torch.save do since torch 1.6."""
-    with open(path, "rb") as file:
-        return file.read(len(ZIP_START)) == ZIP_START
 
 
 def is_whole(path: StrPath) -> bool:

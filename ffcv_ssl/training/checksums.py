@@ -26,6 +26,21 @@ _LENGTH_BYTES = 8  # of a safetensors file: the length of its JSON header
 _CHUNK_BYTES = 1 << 20
 
 
+def is_archive(path: StrPath) -> bool:
+    """Whether a file begins as those of torch.save do since torch 1.6. Raises OSError."""
+    with open(path, "rb") as file:
+        return file.read(len(ZIP_START)) == ZIP_START
+
+
+def can_be_mapped(path: StrPath) -> bool:
+    """Whether torch.load may map a file: an archive without compressed members, which torch would
+    take as they are, without a word. Raises OSError, and zipfile's errors for a damaged archive."""
+    if not is_archive(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
+
+
 def archive_damage(path: StrPath) -> str | None:
     """What is wrong with a file of torch.save, in words; None where every checksum holds.
 
