@@ -4,11 +4,10 @@ at once.
 Guarantees: a kernel is compiled once; every later process with the same sources, numba and CPU
 loads it. The cache folder's name is a digest of *all* kernel sources, so an edited callee is never
 missed (numba itself checks only the caller's file). When processes start together, one compiles;
-the others wait for a file lock and then load.
+the others wait for a file lock and then load. A damaged file costs one compilation
+(kernels/cache_files.py); kernels/cache_folders.py says which folders are used.
 
-Folder: `$FFCV_SSL_CACHE`, else `$XDG_CACHE_HOME/ffcv_ssl`, else `~/.cache/ffcv_ssl`, else a folder
-of this user in the temporary folder. Nothing is written elsewhere, and no environment variable is
-set.
+`NUMBA_BOUNDSCHECK=1` compiles kernels that check every index, into a cache of their own.
 """
 
 from __future__ import annotations
@@ -21,18 +20,20 @@ import itertools
 import logging
 import os
 import sys
-import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
 import numba
+from numba.core import config
 from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
 
 from ffcv_ssl.files import locked
+from ffcv_ssl.kernels.cache_files import CheckedCacheFile
+from ffcv_ssl.kernels.cache_folders import cache_folders, make_folder
 
 _log = logging.getLogger(__name__)
 
@@ -47,12 +48,14 @@ inlined = numba.njit(
     nogil=True, fastmath=SAFE_MATH, error_model="numpy", forceinline=True
 )  # for tiny functions inside pixel loops, where a call would forbid vector code
 
+# numba's settings, from NUMBA_... in the environment, that change the code.
+_NUMBA_SETTINGS = ("BOUNDSCHECK", "OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUGINFO_DEFAULT")
 _SOURCE_FOLDERS = ("kernels", "transforms", "pipeline", "traversal_order")
 
 
 def _digest_sources() -> str:
-    """Digest of all kernel sources, the versions of Python, numba and LLVM, and the CPU's
-    features."""
+    """Digest of all kernel sources, the versions of Python, numba and LLVM, the CPU's features,
+    and numba's settings that change the code."""
     digest = hashlib.sha256(sys.implementation.cache_tag.encode())
     root = Path(__file__).resolve().parent.parent
     for folder in _SOURCE_FOLDERS:
@@ -62,6 +65,7 @@ def _digest_sources() -> str:
     machine = (numba.__version__, llvm.llvm_version_info, llvm.get_host_cpu_name())
     digest.update(repr(machine).encode())
     digest.update(llvm.get_host_cpu_features().flatten().encode())
+    digest.update(repr([str(getattr(config, name)) for name in _NUMBA_SETTINGS]).encode())
     return digest.hexdigest()[:20]
 
 
@@ -70,94 +74,84 @@ def _digest_sources() -> str:
 _SOURCES_DIGEST = _digest_sources()
 
 
-@functools.cache
-def _cache_root() -> str:
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    for folder in (os.environ.get("FFCV_SSL_CACHE"), os.path.join(home, "ffcv_ssl")):
-        if folder and _is_usable(folder):
-            return folder
-    folder = os.path.join(tempfile.gettempdir(), f"ffcv_ssl-{os.getuid()}")
-    # Cached kernels are pickles: never load them from a folder that another user can write to.
-    if _is_usable(folder, mode=0o700) and os.stat(folder).st_uid == os.getuid():
-        os.chmod(folder, 0o700)
-        return folder
-    return tempfile.mkdtemp(prefix="ffcv_ssl-")
-
-
-def _is_usable(folder: str, mode: int = 0o777) -> bool:
-    try:
-        os.makedirs(folder, mode, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError:
-        return False
-    return True
+def _cache_folders() -> tuple[str, ...]:
+    return cache_folders(f"kernels-{_SOURCES_DIGEST}")
 
 
 def cache_folder() -> str:
-    """The folder with this process's cached kernels; it may not exist yet."""
-    return os.path.join(_cache_root(), f"kernels-{_SOURCES_DIGEST}")
+    """The folder that this process writes its kernels to; it may not exist yet."""
+    return _cache_folders()[-1]
 
 
 class _Locator:
     """Tells numba where the files of one function are. The folder's name already identifies the
     sources."""
 
-    def __init__(self, py_func: Callable) -> None:
+    def __init__(self, py_func: Callable, folder: str) -> None:
         path = Path(inspect.getfile(py_func))
         self.stamp = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        self.folder = folder
 
     def get_cache_path(self) -> str:
-        return cache_folder()
+        return self.folder
 
     def ensure_cache_path(self) -> None:
-        os.makedirs(cache_folder(), exist_ok=True)
+        make_folder(self.folder)
 
     def get_source_stamp(self) -> str:
         return self.stamp
 
 
 class _CacheImpl(CompileResultCacheImpl):
-    def __init__(self, py_func: Callable) -> None:
-        self._locator = _Locator(py_func)
+    def __init__(self, py_func: Callable, folder: str) -> None:
+        self._locator = _Locator(py_func, folder)
         self._lineno = py_func.__code__.co_firstlineno
         self._filename_base = f"{py_func.__module__}.{py_func.__qualname__}"
 
 
 class _FunctionCache(FunctionCache):
-    """numba's cache of one function. A damaged file or a full disk only costs a compilation."""
+    """numba's cache of one function: loaded from the first of `folders` that has it, written to the
+    last. A damaged file or a full disk only costs a compilation."""
 
-    _impl_class = _CacheImpl
+    def __init__(self, py_func: Callable, folders: Sequence[str]) -> None:
+        self._impl_class: Any = functools.partial(_CacheImpl, folder=folders[-1])
+        super().__init__(py_func)
+        base, stamp = self._impl.filename_base, self._impl.locator.get_source_stamp()
+        self._places = [CheckedCacheFile(folder, base, stamp) for folder in folders]
+        self._cache_file = self._places[-1]
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple:
         """numba's key without the hash of a closure's variables, because that hash differs between
         processes. The names of folder and file already identify the sources."""
         return sig, codegen.magic_tuple()
 
-    def is_complete(self) -> bool:
-        """Whether both the index and the code are on disk; numba writes them one after the
-        other."""
-        return all(
-            os.path.exists(os.path.join(self.cache_path, self._impl.filename_base + suffix))
-            for suffix in (".nbi", ".1.nbc")
-        )
+    def is_on_disk(self) -> bool:
+        """Whether the kernel can be loaded: index and code are there, and sound."""
+        return any(place.is_sound() for place in self._places)
 
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        try:
-            return super().load_overload(sig, target_context)
-        except Exception:  # a truncated pickle may raise anything
-            with contextlib.suppress(OSError):
-                self.flush()
-            return None
+    def _load_overload(self, sig: Any, target_context: Any) -> Any:
+        key = self._index_key(sig, target_context.codegen())
+        for place in self._places:
+            with contextlib.suppress(Exception):  # a pickle may raise anything
+                data = place.load(key)
+                if data is not None:
+                    return self._impl.rebuild(target_context, data)
+        return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         with contextlib.suppress(OSError):
             super().save_overload(sig, data)
 
 
-def _one_process_at_a_time(kernel: str) -> contextlib.AbstractContextManager:
-    """Hold a kernel's lock, which ends with the process; others may compile other kernels."""
-    os.makedirs(cache_folder(), exist_ok=True)
-    return locked(os.path.join(cache_folder(), f"{kernel}.lock"))
+@contextlib.contextmanager
+def _one_process_at_a_time(kernel: str) -> Iterator[None]:
+    """Hold a kernel's lock, which ends with the process; others may compile other kernels. Where
+    no lock can be made, as on a full disk, each process compiles for itself."""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):
+            make_folder(cache_folder())
+            held.enter_context(locked(os.path.join(cache_folder(), f"{kernel}.lock")))
+        yield
 
 
 def _take_unique_names() -> None:
@@ -197,8 +191,9 @@ class Kernel:
         with self._lock:
             if self._ready:
                 return False
-            cache = self.dispatcher._cache = _FunctionCache(self.dispatcher.py_func)
-            if cache.is_complete():
+            cache = _FunctionCache(self.dispatcher.py_func, _cache_folders())
+            self.dispatcher._cache = cache
+            if cache.is_on_disk():
                 self.dispatcher.compile(self.signature)  # loads it
             else:
                 _announce()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,30 @@ from ffcv_ssl.kernels.compile import kernel
 def caller(x):
     return 10 * callee(x)
 """
+# A process that flips bits of a cache file: each time, a process forked from it loads the kernel.
+FLIP = """
+import json, os, sys
+from ffcv_ssl.kernels import compile as c
+from ffcv_ssl.kernels.caller import caller
+path, bits = sys.argv[1], json.loads(sys.argv[2])
+sound = open(path, "rb").read()
+
+def load():
+    child = os.fork()
+    if child == 0:
+        compiled = caller.load()
+        os._exit(100 + compiled if caller(1) == 20 else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) - 100
+
+found = []
+for bit in bits:
+    damaged = bytearray(sound)
+    damaged[bit // 8] ^= 1 << bit % 8
+    open(path, "wb").write(damaged)
+    found.append([load(), load()])  # 0: loaded, 1: compiled, else: dead
+    open(path, "wb").write(sound)
+print(json.dumps(found))
+"""
 RUN = """
 import json
 from ffcv_ssl.kernels import compile as c
@@ -52,14 +77,14 @@ class Package:
     def set_callee(self, added):
         (self.kernels / "callee.py").write_text(CALLEE.format(added=added))
 
-    def start(self, code=RUN, **environment):
+    def start(self, code=RUN, *arguments, within=(), **environment):
         variables = {
             **os.environ,
             "FFCV_SSL_CACHE": str(self.cache),
             "PYTHONDONTWRITEBYTECODE": "1",
             **environment,
         }
-        command = [sys.executable, "-W", "error", "-c", code]
+        command = [*within, sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
         return subprocess.Popen(
             command,
             cwd=self.kernels.parent.parent,  # where -c looks for modules first
@@ -69,8 +94,8 @@ class Package:
             text=True,
         )
 
-    def run(self, **environment):
-        return finish(self.start(**environment))
+    def run(self, within=(), **environment):
+        return finish(self.start(within=within, **environment))
 
     def files(self, suffix):
         return sorted(self.cache.glob(f"kernels-*/*{suffix}"))
@@ -137,6 +162,105 @@ def test_a_damaged_cache_file_costs_a_compilation_and_is_replaced(package, suffi
     again, then = package.run(), package.run()
     assert again["compiled"] and not then["compiled"]
     assert again["result"] == then["result"] == 20
+
+
+@pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
+def test_flipped_bits_cost_one_compilation_and_never_the_process(package, suffix):
+    package.run()
+    (path,) = package.files(suffix)
+    bits = random.Random(0).sample(range(8 * path.stat().st_size), 12)
+    found = finish(package.start(FLIP, path, json.dumps(bits)))
+    assert found == [[1, 0]] * len(bits)
+
+
+def test_eight_processes_that_find_a_damaged_file_compile_once(package):
+    package.run()
+    (path,) = package.files(".nbc")
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    results = [finish(process) for process in [package.start() for _ in range(8)]]
+    assert {result["result"] for result in results} == {20}
+    assert sum(result["compiled"] for result in results) == 1
+
+
+def test_kernels_with_bounds_checks_have_a_cache_of_their_own(package):
+    plain, checked = package.run(), package.run(NUMBA_BOUNDSCHECK="1")
+    assert plain["compiled"] and checked["compiled"]
+    assert plain["folder"] != checked["folder"]
+    again = package.run(), package.run(NUMBA_BOUNDSCHECK="1")
+    assert not again[0]["compiled"] and not again[1]["compiled"]
+
+
+# Root may write everywhere; without this capability it may not write to read-only folders.
+READER = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+
+
+def make_read_only(folder):
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+
+
+@pytest.fixture
+def reader():
+    """The command before that of a process that obeys the modes of files."""
+    if os.geteuid():
+        return []
+    if shutil.which("setpriv") is None:
+        pytest.skip("no setpriv (util-linux) to take a privilege from root with")
+    return READER
+
+
+def test_a_complete_read_only_cache_is_used(package, reader, tmp_path):
+    package.run()
+    make_read_only(package.cache)
+    home = tmp_path / "home"
+    result = package.run(within=reader, XDG_CACHE_HOME=str(home))
+    assert result["result"] == 20 and not result["compiled"]
+    assert not list(home.rglob("*.nbc"))
+
+
+def test_what_is_damaged_in_a_read_only_cache_is_compiled_once_elsewhere(package, reader, tmp_path):
+    package.run()
+    (path,) = package.files(".nbc")
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    make_read_only(package.cache)
+    home = tmp_path / "home"
+    first, second = (package.run(within=reader, XDG_CACHE_HOME=str(home)) for _ in range(2))
+    assert first["compiled"] and not second["compiled"]
+    assert first["folder"].startswith(str(home)) and second["result"] == 20
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o757])
+@pytest.mark.parametrize("which", ["root", "kernels"])
+def test_a_folder_that_others_can_write_to_is_refused_in_one_line(package, tmp_path, mode, which):
+    package.run()
+    folder = package.cache if which == "root" else package.files(".nbc")[0].parent
+    folder.chmod(mode)
+    process = package.start(XDG_CACHE_HOME=str(tmp_path / "home"))
+    out, err = process.communicate(timeout=300)
+    result = json.loads(out)
+    assert result["compiled"] and result["result"] == 20
+    assert result["folder"].startswith(str(tmp_path / "home"))
+    (line,) = [line for line in err.splitlines() if "lets others write" in line]
+    assert line.startswith(f"{folder}: mode {mode:o} of user {os.geteuid()}")
+
+
+def test_a_cache_of_another_user_is_refused(package, tmp_path):
+    if os.geteuid():
+        pytest.skip("only root can give a folder away")
+    package.run()
+    os.chown(package.cache, 12345, 12345)
+    result = package.run(XDG_CACHE_HOME=str(tmp_path / "home"))
+    assert result["compiled"] and result["folder"].startswith(str(tmp_path / "home"))
+
+
+def test_a_cache_made_under_a_lax_umask_serves(package):
+    old = os.umask(0)
+    try:
+        first, second = package.run(), package.run()
+    finally:
+        os.umask(old)
+    assert first["compiled"] and not second["compiled"]
+    assert all(path.stat().st_mode & 0o022 == 0 for path in package.files(".nb?"))
 
 
 def test_an_unusable_cache_folder_is_replaced_by_the_users_own(package, tmp_path):
