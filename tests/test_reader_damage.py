@@ -201,6 +201,7 @@ def change_metadata(path, field, sample, **changes):
         ("jpg", {"width": 0}, "no pixels"),
         ("jpg", {"width": 65535, "height": 65535}, "larger than"),
         ("blob", {"size": 2**63}, "size differs from that in the allocation table"),
+        ("blob", {"size": 2**64 - 1}, "its size is impossible"),  # the mark of no promise
     ],
 )
 def test_metadata_that_leads_astray_is_refused(foreign, field, changes, message):
