@@ -1,1 +1,201 @@
-"""Hostile files: fuzzed and mutated data, checkpoints, YAML, label lists and metrics."""
+"""Hostile files: fuzzed and mutated data, checkpoints, YAML, label lists and metrics.
+
+Kernels of these trials check every index (NUMBA_BOUNDSCHECK), and may take a bounded amount of
+memory only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+os.environ.setdefault("NUMBA_BOUNDSCHECK", "1")  # before numba is imported
+
+import functools
+import itertools
+import json
+import random
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from support.process_limits import with_limited_memory
+from support.small_files import REPOSITORY
+
+from ffcv_ssl import Loader
+from ffcv_ssl.errors import BetonError, CheckpointError, FfcvSslError, UserError
+from ffcv_ssl.training import checkpoint
+from ffcv_ssl.training.label_choice import choose_labels
+from ffcv_ssl.training.metrics_log import METRICS_FILE, MetricsLog, read_metrics
+from torture import values
+from torture.frame import Trial, fault
+from torture.mutants import LIMIT_BYTES, Mutant, try_many
+from torture.seeds import make_seeds
+from torture.text_mutants import damaged_bytes, mutated_text
+
+
+def at_random(trial: Trial) -> random.Random:
+    return random.Random(int(trial.random.integers(2**62)))
+
+
+def in_memory() -> Path:
+    """A folder in memory, where the system has one: mutants are written often."""
+    where = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    return Path(tempfile.mkdtemp(prefix="torture.", dir=where))
+
+
+@functools.cache
+def seeds():
+    return make_seeds(in_memory())
+
+
+def is_one_line(error: Exception) -> str:
+    text = str(error)
+    assert text and "\n" not in text and len(text) < 3000, f"not one short line: {text!r}"
+    return "refused"
+
+
+@fault("mutated .beton files", quick=4, full=1000, limit_s=600)
+def beton_files(trial: Trial) -> Counter:
+    """Of small files of every kind, changed anywhere, half of them with checksums that are right
+    for the change: a BetonError, or exactly the values that other programs read from the same
+    bytes. Opening and decoding one takes less than 256 MiB."""
+    sound, chosen = seeds(), at_random(trial)
+    return with_limited_memory(LIMIT_BYTES, lambda: try_many(sound, 500, chosen))
+
+
+@fault("mutated .beton files through a loader", quick=1, full=100, limit_s=600)
+def beton_files_loaded(trial: Trial) -> Counter:
+    """An epoch of a mutant ends, in batches or in a BetonError of one line."""
+    outcomes: Counter = Counter()
+    chosen, sound = at_random(trial), [seed for seed in seeds() if len(seed.values) < 50]
+    for _ in range(20):
+        seed = chosen.choice(sound)
+        Mutant(seed, chosen.randbytes(96)).apply()
+        try:
+            settings = {"pipelines": seed.crops, "drop_last": False}
+            with Loader(seed.path, 3, num_workers=1, seed=1, **settings) as loader:
+                assert sum(int(batch.valid.sum()) for batch in itertools.islice(loader, 30))
+            outcomes["loaded"] += 1
+        except (BetonError, UserError) as error:
+            outcomes[is_one_line(error)] += 1
+        finally:
+            seed.restore()
+    return outcomes
+
+
+@fault("mutated values for the writer", quick=1, full=100)
+def written_values(trial: Trial) -> Counter:
+    """A field refuses a value by ValueError or TypeError, or what it stores is read back as it was
+    given."""
+    chosen = at_random(trial)
+    return with_limited_memory(
+        LIMIT_BYTES, lambda: Counter(values.try_value(chosen) for _ in range(100))
+    )
+
+
+@functools.cache
+def checkpoint_files() -> dict[str, bytes]:
+    """A run's checkpoint and the weights of a network, small."""
+    folder = in_memory()
+    state = {
+        "step": 5, "model": {"a.weight": torch.arange(24.0).reshape(4, 6), "b": torch.zeros(3)},
+        "config": {"out": "runs/x", "model": {"backbone": "tiny"}}, "list": [1, 2.5, None, "x"],
+    }  # fmt: skip
+    checkpoint.save(folder / "a.pt", state)
+    save_file({k: v.clone() for k, v in state["model"].items()}, folder / "a.safetensors")
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@fault("damaged checkpoints", quick=1, full=20, limit_s=600)
+def checkpoints(trial: Trial) -> Counter:
+    """A damaged checkpoint, or file of weights, is refused in one line, or loads as a dict."""
+    from ffcv_ssl.evaluation.encoder import load_encoder  # slow to import
+
+    chosen, outcomes = at_random(trial), Counter()
+    for _ in range(100):
+        name, content = chosen.choice(sorted(checkpoint_files().items()))
+        path = trial.folder / name
+        path.write_bytes(damaged_bytes(content, chosen))
+        for load in (checkpoint.load, load_encoder):
+            if load is checkpoint.load and path.suffix == ".safetensors":
+                continue
+            try:
+                load(path)
+                outcomes["loaded"] += 1
+            except (CheckpointError, UserError) as error:
+                outcomes[is_one_line(error)] += 1
+    return outcomes
+
+
+@functools.cache
+def yaml_texts() -> list[str]:
+    folder = REPOSITORY / "configs"
+    texts = [path.read_text() for path in sorted(folder.rglob("*.yaml"))]
+    return [text for text in texts if "base:" not in text][:10]
+
+
+@fault("mutated configurations", quick=1, full=500, limit_s=600)
+def configurations(trial: Trial) -> Counter:
+    """A YAML file of any content gives a configuration, or a UserError of one line."""
+    import train  # slow to import
+
+    chosen, outcomes = at_random(trial), Counter()
+    path = trial.folder / "a.yaml"
+    for _ in range(4 if trial.quick else 20):
+        text = mutated_text(chosen.choice(yaml_texts()), chosen)
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        try:
+            with contextlib.redirect_stderr(None):
+                train.read_config(["--config", str(path), "--data.train", "a.beton"])
+            outcomes["read"] += 1
+        except UserError as error:
+            outcomes[is_one_line(error)] += 1
+    return outcomes
+
+
+@fault("mutated label lists", quick=2, full=20)
+def label_lists(trial: Trial) -> Counter:
+    """A list of labelled samples is refused in one line, or chooses labels of the data."""
+    chosen, outcomes = at_random(trial), Counter()
+    labels = np.arange(40) % 4
+    labels[7] = -1
+    names = [f"c{index % 4}/image {index}.jpg" for index in range(40)]
+    path = trial.folder / "list.txt"
+    sound = ["0\n5\n9\n# a comment\n12\n", "".join(f"{name}\n" for name in names[8:20])]
+    for _ in range(500):
+        content = damaged_bytes(chosen.choice(sound).encode(), chosen)
+        path.write_bytes(content)
+        try:
+            kept = choose_labels(labels, 4, "file", file=str(path), names=names)
+            assert ((kept == -1) | (kept == labels)).all() and (kept >= 0).any()
+            outcomes["read"] += 1
+        except UserError as error:
+            outcomes[is_one_line(error)] += 1
+    return outcomes
+
+
+@fault("damaged metrics", quick=2, full=20)
+def metrics(trial: Trial) -> Counter:
+    """Of a damaged metrics.jsonl, the whole lines are read, and a run goes on behind them."""
+    chosen, outcomes = at_random(trial), Counter()
+    records = [{"epoch": k / 4, "step": k, "train/loss": 1 / (k + 1)} for k in range(12)]
+    sound = "".join(json.dumps(record) + "\n" for record in records).encode()
+    path = trial.folder / METRICS_FILE
+    for _ in range(500):
+        path.write_bytes(damaged_bytes(sound, chosen))
+        read = read_metrics(trial.folder)
+        assert all(isinstance(record["step"], int) for record in read)
+        outcomes["all lines" if read == records else "other lines"] += 1
+        try:
+            log = MetricsLog(trial.folder, last_step=6, tensorboard=False)
+        except FfcvSslError as error:
+            outcomes[is_one_line(error)] += 1
+            continue
+        log.write({"step": 7, "train/loss": 0.5})
+        log.close()
+        assert read_metrics(trial.folder)[-1] == {"step": 7, "train/loss": 0.5}
+    return outcomes
