@@ -53,7 +53,7 @@ class BytesField(Field):
     def find_bad_sample(
         self, column: np.ndarray, sizes: np.ndarray | None
     ) -> tuple[int, str] | None:
-        # a size of ANY_SIZE passes for no promise where sizes are compared, and asks for 16 EiB here
+        # where sizes are compared, ANY_SIZE is no promise; here it would ask for 16 EiB
         index = first_true(column["size"] == ANY_SIZE)
         return None if index is None else (index, "its size is impossible")
 
