@@ -1,8 +1,10 @@
 """Reader: exact values from sound files, one line of error from all others."""
 
+import copy as copy_module
 import gzip
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from support.small_files import SOUND_SAMPLES
 
 from ffcv_ssl import BetonError
 from ffcv_ssl import fields as f
-from ffcv_ssl.reader import Reader
+from ffcv_ssl.reader import Reader, contents
 from ffcv_ssl.writer import DatasetWriter
 
 DATA = Path(__file__).parent / "data"
@@ -144,3 +146,68 @@ def test_the_fingerprint_of_a_foreign_file_is_stable_and_of_its_metadata(foreign
         offset = reader._regions.metadata + reader.metadata.dtype.fields["f2"][1]
     patch(foreign, offset, b"\x77")
     assert fingerprint(foreign) != before
+
+
+# -- copies, and readers of one file
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy_module.copy, copy_module.deepcopy, lambda r: pickle.loads(pickle.dumps(r))]
+)
+def test_a_copied_reader_has_a_descriptor_of_its_own(sound, duplicate):
+    with Reader(sound) as reader:
+        with duplicate(reader) as other:
+            assert other.fd != reader.fd
+            assert other.read(2, "raw") == reader.read(2, "raw")
+        reader.read(3, "raw")
+
+
+def test_a_copy_of_a_reader_whose_file_was_replaced_is_refused(sound, copy):
+    with Reader(copy) as reader:
+        write_all_fields(copy, make_columns(SOUND_SAMPLES, 20, 19))
+        with pytest.raises(BetonError, match="that of the reader that was copied") as error:
+            copy_module.copy(reader)
+    assert "\n" not in str(error.value)
+
+
+def test_a_half_made_reader_closes_nothing(sound):
+    with Reader(sound) as reader:
+        half_made = Reader.__new__(Reader)
+        half_made.close()
+        del half_made
+        reader.read(0, "raw")
+
+
+def test_readers_of_a_file_share_its_tables_until_it_changes(copy, tmp_path, monkeypatch):
+    monkeypatch.setattr(contents, "_SETTLED_S", -1e9)
+    with Reader(copy) as one, Reader(os.path.relpath(copy)) as two:
+        assert one.metadata is two.metadata and one.extents("raw") is two.extents("raw")
+        one.close()
+        assert two.read(1, "raw")
+        write_all_fields(tmp_path / "b.beton", make_columns(SOUND_SAMPLES, 20, 19))
+        os.replace(tmp_path / "b.beton", copy)
+        with Reader(copy) as three:
+            assert three.fingerprint != two.fingerprint
+            assert three.metadata is not two.metadata
+            assert len(three.read(0, "raw")) == 20 * 19 * 3
+        assert len(two.read(0, "raw")) == 26 * 19 * 3
+        with Reader(copy, custom_fields={"label": f.FloatField}) as other:
+            assert isinstance(other.fields["label"], f.FloatField)
+
+
+def test_a_file_that_changed_a_moment_ago_is_read_anew(copy):
+    os.utime(copy)
+    with Reader(copy) as one, Reader(copy) as two:
+        assert one.metadata is not two.metadata
+
+
+def test_the_tables_go_with_the_last_reader(copy, monkeypatch):
+    monkeypatch.setattr(contents, "_SETTLED_S", -1e9)
+    before = len(contents._open_contents)
+    reader = Reader(copy)
+    other = Reader(copy)
+    assert len(contents._open_contents) == before + 1
+    del reader
+    assert len(contents._open_contents) == before + 1
+    del other
+    assert len(contents._open_contents) == before

@@ -184,4 +184,4 @@ class RGBImageField(Field):
 
 
 def _num_pixels(column: np.ndarray) -> np.ndarray:
-    return column["height"].astype(np.uint64) * column["width"].astype(np.uint64)
+    return np.multiply(column["height"], column["width"], dtype=np.uint64)

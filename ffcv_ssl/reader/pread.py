@@ -1,0 +1,46 @@
+"""Reads from an open file at given places. A read that fails is a `BetonError` with its path."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from ffcv_ssl.errors import BetonError
+
+_MAX_READ_BYTES = 1 << 30  # Linux reads just under 2 GiB in one call at most
+
+
+def read_upto(path: str, fd: int, size: int, offset: int) -> np.ndarray:
+    """Up to `size` bytes, uint8; fewer only at the end of the file."""
+    raw = np.empty(size, np.uint8)
+    view: Any = raw
+    got = 0
+    try:
+        while got < size:
+            count = os.preadv(fd, [view[got : got + _MAX_READ_BYTES]], offset + got)
+            if count == 0:
+                break
+            got += count
+    except OSError as error:
+        raise BetonError(
+            f"{path}: reading {size} bytes at {offset} failed ({error.strerror})"
+        ) from None
+    return raw[:got]
+
+
+def read_exactly(
+    path: str, fd: int, file_bytes: int, size: int, offset: int, what: str
+) -> np.ndarray:
+    """`size` bytes of a file of `file_bytes`, uint8. what: names them in an error."""
+    # compare with the file's size before anything of this size is allocated
+    if size > file_bytes - offset:
+        raise BetonError(
+            f"{path}: {what} needs {size} bytes at {offset}, the file has "
+            f"{file_bytes}; truncated or damaged file"
+        )
+    raw = read_upto(path, fd, size, offset)
+    if len(raw) != size:
+        raise BetonError(f"{path}: {what} ends after {len(raw)} of {size} bytes; truncated")
+    return raw
