@@ -25,6 +25,14 @@ class UserError(FfcvSslError, ValueError):
     """A mistake that the user can put right."""
 
 
+class LoaderError(FfcvSslError, RuntimeError):
+    """A loader is used where its threads are not, in a process that was forked from its own."""
+
+
+class NotCopyable(FfcvSslError, TypeError):
+    """A loader or one of its iterators is copied or pickled."""
+
+
 class Interrupted(FfcvSslError):
     """A signal asked the run to stop, and what was done is saved."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ffcv_ssl.errors import UserError
 from ffcv_ssl.reader import Reader
 from ffcv_ssl.traversal_order import QuasiRandom, Random, Sequential, TraversalOrder
 
@@ -54,15 +55,49 @@ def make_order(order: Any) -> TraversalOrder:
 
 
 def check_indices(reader: Reader, indices: Any) -> np.ndarray:
+    """The samples to load, int64 (N,), from ids, which may repeat, or a mask of all samples."""
     if indices is None:
-        return np.arange(reader.num_samples, dtype=np.int64)
-    indices = np.ascontiguousarray(np.asarray(indices).reshape(-1), np.int64)
-    if len(indices) and not (indices.min() >= 0 and indices.max() < reader.num_samples):
+        return reader.once("all samples", lambda: _read_only(np.arange(reader.num_samples)))
+    array = _as_array(reader, indices)
+    if array.dtype == bool and array.shape == (reader.num_samples,):
+        return np.flatnonzero(array)
+    if array.dtype == bool and array.ndim == 1:
+        raise UserError(
+            f"{reader.path}: got indices that are a mask of {len(array)} booleans, expected "
+            f"{reader.num_samples}, one for every sample of the file"
+        )
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise UserError(
+            f"{reader.path}: got indices of type {array.dtype} and shape {array.shape}, expected "
+            "whole numbers in one dimension, or a mask of booleans"
+        )
+    if len(array) and not (array.min() >= 0 and array.max() < reader.num_samples):
         raise ValueError(
-            f"{reader.path}: got indices from {indices.min()} to {indices.max()}, expected "
+            f"{reader.path}: got indices from {array.min()} to {array.max()}, expected "
             f"0 to {reader.num_samples - 1}, the samples of the file"
         )
-    return indices
+    return np.array(array, np.int64)  # a copy: the caller may change the original
+
+
+def _as_array(reader: Reader, indices: Any) -> np.ndarray:
+    """`indices` with the type they have; booleans among numbers stay visible, as objects."""
+    try:
+        array = np.asarray(indices)
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}".replace("\n", " ")
+        raise UserError(
+            f"{reader.path}: got indices of type {type(indices).__name__}, expected whole numbers "
+            f"in one dimension ({what})"
+        ) from None
+    is_mixed = isinstance(indices, (list, tuple)) and array.dtype.kind in "iu"
+    if is_mixed and any(isinstance(index, (bool, np.bool_)) for index in indices):
+        return np.array(indices, object)
+    return array
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
 
 
 def find_rank(distributed: bool, rank: int | None, world_size: int | None) -> tuple[int, int]:

@@ -3,20 +3,27 @@ the drawn parameters."""
 
 from __future__ import annotations
 
+import functools
 import keyword
 from collections import namedtuple
+from collections.abc import Sequence
 from typing import Any
 
 _ATTRIBUTES = ("indices", "valid", "replaced", "params")
 
 
-def make_batch_type(names: list[str]) -> Any:
+def make_batch_type(names: Sequence[str]) -> Any:
     """A tuple class with these field names (names that are no identifiers: by position only).
 
     Instances also have: indices, int64 tensor (B,), the sample ids; valid, bool (B,), False for
     padding; replaced, bool (B,), True where another sample replaces a bad one; params, dict:
     view -> structured array (B,).
     """
+    return _make_batch_type(tuple(names))
+
+
+@functools.lru_cache(maxsize=64)  # a batch that is unpickled has the loader's own type
+def _make_batch_type(names: tuple[str, ...]) -> Any:
     clash = [name for name in names if name in _ATTRIBUTES]
     if clash:
         raise ValueError(
@@ -37,6 +44,13 @@ def make_batch_type(names: list[str]) -> Any:
             return f"Batch({', '.join(parts)})"
 
         def __reduce__(self) -> tuple:
-            return tuple, (tuple(self),)
+            return _make_batch, (names, tuple(self), self.__dict__)
 
     return Batch
+
+
+def _make_batch(names: tuple[str, ...], values: tuple, attributes: dict[str, Any]) -> Any:
+    """The batch that was pickled or copied."""
+    batch = _make_batch_type(names)(*values)
+    batch.__dict__.update(attributes)
+    return batch

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -76,6 +76,36 @@ class PayloadReader:
         return BetonError(f"{where}: {what}; {remedy}, or load with on_error='replace'")
 
 
+class ImageShapes(NamedTuple):
+    """Of a field's images: heights, widths, uint16 (N,); is_raw, bool (N,); the largest (H, W)."""
+
+    heights: np.ndarray
+    widths: np.ndarray
+    is_raw: np.ndarray
+    largest: tuple[int, int]
+
+    @property
+    def common(self) -> tuple[int, int] | None:
+        """(H, W) of all images, or None where they differ."""
+        is_common = (self.heights == self.largest[0]).all() and (
+            self.widths == self.largest[1]
+        ).all()
+        return self.largest if is_common else None
+
+
+def image_shapes(reader: Reader, field_name: str) -> ImageShapes:
+    """The shapes of a field's images, worked out once a file."""
+
+    def find() -> ImageShapes:
+        metadata = reader.field_metadata(field_name)
+        heights = np.ascontiguousarray(metadata["height"])
+        widths = np.ascontiguousarray(metadata["width"])
+        largest = int(heights.max(initial=1)), int(widths.max(initial=1))
+        return ImageShapes(heights, widths, metadata["mode"] == RAW_MODE, largest)
+
+    return reader.once(f"shapes of {field_name}", find)
+
+
 class ImageSource:
     """An image field and all its views: one read and one decode per sample, for any number of
     views."""
@@ -85,11 +115,8 @@ class ImageSource:
     ) -> None:
         self.payloads = PayloadReader(reader, field_name)
         self.plans, self.scaled_decode = plans, scaled_decode
-        metadata = reader.field_metadata(field_name)
-        self.heights = np.ascontiguousarray(metadata["height"], np.int64)
-        self.widths = np.ascontiguousarray(metadata["width"], np.int64)
-        self.is_raw = metadata["mode"] == RAW_MODE
-        max_shape = int(self.heights.max(initial=1)), int(self.widths.max(initial=1))
+        self.shapes = image_shapes(reader, field_name)
+        max_shape = self.shapes.largest
         self.num_floats = max(s.scratch_floats(max_shape) for p in plans for s in p.segments)
 
     def process(self, job: Any, begin: int, stop: int, scratch: Scratch) -> dict[int, BetonError]:
@@ -97,7 +124,8 @@ class ImageSource:
         started = time.perf_counter()
         buffer, offsets, sizes, bad = self.payloads.read(samples, scratch)
         scratch.seconds["read"] += time.perf_counter() - started
-        heights, widths = self.heights[samples], self.widths[samples]
+        heights = self.shapes.heights[samples].astype(np.int64)
+        widths = self.shapes.widths[samples].astype(np.int64)
         self._draw(job, begin, stop, heights, widths)
         floats = scratch.take("floats", self.num_floats, np.float32)
         renders = [
@@ -105,7 +133,7 @@ class ImageSource:
             for plan in self.plans
         ]
         images = (buffer, offsets, heights, widths, np.ones(count, np.int64))
-        if self.is_raw[samples].all() and not bad:
+        if self.shapes.is_raw[samples].all() and not bad:
             started = time.perf_counter()
             for segment, raw, out in renders:
                 segment.render(raw, images, floats, out, 0, count)
@@ -128,7 +156,7 @@ class ImageSource:
         buffer, offsets, heights, widths, factors = images
         nowhere = np.zeros(len(samples), np.int64)  # a decoded image has offset 0
         clock, decode_s, render_s = time.perf_counter, 0.0, 0.0
-        for i, is_raw in enumerate(self.is_raw[samples].tolist()):
+        for i, is_raw in enumerate(self.shapes.is_raw[samples].tolist()):
             if i in bad:
                 continue
             started, image = clock(), images

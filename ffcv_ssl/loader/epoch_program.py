@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ffcv_ssl.fields.base import Decoder
-from ffcv_ssl.loader.decoding import ImageSource, ValueSource
+from ffcv_ssl.loader.decoding import ImageSource, ValueSource, image_shapes
 from ffcv_ssl.loader.view_specs import is_image
 from ffcv_ssl.pipeline.operation import CompiledOperation, Operation, State
 from ffcv_ssl.pipeline.plan import ViewPlan, resolve_links
@@ -40,7 +40,7 @@ class EpochProgram:
             if is_image(reader, field_name):
                 index = view_counts.get(field_name, 0)
                 view_counts[field_name] = index + 1
-                shape = common_shape(reader, field_name)
+                shape = image_shapes(reader, field_name).common
                 plan = ViewPlan(name, field_name, index, ops, seed, shape, image_ops)
                 self.plans[name], self.tails[name] = plan, plan.tail
             else:
@@ -84,12 +84,3 @@ class EpochProgram:
                 raise ValueError(f"pipeline '{name}': got {op!r}, expected an op or a callable")
             tail.append(op)
         self.tails[name] = tail
-
-
-def common_shape(reader: Reader, field_name: str) -> tuple[int, int] | None:
-    """(H, W) of all images of the field, or None where they differ."""
-    metadata = reader.field_metadata(field_name)
-    heights, widths = metadata["height"], metadata["width"]
-    if len(heights) == 0 or (heights != heights[0]).any() or (widths != widths[0]).any():
-        return None
-    return int(heights[0]), int(widths[0])

@@ -1,15 +1,20 @@
-"""One pass over an epoch: prepares a few batches in advance and hands them out in order."""
+"""One pass over an epoch: prepares a few batches in advance and hands them out in order.
+
+Several threads may call `next()`: each batch goes to one of them. `close()` may come from any
+thread at any time; a thread that waits for a batch then gets StopIteration.
+"""
 
 from __future__ import annotations
 
 import collections
 import os
+import threading
 import time
 from typing import Any
 
-import numpy as np
 import torch
 
+from ffcv_ssl.errors import LoaderError, NotCopyable
 from ffcv_ssl.loader.device import Delivery
 from ffcv_ssl.loader.epoch_program import EpochProgram
 from ffcv_ssl.loader.job import BatchJob
@@ -17,7 +22,10 @@ from ffcv_ssl.loader.schedule import EpochSchedule
 from ffcv_ssl.loader.shared import Shared
 from ffcv_ssl.loader.slots import SlotPool
 
-_MAX_CHUNK = 128  # samples that a worker takes at once; its scratch holds all their encoded bytes
+# Samples that a worker takes at once. Its scratch holds all their encoded bytes; each chunk costs
+# 0.1 ms of Python's lock, so with chunks of 2, 128 threads were slower than 16.
+_MIN_CHUNK, _MAX_CHUNK = 8, 128
+_MIN_CHUNKS = 8  # of a batch that is too small for chunks of _MIN_CHUNK
 
 
 class EpochIterator:
@@ -41,13 +49,17 @@ class EpochIterator:
         self._jobs: collections.deque[BatchJob] = collections.deque()
         self._next_to_submit = self._handed = 0
         self._process = os.getpid()
+        # `_turn`: of the thread that takes a batch, while it waits and runs whole-batch code.
+        # `_lock`: for a moment, when jobs are started and ended. A thread takes them in this order.
+        self._turn, self._lock = threading.RLock(), threading.RLock()
         self._closed = False
         self._clock = time.perf_counter()
-        # Two chunks per worker and batch. With four, 32 px images take 3 to 9 % more Python time;
-        # with one, a worker is idle whenever another is late.
-        workers = shared.num_workers
-        self._chunk_size = int(np.clip(-(-shared.batch_size // (2 * workers)), 1, _MAX_CHUNK))
-        self._fill()
+        self._chunk_size = chunk_size(shared.batch_size, shared.num_workers)
+        try:
+            self._fill()
+        except BaseException:
+            self.close()
+            raise
 
     def __iter__(self) -> EpochIterator:
         return self
@@ -58,7 +70,7 @@ class EpochIterator:
     def _fill(self) -> None:
         """Start batches until `batches_ahead` are in preparation."""
         total, ahead = self._schedule.num_batches, self._shared.batches_ahead
-        while self._next_to_submit < total and len(self._jobs) < ahead:
+        while not self._closed and self._next_to_submit < total and len(self._jobs) < ahead:
             self._jobs.append(self._start_job(self._next_to_submit))
             self._next_to_submit += 1
 
@@ -73,30 +85,43 @@ class EpochIterator:
         return job
 
     def __next__(self) -> Any:
-        if self._closed or not self._jobs:
-            self._finish()
-            raise StopIteration
         if os.getpid() != self._process:
-            raise RuntimeError(
-                f"{self._program.reader.path}: this loader was made in another process, and a fork "
-                "has no threads of its parent; make a Loader in this process"
-            )
+            raise forked(self._program.reader.path)
+        with self._turn:
+            try:
+                return self._take()
+            finally:
+                if self._closed:  # perhaps by another thread, which left this to the last one
+                    self._delivery.close()
+
+    def _take(self) -> Any:
+        with self._lock:
+            if self._closed or not self._jobs:
+                self._finish()
+                raise StopIteration
+            job = self._jobs[0]
         started = time.perf_counter()
-        job = self._jobs[0]
         job.done.wait()
         self._shared.waited_s += time.perf_counter() - started
-        if job.error is not None:
-            self.close()
-            raise job.error
-        self._jobs.popleft()
-        self._delivery.start(job)
-        self._fill()
-        for ahead in self._jobs:  # the copies of ready batches run while this batch is used
-            if not ahead.done.is_set():
-                break
-            self._delivery.start(ahead)
+        with self._lock:
+            if self._closed:
+                raise StopIteration
+            if job.error is not None:
+                self.close()
+                raise job.error
+            self._jobs.popleft()
+            self._delivery.start(job)
+            self._fill()
+            for ahead in tuple(
+                self._jobs
+            ):  # the copies of ready batches run while this batch is used
+                if not ahead.done.is_set():
+                    break
+                self._delivery.start(ahead)
         batch = self._make_batch(job)
-        self._shared.cache.drop(job.indices)
+        with self._lock:
+            if not self._closed:  # or the file may be closed, and its descriptor another file's
+                self._shared.cache.drop(job.indices)
         self._handed += 1
         self._count(len(job.indices))
         self._loader._note_progress(self, self._epoch, self._handed, self._schedule)
@@ -124,14 +149,45 @@ class EpochIterator:
             self.close()
 
     def close(self) -> None:
-        """Cancel the batches in preparation; `next()` then stops. Safe to call twice."""
-        self._closed = True
-        for job in self._jobs:
-            job.cancelled = True
-        self._jobs.clear()
-        if os.getpid() == self._process:
+        """Cancel the batches in preparation; `next()` then stops. Safe to call twice, and from any
+        thread."""
+        if os.getpid() != self._process:
+            self._closed = True  # a fork may have inherited locks that nobody will ever release
+            self._jobs.clear()
+            return
+        with self._lock:
+            self._closed = True
+            for job in self._jobs:
+                job.cancel()
+            self._jobs.clear()
+        if self._turn.acquire(blocking=False):
             self._delivery.close()
+            self._turn.release()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise NotCopyable(
+            f"{self._program.reader.path}: an epoch's iterator cannot be copied or pickled, as "
+            "batches are in preparation for it; copy the loader's state_dict instead"
+        )
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):
             self.close()
+
+
+def chunk_size(batch_size: int, num_workers: int) -> int:
+    """Samples of a batch that a worker takes at once.
+
+    Two chunks per worker: with four, 32 px images take 3 to 9 % more Python time; with one, a
+    worker is idle whenever another is late. But not so many that their Python time counts.
+    """
+    least = min(_MIN_CHUNK, -(-batch_size // _MIN_CHUNKS))
+    return min(max(-(-batch_size // (2 * num_workers)), least), _MAX_CHUNK)
+
+
+def forked(path: str) -> LoaderError:
+    """The error of a loader that a forked process has inherited."""
+    return LoaderError(
+        f"{path}: this loader was made in another process, and a fork has no threads of its "
+        "parent; make a Loader in this process"
+    )

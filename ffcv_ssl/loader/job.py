@@ -66,6 +66,11 @@ class BatchJob:
         self._chunk_size = chunk_size
         self._start_stage(0)
 
+    def cancel(self) -> None:
+        """Wake the thread that waits for this batch; nothing more is done for it."""
+        self.cancelled = True
+        self.done.set()
+
     def _start_stage(self, stage: int) -> None:
         count = len(self.indices)
         begins = range(0, count, self._chunk_size)

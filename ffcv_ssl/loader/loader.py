@@ -16,13 +16,16 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import weakref
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from ffcv_ssl.errors import BetonError
+from ffcv_ssl.errors import BetonError, NotCopyable
+from ffcv_ssl.kernels.hash import xxh3_64
 from ffcv_ssl.loader.arguments import (
     OrderOption,
     check_indices,
@@ -35,8 +38,8 @@ from ffcv_ssl.loader.batch import make_batch_type
 from ffcv_ssl.loader.cache import SystemCache
 from ffcv_ssl.loader.device import needs_cuda
 from ffcv_ssl.loader.epoch_program import EpochProgram
-from ffcv_ssl.loader.iterator import EpochIterator
-from ffcv_ssl.loader.schedule import EpochSchedule
+from ffcv_ssl.loader.iterator import EpochIterator, forked
+from ffcv_ssl.loader.schedule import EpochSchedule, checked_sequence
 from ffcv_ssl.loader.shared import Shared
 from ffcv_ssl.loader.slots import SlotPool
 from ffcv_ssl.loader.view_specs import default_pipeline, resolve_pipelines
@@ -55,14 +58,15 @@ class Loader:
     os_cache: False for files larger than memory.
     order: an OrderOption or a TraversalOrder. seed: of all random draws; None: a random seed.
     distributed: take rank and world size from torch.distributed; or give rank, world_size.
-    indices: the samples to load (default: all). pipelines: see `resolve_pipelines`.
+    indices: the samples to load: ids, or a mask (default: all). pipelines: see `resolve_pipelines`.
     custom_fields: name -> Field class. custom_field_mapper: {output: field}.
     drop_last: leave out the last, smaller global batch. batches_ahead: batches in preparation.
     recompile: accepted for FFCV's sake, without effect: nothing is compiled per pipeline.
     on_error: "raise", or "replace" a bad sample by another sample.
     scaled_decode: decode JPEGs at 1/2, 1/4 or 1/8 of their size where all views are smaller still.
     Faster, but the pixels differ (photographs to 64 px: mean 1.3 levels, at most 54).
-    Raises ValueError for arguments out of range, BetonError for a bad file.
+    Raises ValueError for arguments out of range, BetonError for a bad file. A forked process
+    cannot use its parent's loader: LoaderError.
     """
 
     def __init__(
@@ -95,40 +99,47 @@ class Loader:
         self.rank, self.world_size = find_rank(distributed, rank, world_size)
         num_workers = count_workers(num_workers)
         self.batch_size, self.drop_last = int(batch_size), bool(drop_last)
+        self._scaled_decode = bool(scaled_decode)
+        self._slots: SlotPool | None = None
+        self._next, self._position = (0, 0), (0, 0)  # (epoch, global samples handed out)
+        self._iterator: Callable[[], EpochIterator | None] = lambda: None
+        self._length_cache: dict[int, int] = {}
+        self._sequence: tuple[int, np.ndarray] | None = None  # (epoch, its samples) ahead of `iter`
+        self._lock = threading.RLock()  # of `iter` and `close`
         self.reader = Reader(path, custom_fields=custom_fields)
+        try:
+            self.indices = check_indices(self.reader, indices)
+            self._shared = Shared(
+                self.reader,
+                make_order(order),
+                self.indices,
+                self._choose_seed(seed),
+                self.batch_size,
+                num_workers,
+                batches_ahead,
+                on_error,
+            )
+            self._resolved = resolve_pipelines(self.reader, pipelines, custom_field_mapper)
+            self._start(num_workers, os_cache)
+        except BaseException:
+            self.reader.close()
+            raise
+
+    def _start(self, num_workers: int, os_cache: bool) -> None:
+        """Check the pipelines and start the threads, last of all: what fails here has none."""
+        self._batch_type = make_batch_type([name for name, _, _ in self._resolved])
+        fields = {field_name for _, field_name, _ in self._resolved}
+        self._shared.cache = SystemCache(self.reader, sorted(fields), os_cache)
+        program = EpochProgram(self.reader, self._resolved, self.seed, self._scaled_decode)
+        needs_cuda(program.tails)  # wrong pipelines fail here, not later
         if not self.reader.verified:
             _log.warning(
                 "%s: unverified: the file has no checksums (written by FFCV?), so damage may go "
                 "unnoticed; write it anew to add them",
                 self.reader.path,
             )
-        self.indices = check_indices(self.reader, indices)
-        order = make_order(order)
-        seed = self._choose_seed(seed)
-        self._shared = Shared(
-            self.reader,
-            order,
-            self.indices,
-            seed,
-            self.batch_size,
-            num_workers,
-            batches_ahead,
-            on_error,
-        )
-        resolved = resolve_pipelines(self.reader, pipelines, custom_field_mapper)
-        self._resolved, self._scaled_decode = resolved, bool(scaled_decode)
-        self._batch_type = make_batch_type([name for name, _, _ in resolved])
-        self._slots: SlotPool | None = None
-        fields = {field_name for _, field_name, _ in resolved}
-        self._shared.cache = SystemCache(self.reader, sorted(fields), os_cache)
-        self._next, self._position = (0, 0), (0, 0)  # (epoch, global samples handed out)
-        self._iterator: Callable[[], EpochIterator | None] = lambda: None
-        self._length_cache: dict[int, int] = {}
-        program = EpochProgram(self.reader, resolved, seed, self._scaled_decode)
-        needs_cuda(program.tails)  # wrong pipelines fail here, not later
-        self._shared.pool = WorkerPool(
-            num_workers, f"ffcv_ssl-{os.path.basename(self.reader.path)}"
-        )
+        name = f"ffcv_ssl-{os.path.basename(self.reader.path)}"
+        self._shared.pool = WorkerPool(num_workers, name)
         self._finalizer = weakref.finalize(self, _shut_down, self._shared.pool, self.reader)
 
     # -- iterating
@@ -136,12 +147,18 @@ class Loader:
     def __iter__(self) -> EpochIterator:
         """The next epoch, or the rest of the epoch that `load_state_dict` restored. Ends an older
         iterator."""
+        self._refuse_forks()
+        with self._lock:
+            return self._next_epoch()
+
+    def _next_epoch(self) -> EpochIterator:
         if not self._finalizer.alive:
             raise ValueError(f"{self.reader.path}: this loader is closed; make a new one")
         self._end_iterator()
         epoch, start = self._next
         program = EpochProgram(self.reader, self._resolved, self.seed, self._scaled_decode)
         schedule = self._schedule(epoch, start)
+        self._sequence = None  # the schedule has it now
         iterator = EpochIterator(
             self, self._shared, program, schedule, epoch, self._slots_for(program), self._batch_type
         )
@@ -158,19 +175,24 @@ class Loader:
 
     def _schedule(self, epoch: int, start: int) -> EpochSchedule:
         order = self._shared.order
-        sequence = np.ascontiguousarray(
-            order.sequence(self.reader, self.indices, self.seed, epoch), np.int64
-        )
+        known = self._sequence
+        if known is None or known[0] != epoch:
+            sequence = checked_sequence(order, self.reader, self.indices, self.seed, epoch)
+            self._sequence = known = epoch, sequence
         return EpochSchedule(
             order,
             self.reader,
-            sequence,
+            known[1],
             start,
             self.batch_size,
             self.rank,
             self.world_size,
             self.drop_last,
         )
+
+    def _refuse_forks(self) -> None:
+        if os.getpid() != self._shared.pool.process:
+            raise forked(self.reader.path)
 
     def _slots_for(self, program: EpochProgram) -> SlotPool:
         """The slot pool; a new pool only when shapes changed."""
@@ -249,19 +271,17 @@ class Loader:
         self._end_iterator()
         self._shared.seed = int(state["seed"])
         self._next = self._position = (int(state["epoch"]), int(state["samples"]))
-        self._length_cache = {}
+        self._length_cache, self._sequence = {}, None
 
     @property
     def fingerprint(self) -> str:
         """Fingerprint of the file's content and of `indices`; hexadecimal."""
         return self.reader.fingerprint + self._indices_digest
 
-    @property
+    @cached_property
     def _indices_digest(self) -> str:
         if np.array_equal(self.indices, np.arange(self.reader.num_samples)):
             return ""
-        from ffcv_ssl.kernels.hash import xxh3_64
-
         return f"-{xxh3_64(self.indices):016x}"
 
     def _choose_seed(self, seed: int | None) -> int:
@@ -314,8 +334,9 @@ class Loader:
         """Statistics since the loader was made: images handed out, and images_per_s during
         iteration; seconds in read, decode and render (sum over threads), seconds that the consumer
         waited, and that its CUDA stream waited for copies; replaced samples; slots, and how often
-        the pool had to grow.
+        the pool had to grow. LoaderError in a forked process.
         """
+        self._refuse_forks()
         shared, scratches = self._shared, self._shared.pool.scratches
         seconds = {k: sum(s.seconds[k] for s in scratches) for k in ("read", "decode", "render")}
         return {
@@ -331,9 +352,20 @@ class Loader:
         }
 
     def close(self) -> None:
-        """End the threads and close the file. Batches already handed out stay valid."""
-        self._end_iterator()
-        self._finalizer()
+        """End the threads and close the file, also while another thread waits for a batch. Batches
+        already handed out stay valid. In a forked process, only its own descriptor is closed."""
+        if os.getpid() != self._shared.pool.process:
+            self._finalizer()
+            return
+        with self._lock:
+            self._end_iterator()
+            self._finalizer()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise NotCopyable(
+            f"{self.reader.path}: a Loader cannot be copied or pickled, as it has threads and an "
+            "open file; make another Loader, and give it this one's state_dict"
+        )
 
     def __enter__(self) -> Loader:
         return self

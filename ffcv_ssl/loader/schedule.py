@@ -7,8 +7,11 @@ counts twice.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from ffcv_ssl.kernels.sequences import count_occurrences_
 from ffcv_ssl.reader import Reader
 from ffcv_ssl.traversal_order import TraversalOrder
 
@@ -55,16 +58,27 @@ class EpochSchedule:
         if len(mine) < size:  # a short rank repeats a sample, so that all ranks have equal shapes
             fill = mine[0] if len(mine) else 0
             mine = np.concatenate([mine, np.full(size - len(mine), fill, np.int64)])
-        return samples[mine], self.occurrences[begin + mine], valid
+        occurrences = self.occurrences[begin + mine].astype(np.int64)
+        return samples[mine], occurrences, valid
+
+
+def checked_sequence(order: TraversalOrder, reader: Reader, *arguments: Any) -> np.ndarray:
+    """`order.sequence(reader, *arguments)`, int64, read-only. ValueError for ids out of range."""
+    sequence = np.ascontiguousarray(order.sequence(reader, *arguments), np.int64).view()
+    if len(sequence) and not (sequence.min() >= 0 and sequence.max() < reader.num_samples):
+        raise ValueError(
+            f"{reader.path}: order {order.name} gave samples from {sequence.min()} to "
+            f"{sequence.max()}, expected 0 to {reader.num_samples - 1}, the samples of the file"
+        )
+    sequence.flags.writeable = False  # `len` and `iter` share it
+    return sequence
 
 
 def count_occurrences(sequence: np.ndarray) -> np.ndarray:
-    """How often each id occurs earlier in the sequence, int64; all 0 where ids are unique."""
-    order = np.argsort(sequence, kind="stable")
-    ordered = sequence[order]
-    new = np.ones(len(sequence), bool)
-    new[1:] = ordered[1:] != ordered[:-1]
-    first = np.maximum.accumulate(np.where(new, np.arange(len(sequence)), 0))
-    occurrences = np.empty(len(sequence), np.int64)
-    occurrences[order] = np.arange(len(sequence)) - first
-    return occurrences
+    """How often each id occurs earlier in the sequence, an integer type; all 0 where ids are
+    unique. ids: from 0 on, int64."""
+    occurrences = np.empty(len(sequence), np.int32)
+    counts = np.zeros(int(sequence.max(initial=-1)) + 1, np.int32)
+    if count_occurrences_(np.ascontiguousarray(sequence, np.int64), counts, occurrences):
+        return occurrences
+    return np.broadcast_to(np.int32(0), len(sequence))  # takes no memory

@@ -6,6 +6,7 @@ error is lost.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -43,32 +44,39 @@ class Scratch:
 
 class WorkerPool:
     """`num_workers` threads; `submit(task)` runs `task(scratch)` in one of them, in the order of
-    submission."""
+    submission. A process that is forked later has the pool without its threads."""
 
     def __init__(self, num_workers: int, name: str) -> None:
+        self.process = os.getpid()
         self.scratches = [Scratch() for _ in range(num_workers)]
         self._tasks: queue.SimpleQueue = queue.SimpleQueue()
-        self._threads = [
-            threading.Thread(
-                target=_work, args=(self._tasks, scratch), name=f"{name}-{i}", daemon=True
-            )
-            for i, scratch in enumerate(self.scratches)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        try:
+            for i, scratch in enumerate(self.scratches):
+                arguments = self._tasks, scratch
+                thread = threading.Thread(
+                    target=_work, args=arguments, name=f"{name}-{i}", daemon=True
+                )
+                thread.start()
+                self._threads.append(thread)
+        except BaseException:  # no room for another thread: those before it must not stay
+            self.stop()
+            raise
 
     def submit(self, task: Callable[[Scratch], None]) -> None:
         self._tasks.put(task)
 
     def stop(self) -> None:
         """End all threads after their current tasks. Queued tasks do nothing: their job is
-        cancelled."""
-        for _ in self._threads:
+        cancelled. In a forked process there is nothing to end."""
+        threads, self._threads = self._threads, []
+        if os.getpid() != self.process:
+            return
+        for _ in threads:
             self._tasks.put(None)
-        for thread in self._threads:
+        for thread in threads:
             if thread is not threading.current_thread():
                 thread.join()
-        self._threads = []
 
 
 def _work(tasks: queue.SimpleQueue, scratch: Scratch) -> None:

@@ -36,3 +36,12 @@ class TraversalOrder(ABC):
     def replacements(self, sample: int) -> np.ndarray | None:
         """Ids that may stand in for a bad sample, or None for any sample of the loader."""
         return None
+
+
+def stable_order(numbers: np.ndarray) -> np.ndarray:
+    """np.argsort(numbers, kind="stable") of integers (N,). NumPy sorts 16 bits by radix: up to ten
+    times faster, where the numbers are close together."""
+    low = int(numbers.min(initial=np.iinfo(np.int64).max))
+    if len(numbers) and int(numbers.max()) - low < 1 << 16:
+        numbers = (numbers - low).astype(np.uint16)
+    return np.argsort(numbers, kind="stable")

@@ -20,8 +20,9 @@ import numpy as np
 
 from ffcv_ssl.kernels.hash import xxh3_64
 from ffcv_ssl.kernels.random import shuffle_
+from ffcv_ssl.kernels.sequences import fill_windows_
 from ffcv_ssl.seeding import derive_key
-from ffcv_ssl.traversal_order.base import TraversalOrder
+from ffcv_ssl.traversal_order.base import TraversalOrder, stable_order
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -82,16 +83,23 @@ class ClassStratified(TraversalOrder):
                 f"the file; sample {indices.max()} has none"
             )
         labelled = indices[self.labels[indices] >= 0]
-        classes, members = _group(self.labels[labelled], labelled)
+        classes, members, begins = _group(self.labels[labelled], labelled)
         self._check_classes(len(classes))
         num_batches = max(1, -(-len(labelled) // self.batch_size))
-        windows = self._class_windows(classes, num_batches, seed, epoch)
-        samples = np.empty((windows.size, self.images_per_class), np.int64)
-        _, turns_of = _group(windows.reshape(-1), np.arange(windows.size))
-        for k, turns in enumerate(turns_of):
-            key = (seed, "order", "class_stratified", "images", classes[k])
-            images = _permutations(key, epoch, members[k], turns.size * self.images_per_class)
-            samples[turns] = images.reshape(turns.size, self.images_per_class)
+        windows = self._class_windows(len(classes), num_batches, seed, epoch).reshape(-1)
+        # all turns of class 0, then all of class 1...; a short epoch may leave a class without
+        turns = stable_order(windows)
+        turn_begins = np.searchsorted(windows[turns], np.arange(len(classes) + 1))
+        taken = np.empty((windows.size, self.images_per_class), np.int64)
+        for k, label in enumerate(classes):
+            key = (seed, "order", "class_stratified", "images", label)
+            part = slice(turn_begins[k], turn_begins[k + 1])
+            images = members[begins[k] : begins[k + 1]]
+            taken[part] = _permutations(key, epoch, images, taken[part].size).reshape(
+                -1, self.images_per_class
+            )
+        samples = np.empty_like(taken)
+        samples[turns] = taken
         shape = (num_batches, self.classes_per_batch, self.images_per_class)
         return samples.reshape(shape).transpose(0, 2, 1).reshape(-1)
 
@@ -102,8 +110,8 @@ class ClassStratified(TraversalOrder):
                 f"most {num_classes}, the number of classes with labelled samples"
             )
 
-    def _class_windows(self, classes, num_batches, seed, epoch):
-        """Positions in `classes` of each batch, (T, C), all different within a row.
+    def _class_windows(self, num_classes, num_batches, seed, epoch):
+        """Numbers of the classes of each batch, (T, C), all different within a row.
 
         A window that reaches into the next permutation skips the classes that it already holds; the
         next window starts with the skipped ones.
@@ -111,19 +119,10 @@ class ClassStratified(TraversalOrder):
         length = num_batches * self.classes_per_batch
         key = (seed, "order", "class_stratified", "classes")
         # One permutation more, because a window may skip classes of the last one.
-        stream = _permutations(key, epoch, np.arange(len(classes)), length + len(classes))
-        waiting, position = [], 0
+        stream = _permutations(key, epoch, np.arange(num_classes), length + num_classes)
         windows = np.empty((num_batches, self.classes_per_batch), np.int64)
-        for window in windows:
-            chosen, skipped = dict.fromkeys(waiting), []
-            while len(chosen) < self.classes_per_batch:
-                candidate = int(stream[position])
-                position += 1
-                if candidate in chosen:
-                    skipped.append(candidate)
-                else:
-                    chosen[candidate] = None
-            window[:], waiting = list(chosen), skipped
+        waiting = np.empty(num_classes + self.classes_per_batch, np.int64)
+        fill_windows_(stream, np.full(num_classes, -1), waiting, windows)
         return windows
 
     def split(self, reader: Any, samples: np.ndarray, world_size: int) -> list[np.ndarray]:
@@ -147,18 +146,21 @@ class ClassStratified(TraversalOrder):
         return np.flatnonzero(self.labels == self.labels[sample])
 
 
-def _group(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Distinct keys in ascending order, and the values of each, in the order given."""
-    order = np.argsort(keys, kind="stable")
-    distinct, begins = np.unique(keys[order], return_index=True)
-    return distinct, np.split(values[order], begins[1:])
+def _group(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(distinct keys (K,) in ascending order, the values group by group and in the order given
+    within a group, where each group begins (K + 1,))."""
+    order = stable_order(keys)
+    ordered = keys[order]
+    begins = np.flatnonzero(np.diff(ordered, prepend=-1))
+    return ordered[begins], values[order], np.append(begins, len(keys))
 
 
 def _permutations(key: tuple, epoch: int, values: np.ndarray, length: int) -> np.ndarray:
     """The first `length` elements of an endless series of permutations of `values`."""
-    parts = []
-    for number in range(-(-length // len(values))):
-        shuffled = np.array(values, np.int64)
+    values = np.ascontiguousarray(values, np.int64)
+    if len(values) == 1:
+        return np.repeat(values, length)
+    stream = np.tile(values, -(-length // len(values)))
+    for number, shuffled in enumerate(stream.reshape(-1, len(values))):
         shuffle_(derive_key(*key, number), epoch, shuffled)
-        parts.append(shuffled)
-    return np.concatenate(parts)[:length]
+    return stream[:length]

@@ -8,6 +8,7 @@ import reference
 
 from ffcv_ssl.seeding import derive_key
 from ffcv_ssl.traversal_order import QuasiRandom, Random, Sequential, TraversalOrder
+from ffcv_ssl.traversal_order.base import stable_order
 
 PAGE = 1 << 20
 
@@ -165,3 +166,33 @@ def test_a_window_without_blocks_is_refused_in_one_line(window):
     with pytest.raises(ValueError, match="window_blocks: got") as error:
         QuasiRandom(window)
     assert "\n" not in str(error.value)
+
+
+def test_the_largest_field_is_looked_for_once_a_reader():
+    found, plain = {}, fake_reader(95)
+    looked = []
+
+    def extents(name):
+        looked.append(name)
+        return plain.extents(name)
+
+    def once(what, find):
+        if what not in found:
+            found[what] = find()
+        return found[what]
+
+    reader = SimpleNamespace(fields=plain.fields, page_size=PAGE, extents=extents, once=once)
+    order = QuasiRandom(3)
+    sequence = order.sequence(reader, np.arange(95), 1, 0)
+    assert np.array_equal(sequence, order.sequence(plain, np.arange(95), 1, 0))
+    looked.clear()
+    for _ in range(5):
+        order.split(reader, sequence[:20], 2)
+    assert looked == ["image"] * 5
+
+
+@pytest.mark.parametrize("low, high", [(0, 5), (-3, 1 << 15), (0, 1 << 17), (-(2**62), 2**62)])
+def test_a_stable_order_is_numpys(low, high):
+    numbers = np.random.default_rng(0).integers(low, high, 3000)
+    assert np.array_equal(stable_order(numbers), np.argsort(numbers, kind="stable"))
+    assert len(stable_order(numbers[:0])) == 0
