@@ -28,7 +28,7 @@ from ffcv_ssl.errors import BetonError
 from ffcv_ssl.fields import BUILT_IN
 from ffcv_ssl.fields.base import ANY_SIZE, Field, first_true
 from ffcv_ssl.kernels.hash import xxh3_64
-from ffcv_ssl.reader.pread import read_exactly, read_upto
+from ffcv_ssl.reader.pread import Read, read_exactly
 
 _BLOCK = 1 << 18  # samples that are compared at once; bounds the memory of intermediate arrays
 _SETTLED_S = 2.0
@@ -47,7 +47,9 @@ class Extents(NamedTuple):
     checksum: np.ndarray | None
 
 
-def find_contents(path: str, fd: int, custom_fields: Mapping[str, type[Field]]) -> Contents:
+def find_contents(
+    path: str, fd: int, read: Read, custom_fields: Mapping[str, type[Field]]
+) -> Contents:
     """The contents of an open file: those that another reader has, if the file is the same."""
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
@@ -57,7 +59,7 @@ def find_contents(path: str, fd: int, custom_fields: Mapping[str, type[Field]]) 
     contents = _open_contents.get(key)
     if contents is None:
         # without a lock: two threads may both read, but a fork cannot inherit a lock held for ever
-        contents = Contents(path, fd, status.st_size, custom_fields)
+        contents = Contents(path, read, status.st_size, custom_fields)
         if max(changed) / 1e9 < time.time() - _SETTLED_S:
             _open_contents[key] = contents
     return contents
@@ -73,9 +75,9 @@ class Contents:
     """
 
     def __init__(
-        self, path: str, fd: int, file_bytes: int, custom_fields: Mapping[str, type[Field]]
+        self, path: str, read: Read, file_bytes: int, custom_fields: Mapping[str, type[Field]]
     ) -> None:
-        self._path, self._fd, self.file_bytes = path, fd, file_bytes
+        self._path, self._read, self.file_bytes = path, read, file_bytes
         self.found: dict[str, Any] = {}
         self._read_header()
         self._read_fields(custom_fields)
@@ -93,9 +95,10 @@ class Contents:
             self._check_field(name)
         self.fingerprint = self._fingerprint(checksums)
         self.metadata.flags.writeable = False
+        del self._read  # it belongs to one of the readers
 
     def _exactly(self, size: int, offset: int, what: str) -> np.ndarray:
-        return read_exactly(self._path, self._fd, self.file_bytes, size, offset, what)
+        return read_exactly(self._path, self._read, self.file_bytes, size, offset, what)
 
     def _read_header(self) -> None:
         self._header_raw = self._exactly(beton.HEADER_TYPE.itemsize, 0, "header")
@@ -171,9 +174,9 @@ class Contents:
     def _find_footer(self) -> np.ndarray | None:
         start, end = self.regions.metadata_end, self.table_offset
         locator_bytes = min(beton.LOCATOR_TYPE.itemsize, end - start)
-        locator = read_upto(self._path, self._fd, locator_bytes, start).tobytes()
+        locator = self._read(locator_bytes, start).tobytes()
         footer_offset = max(end - beton.FOOTER_TYPE.itemsize, start)
-        footer = read_upto(self._path, self._fd, end - footer_offset, footer_offset).tobytes()
+        footer = self._read(end - footer_offset, footer_offset).tobytes()
         return beton.find_footer(self._path, locator, footer, self.regions, end, self.file_bytes)
 
     def _read_table(self) -> np.ndarray:

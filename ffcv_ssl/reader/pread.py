@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from ffcv_ssl.errors import BetonError
 
 _MAX_READ_BYTES = 1 << 30  # Linux reads just under 2 GiB in one call at most
+
+Read = Callable[[int, int], np.ndarray]  # (size, offset) -> up to `size` bytes, uint8
 
 
 def read_upto(path: str, fd: int, size: int, offset: int) -> np.ndarray:
@@ -31,16 +34,16 @@ def read_upto(path: str, fd: int, size: int, offset: int) -> np.ndarray:
 
 
 def read_exactly(
-    path: str, fd: int, file_bytes: int, size: int, offset: int, what: str
+    path: str, read: Read, file_bytes: int, size: int, offset: int, what: str
 ) -> np.ndarray:
-    """`size` bytes of a file of `file_bytes`, uint8. what: names them in an error."""
+    """`size` bytes of a file of `file_bytes`, uint8, by `read`. what: names them in an error."""
     # compare with the file's size before anything of this size is allocated
     if size > file_bytes - offset:
         raise BetonError(
             f"{path}: {what} needs {size} bytes at {offset}, the file has "
             f"{file_bytes}; truncated or damaged file"
         )
-    raw = read_upto(path, fd, size, offset)
+    raw = read(size, offset)
     if len(raw) != size:
         raise BetonError(f"{path}: {what} ends after {len(raw)} of {size} bytes; truncated")
     return raw

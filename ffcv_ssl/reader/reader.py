@@ -46,10 +46,11 @@ class Reader:
         # O_NONBLOCK: opening a named pipe must not wait for a writer; regular files ignore it
         self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            self._contents = contents = find_contents(self.path, self.fd, self._custom_fields)
+            contents = find_contents(self.path, self.fd, self._pread, self._custom_fields)
         except BaseException:
             self.close()
             raise
+        self._contents = contents
         self.num_samples, self.page_size = contents.num_samples, contents.page_size
         self.fields, self.field_names = contents.fields, list(contents.fields)
         self.metadata, self.fingerprint = contents.metadata, contents.fingerprint
@@ -128,7 +129,7 @@ class Reader:
         if extents is None:
             return b""
         size, offset = int(extents.size[sample]), int(extents.pointer[sample])
-        payload = read_upto(self.path, self.fd, size, offset).tobytes()
+        payload = self._pread(size, offset).tobytes()
         if len(payload) != size:
             raise BetonError(
                 f"{self._place(sample, name)}: got {len(payload)} bytes, expected "
@@ -170,8 +171,12 @@ class Reader:
                 f"{self.path}: got sample {sample}, expected 0 to {self.num_samples - 1}"
             )
 
+    def _pread(self, size: int, offset: int) -> np.ndarray:
+        """Up to `size` bytes, uint8; fewer only at the end of the file."""
+        return read_upto(self.path, self.fd, size, offset)
+
     def _exactly(self, size: int, offset: int, what: str) -> np.ndarray:
-        return read_exactly(self.path, self.fd, self._contents.file_bytes, size, offset, what)
+        return read_exactly(self.path, self._pread, self._contents.file_bytes, size, offset, what)
 
 
 def _open_again(
