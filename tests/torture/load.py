@@ -188,7 +188,8 @@ def extreme_images(trial):
 
 @fault("14 million samples", quick=1, full=1, limit_s=900)
 def fourteen_million(trial):
-    """Opening takes at most 5 s and 1 GB, an epoch's order at most 2 s, whatever the order (quick:
+    """Opening takes at most 5 s of CPU and 1 GB, an epoch's order at most 2 s of CPU, be it in file
+    order, random or quasi-random (quick:
     200,000 samples)."""
     num_samples = 200_000 if trial.quick else 14_000_000
     path = write_many(trial.folder / "a.beton", num_samples, num_classes=21_841)
