@@ -14,7 +14,7 @@ from ffcv_ssl.training.world import World
 pytestmark = pytest.mark.whole  # whole training runs
 
 THREADS = ["--threads", "1", "--device", "cpu"]
-SMALL = ["--backbone=resnet18", "--px=32", "--batch=4", "--image_px=32"]
+SMALL = ["--backbone=tiny", "--px=32", "--batch=4", "--image_px=32"]
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def open_case(out, path, **others):
     """BYOL, which has every part that a step can have."""
     settings = {
         "data.train": path, "data.batch_size": 4, "out": out, "method": "byol",
-        "model.backbone": "resnet18", "model.projector": "32-16", "resolution.min": 32,
+        "model.backbone": "tiny", "model.projector": "32-16", "resolution.min": 32,
         "resolution.max": 32, "optim.name": "sgd", "optim.lr_scaling": "none",
         "optim.warmup_epochs": 0, "log.tensorboard": "false", "log.every_steps": 2,
         "data.num_workers": 1, "byol.momentum": 0.5, **others,
@@ -188,7 +188,8 @@ def test_the_loop_takes_the_warm_steps_and_the_others_and_writes_its_log_lines(c
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_events_on_a_gpu_tell_the_time_that_a_clock_tells(tmp_path, raw_beton):
-    case = open_case(tmp_path / "run", raw_beton, **{"system.device": "cuda"})
+    large = {"system.device": "cuda", "model.backbone": "resnet18"}
+    case = open_case(tmp_path / "run", raw_beton, **large)
     assert case.peak_memory_mib(1, 1) > 40  # ResNet-18's weights alone
     case.prepare()
     case.step(5)
