@@ -9,7 +9,6 @@ import importlib
 import importlib.util
 
 import torch
-import torchvision
 from torch import nn
 
 from ffcv_ssl.config.settings import ModelConfig
@@ -23,6 +22,8 @@ def make_backbone(name: str, stem: str) -> tuple[nn.Module, int]:
     """
     if importlib.util.find_spec(f"{backbones.__name__}.{name}") is not None:
         return importlib.import_module(f"{backbones.__name__}.{name}").make(stem)
+    import torchvision  # imports torch.compile's parts too: two fifths of a command's start
+
     backbone = torchvision.models.get_model(name, weights=None)
     width = backbone.fc.in_features
     backbone.fc = nn.Identity()

@@ -41,6 +41,12 @@ def test_model_has_torchvisions_weights_and_a_projector_as_written():
     assert all(block[0].bias is None for block in model.projector)
 
 
+def test_the_backbones_that_a_configuration_may_name_are_all_of_torchvisions_resnets():
+    assert set(settings._RESNETS) == set(
+        torchvision.models.list_models(torchvision.models, "*resne*t*")
+    )
+
+
 def test_cifar_stem_keeps_the_resolution_of_small_images():
     images = torch.zeros(2, 3, 32, 32)
     sides = {}

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torchvision.models import ResNet
-
 from ffcv_ssl.config import settings
 from ffcv_ssl.config.plain import flatten_as_text
 from ffcv_ssl.errors import UserError
@@ -43,6 +41,8 @@ class ExportConfig:
 
 def run(config: ExportConfig, world: World, stop: StopSignal | None) -> dict[str, Any]:
     """Write `backbone.safetensors` and `README.md`; returns a summary. Raises UserError."""
+    from torchvision.models import ResNet  # slow to import
+
     refuse_ranks("export", world)
     if not config.checkpoint:
         raise UserError("checkpoint: got none, expected --checkpoint RUN or FILE")
