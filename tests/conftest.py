@@ -1,6 +1,7 @@
 """Shared by all tests: the quick tier starts no process; where photographs lie; small datasets."""
 
 import contextlib
+import multiprocessing.popen_forkserver
 import multiprocessing.util
 import os
 import shutil
@@ -32,6 +33,7 @@ def no_processes():
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(subprocess.Popen, "__init__", refuse)
         patched.setattr(multiprocessing.util, "spawnv_passfds", refuse)
+        patched.setattr(multiprocessing.popen_forkserver.Popen, "__init__", refuse)
         yield
 
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
+from support.forked import start_ranks
 from support.process_limits import free_port
 from support.tuning_files import (
     NUM_CLASSES,
@@ -78,7 +78,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     write_coloured(folder / "train.beton", np.arange(100) % NUM_CLASSES)
     write_coloured(folder / "val.beton", np.arange(47) % NUM_CLASSES)
-    multiprocessing.spawn(rank_main, (2, free_port(), folder), nprocs=2)
+    start_ranks(rank_main, (2, free_port(), folder), 2)
     return folder
 
 

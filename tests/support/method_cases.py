@@ -3,11 +3,11 @@
 from types import SimpleNamespace
 
 import torch
-import torch.multiprocessing as multiprocessing
 from torch import nn
 
 from ffcv_ssl.methods.find import find_method
 from ffcv_ssl.training.world import World
+from support.forked import start_ranks
 from support.process_limits import free_port
 
 
@@ -47,6 +47,5 @@ def _rank_main(rank, size, port, function, folder):
 
 def run_ranks(function, folder, size=2):
     """What function(world) returns on each of some ranks, each a process of its own."""
-    arguments = (size, free_port(), function, folder)
-    multiprocessing.spawn(_rank_main, arguments, nprocs=size)
+    start_ranks(_rank_main, (size, free_port(), function, folder), size)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(size)]

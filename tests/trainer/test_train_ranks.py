@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
+from support.forked import start_ranks
 from support.process_limits import free_port
 from support.small_files import REPOSITORY, write_small
 from torch import nn
@@ -114,7 +114,7 @@ def of_ranks(tmp_path_factory):
     results = {}
     for size in (2, 3):
         folder = tmp_path_factory.mktemp(f"ranks{size}")
-        multiprocessing.spawn(rank_main, (size, free_port(), folder), nprocs=size)
+        start_ranks(rank_main, (size, free_port(), folder), size)
         results[size] = torch.load(folder / "ranks.pt")
     return results
 

@@ -12,6 +12,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.forked import Training
 from support.small_files import REPOSITORY, SmallImages, write_small
 
 import train
@@ -138,21 +139,16 @@ def test_a_run_killed_again_and_again_has_the_losses_of_one_that_was_not(
     finished, tmp_path, raw_beton, val_beton
 ):
     out, chance = tmp_path / "killed", random.Random(os.getpid())
-    command = [sys.executable, "train.py", f"--data.val={val_beton}"]
-    command += ["--checkpoint.keep_every=2", "--checkpoint.every_minutes=0.001"]
-    command += arguments(out, data__train=raw_beton)
+    given = ["--checkpoint.keep_every=2", "--checkpoint.every_minutes=0.001"]
+    given += [f"--data.val={val_beton}", *arguments(out, data__train=raw_beton)]
     resumed = []
     for _ in range(5):
-        run = subprocess.Popen(
-            command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+        run = Training(given)
         for _ in range(chance.randint(1, 3)):
             resumed += [line for line in [run.stdout.readline()] if "resumed at step" in line]
         time.sleep(0.15 * chance.random())  # the whole training takes a second
-        run.send_signal(signal.SIGKILL)
-        run.communicate(timeout=60)
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+        run.kill()
+    assert Training(given).wait() == 0
     assert resumed, "no attempt came far enough to be resumed"
     assert records(out) == records(finished[0])
     names = {path.name for path in out.iterdir()}
