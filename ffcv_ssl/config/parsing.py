@@ -116,7 +116,8 @@ def _fill(
     """The configuration of a command line. settings: path -> the settings of that file."""
     from jsonargparse import ArgumentError
 
-    parser = _make_parser(config_class, prog, description, settings)
+    with_help = any(word == "-h" or "help" in word or "comments" in word for word in argv)
+    parser = _make_parser(config_class, prog, description, settings, with_help)
     try:
         namespace = parser.parse_args(argv)
         namespace.pop("config", None)
@@ -172,7 +173,14 @@ def _file_at_fault(
     return ""
 
 
-def _make_parser(config_class: Any, prog: str, description: str, settings: dict[str, dict]) -> Any:
+def _make_parser(
+    config_class: Any, prog: str, description: str, settings: dict[str, dict], with_help: bool
+) -> Any:
+    """A parser for the settings of a class; with_help: with their docstrings.
+
+    To find the docstrings, jsonargparse parses the sources of all classes. Without them a command
+    is read in half the time. `--help` shows them, and `--print_config=comments`.
+    """
     from jsonargparse import ActionConfigFile, ArgumentParser
 
     class Parser(ArgumentParser):
@@ -192,7 +200,7 @@ def _make_parser(config_class: Any, prog: str, description: str, settings: dict[
     with contextlib.suppress(ImportError, TypeError, ValueError):  # docstring-parser is optional
         from jsonargparse import set_parsing_settings
 
-        set_parsing_settings(docstring_parse_attribute_docstrings=True)
+        set_parsing_settings(docstring_parse_attribute_docstrings=with_help)
     parser = Parser(prog=prog, exit_on_error=False, description=description, allow_abbrev=False)
     parser.add_argument("--config", action=ConfigFile, help="YAML file with any of the keys below")
     parser.add_class_arguments(config_class, None, as_group=False)

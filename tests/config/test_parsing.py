@@ -315,6 +315,16 @@ def test_settings_written_as_yaml_are_read_again_as_they_were(text, write):
     assert read_layers(path) == [(path, settings)]
 
 
+def test_docstrings_of_settings_are_searched_for_help_alone(monkeypatch, capsys):
+    parser = pytest.importorskip("docstring_parser")
+    with monkeypatch.context() as patched:
+        patched.setattr(parser, "parse_from_object", lambda *_, **__: pytest.fail("searches"))
+        assert train.read_config(["--seed=3"]).seed == 3
+    with pytest.raises(SystemExit):
+        train.read_config(["--help"])
+    assert "Decides weights, order and views" in capsys.readouterr().out
+
+
 def test_settings_as_words_of_a_command_line_are_the_same_settings():
     config = Config(3, "72:00:00", Optim(1e-6, "sgd", (0.1, 0.2)), {"blur": 0.5})
     assert parse(*as_words(config_dict(config))) == config
