@@ -344,11 +344,25 @@ def test_a_folder_is_waited_for(tmp_path):
 # ---- On a cluster --------------------------------------------------------------------------------
 
 SETTINGS = {
-    "epochs": 2, "model.backbone": "resnet18", "model.projector": "16-8", "optim.name": "sgd",
+    "epochs": 2, "model.backbone": "tiny", "model.projector": "16-8", "optim.name": "sgd",
     "optim.lr": 0.1, "optim.warmup_epochs": 0.5, "resolution.min": 32, "resolution.max": 32,
     "data.batch_size": 20, "data.num_workers": 1, "log.every_steps": 1, "log.tensorboard": "false",
     "system.device": "cpu", "system.torch_threads": 1, "evaluation.every_epochs": 2,
 }  # fmt: skip
+# Signals come in the middle of a run because its steps wait, and not because they compute: the
+# cores are for the tests that run beside.
+METHOD = """
+import time
+import torch.nn.functional as F
+from ffcv_ssl.methods import Method
+
+class Waiting(Method):
+    def before_step(self, progress, optimizer):
+        time.sleep(0.6)
+
+    def loss(self, outputs, labels):
+        return -F.cosine_similarity(*self.all_gather(outputs)).mean(), {}
+"""
 
 
 @pytest.fixture(scope="session")
@@ -361,9 +375,12 @@ def cluster():
 
 
 @pytest.fixture(scope="session")
-def settings(raw_beton):
+def settings(raw_beton, tmp_path_factory):
     """A run of 2 epochs of 10 steps."""
+    method = tmp_path_factory.mktemp("method") / "waiting.py"
+    method.write_text(METHOD)
     given = {**SETTINGS, "data.train": raw_beton, "data.val": raw_beton}
+    given["method"] = f"{method}:Waiting"
     return [f"--{key}={value}" for key, value in given.items()]
 
 
