@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 # quick tests start no process, no service and no whole training run; tests/conftest.py checks that
 NOT_QUICK := whole or slow or slurm or interop
 PYTEST := $(BIN)/python -m pytest tests
-# in two processes with one torch thread each: two threads compete for two cores
-IN_PAIRS := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile
+# in two processes with one torch thread each: two threads compete for two cores. Each takes one half of the tests, and
+# then of what the other has left: whole files, the longest of them last, left a core idle for minutes
+IN_PAIRS := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist worksteal
 
 .PHONY: setup demo test test-whole test-all lint bench bench-train gpu torture
 
