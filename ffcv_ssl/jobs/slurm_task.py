@@ -75,6 +75,8 @@ class RequeueingCommand:
         if code:
             self._wait_for_first_task()
             raise SystemExit(code)  # for an Exception submitit would print a traceback
+        # when rank 0 ends with 75, srun ends tasks that are still leaving: they would exit with 143
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def _wait_for_first_task(self) -> None:
         """srun ends all tasks when one fails: give rank 0 the time to say why, and keep this task's

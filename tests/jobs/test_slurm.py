@@ -22,6 +22,7 @@ from ffcv_ssl.files import hold_folder
 from ffcv_ssl.jobs import slurm, slurm_task
 from ffcv_ssl.jobs.batch import read_batch
 from ffcv_ssl.jobs.slurm import SlurmConfig
+from ffcv_ssl.training import command
 from ffcv_ssl.training.command import StopSignal
 from ffcv_ssl.training.metrics_log import MEASURED, read_metrics
 from ffcv_ssl.training.run_data import tell_once
@@ -317,6 +318,20 @@ def test_signals_while_python_starts_wait_until_somebody_listens():
         process.send_signal(signal.SIGUSR2)
         assert process.communicate("\n", timeout=60)[0] == "heard\n"
     assert process.returncode == 0
+
+
+def test_a_task_that_has_stopped_is_not_ended_by_srun_while_it_leaves(tmp_path, monkeypatch):
+    (tmp_path / "script.py").write_text("raise SystemExit(75)")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    for name in ("exit_process", "has_own_log"):
+        monkeypatch.setattr(command, name, getattr(command, name))
+    before = [signal.getsignal(number) for number in StopSignal.SIGNALS]
+    try:
+        slurm_task.RequeueingCommand(str(tmp_path / "script.py"), (), str(tmp_path), 3)()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        for number, handler in zip(StopSignal.SIGNALS, before):
+            signal.signal(number, handler)
 
 
 def test_a_second_ctrl_c_acts_as_if_nobody_listened():
