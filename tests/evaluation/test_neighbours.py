@@ -1,10 +1,11 @@
 """k-NN and SuNCEt's non-parametric inference against scikit-learn and a float64 twin."""
 
-import resource
-
 import numpy as np
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ffcv_ssl.evaluation import similarity_bank
 from ffcv_ssl.evaluation.protocols import knn
@@ -197,6 +198,30 @@ def test_neighbours_that_float32_cannot_tell_apart_are_those_of_float64(
         assert torch.equal(state.nearest()[1], exact_neighbours(queries, bank, labels, k))
 
 
+def count_float32_products(monkeypatch):
+    """A list that grows by one with each block of queries that float32 looks at."""
+    products, rough_error = [], knn.rough_error
+    monkeypatch.setattr(knn, "rough_error", lambda width: products.append(1) or rough_error(width))
+    return products
+
+
+def test_float32_is_tried_once_where_it_tells_no_images_apart(monkeypatch, few_similarities):
+    products = count_float32_products(monkeypatch)
+    bank, labels, queries = near_copies(600, 1e-7), torch.arange(600), near_copies(20, 1.0, seed=1)
+    state = shown_in_parts(NearestNeighbours(queries, 3), bank, labels, 250)
+    assert len(products) == 1
+    assert torch.equal(state.nearest()[1], exact_neighbours(queries, bank, labels, 3))
+
+
+@pytest.mark.parametrize("k", [3, 7, 50])
+def test_float32_is_used_again_where_a_first_part_is_small_for_k(monkeypatch, k):
+    products = count_float32_products(monkeypatch)
+    bank, labels, queries = near_copies(600, 1.0), torch.arange(600), near_copies(20, 1.0, seed=1)
+    state = shown_in_parts(NearestNeighbours(queries, k), bank, labels, 200)
+    assert len(products) >= 2 and state.float32_helps
+    assert torch.equal(state.nearest()[1], exact_neighbours(queries, bank, labels, k))
+
+
 def test_of_copies_in_any_parts_the_earlier_ones_are_neighbours(monkeypatch):
     monkeypatch.setattr(knn, "MAX_EXACT_SHARE", 1.0)
     some, _ = features(40, width=37)
@@ -243,14 +268,31 @@ def test_settings_and_classes_cost_no_memory():
     config = KNNConfig(ks=[1, 5, 20], temperatures=[0.05, 0.1, 0.2, 1.0])
     bank, queries = near_copies(400, 1.0), near_copies(num_queries, 1.0, seed=1)
     scorer = shown_in_parts(KNNScorer(config, queries, num_classes), bank, torch.arange(400), 400)
-    tally, before = Tally(num_classes), peak_bytes()
-    tally.add(scorer, labels)
-    assert len(tally.metrics()) == 12 + 4
-    assert peak_bytes() - before < 60e6
+    tally = Tally(num_classes)
+    with TensorMemory() as memory:
+        tally.add(scorer, labels)
+        metrics = tally.metrics()
+    assert len(metrics) == 12 + 4
+    assert 1e6 < memory.peak_bytes < 12e6
 
 
-def peak_bytes():
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+class TensorMemory(TorchDispatchMode):
+    """Counts the bytes of tensors that are made, and live, within `with`. A process' memory is no
+    measure: it keeps what earlier tests took."""
+
+    def __init__(self):
+        super().__init__()
+        self.live, self.peak_bytes = {}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self.live[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.live = {key: value for key, value in self.live.items() if not value[0].expired()}
+        self.peak_bytes = max(self.peak_bytes, sum(size for _, size in self.live.values()))
+        return made
 
 
 @pytest.mark.slow
