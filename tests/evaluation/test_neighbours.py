@@ -307,10 +307,16 @@ def test_several_passes_over_the_bank_measure_what_one_does(
 
     write_run(tmp_path / "run", raw_beton, raw_beton)
     words = [protocol, f"--checkpoint={tmp_path / 'run'}", f"--num_views={num_views}", *ONE_THREAD]
-    found = []
-    for max_state in (1 << 28, 4000):
+    found, passes = [], []
+    slices = similarity_bank.query_slices
+    monkeypatch.setattr(  # the first call is for the passes
+        similarity_bank, "query_slices", lambda *args: passes.append(slices(*args)) or passes[-1]
+    )
+    for max_state in (1 << 28, 700):
+        passes.clear()
         monkeypatch.setattr(similarity_bank, "MAX_STATE", max_state)
         code, record = evaluate.run([*words, f"--out={tmp_path / str(max_state)}"])
         record["metrics"]["backbone"].pop("confusion")
         found.append(record["metrics"])
+        assert (len(passes[0]) > 1) == (max_state == 700)
     assert code == 0 and found[0] == found[1]
