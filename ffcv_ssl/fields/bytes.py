@@ -41,7 +41,8 @@ class BytesField(Field):
         if isinstance(value, (bytes, bytearray, memoryview)):
             value = np.frombuffer(value, np.uint8)
         if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.ndim != 1:
-            got = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value)
+            is_array = isinstance(value, np.ndarray)
+            got = f"{value.dtype} {value.shape}" if is_array else type(value).__name__
             raise TypeError(f"expected bytes or a 1-d uint8 array, got {got}")
         destination["ptr"], buffer = malloc(value.size)
         destination["size"] = value.size

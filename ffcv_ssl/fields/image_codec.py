@@ -160,7 +160,8 @@ def _narrow(image: Image.Image) -> Image.Image:
     """16-bit grey to 8 bits: 65535 -> 255, 0 -> 0, rounded to nearest."""
     wide = np.asarray(image).astype(np.int64)
     if wide.min() < 0 or wide.max() > 65535:
-        raise ValueError(f"got grey values {wide.min()} to {wide.max()}, expected 0 to 65535")
+        low, high = wide.min(), wide.max()
+        raise ValueError(f"got grey values {low} to {high}, expected 0 to 65535; scale them first")
     return Image.fromarray(((wide * 2 + 257) // 514).astype(np.uint8))
 
 

@@ -54,7 +54,7 @@ class NDArrayField(Field):
         self.element_size = self.dtype.itemsize * math.prod(self.shape)
         if not 0 < self.element_size <= MAX_PAGE_BYTES:
             raise ValueError(
-                f"got {self.element_size} bytes per sample, expected 1 to {MAX_PAGE_BYTES}"
+                f"shape: got {self.element_size} bytes per sample, expected 1 to {MAX_PAGE_BYTES}"
             )
 
     @property
@@ -121,7 +121,9 @@ class TorchTensorField(NDArrayField):
         try:
             numpy_dtype = torch.zeros(0, dtype=dtype).numpy().dtype
         except TypeError as error:
-            raise ValueError(f"{dtype} has no NumPy counterpart ({error})") from None
+            raise ValueError(
+                f"dtype: {dtype} has no NumPy counterpart ({error}); use another dtype"
+            ) from None
         super().__init__(numpy_dtype, shape)
         self.torch_dtype = dtype
 

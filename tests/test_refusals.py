@@ -1,0 +1,74 @@
+"""Every line with which the project refuses something stands, with its words, in a test.
+
+A template (benchmarks/refusals.py) counts as shown if a string of a test has a run of at least three
+of its fixed words, or a whole fixed text of it, that no other template has; or all of its fixed
+texts in their order. A test's f-string and regular expression count with their fixed parts.
+"""
+
+import ast
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from support.small_files import REPOSITORY
+
+from benchmarks import refusals
+
+FEWEST_WORDS = 3
+GAP = "\0"  # in a test's text: what an f-string or a regular expression leaves open
+
+
+def shown_texts(folder=REPOSITORY / "tests"):
+    """The strings of all tests but this file, without docstrings."""
+    texts = []
+    for path in sorted(Path(folder).rglob("*.py")):
+        if path.name != Path(__file__).name:
+            texts += strings_of(ast.parse(path.read_text()))
+    return [plain(text) for text in texts]
+
+
+def strings_of(tree):
+    """All strings of a tree: an f-string with a GAP for each value; no docstrings."""
+    parts = {part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    parts |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(getattr(part, "value", None) if isinstance(part, ast.Constant) else GAP for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in parts:
+            yield node.value
+
+
+def plain(text):
+    """A regular expression as the text that it matches: wildcards are GAPs, escapes are gone."""
+    text = re.sub(r"\.[*+]\??|\[[^\]]*\][*+]|\\[dw][*+]?", GAP, text)
+    return " ".join(re.sub(r"\\(\W)", r"\1", text).split())
+
+
+def runs(piece):
+    """Runs of FEWEST_WORDS words of a fixed text, and the text itself."""
+    words = piece.split()
+    found = {" ".join(words[i : i + FEWEST_WORDS]) for i in range(len(words) - FEWEST_WORDS + 1)}
+    return found | ({piece} if len(words) > 1 else set())
+
+
+def not_shown(found, texts):
+    """The refusals whose words no text has."""
+    everything, owners = "\n".join(texts), defaultdict(set)
+    for refusal in found:
+        for run in {run for piece in refusal.pieces() for run in runs(piece)}:
+            owners[run].add(refusal.template)
+    are_shown = {run for run in owners if run in everything}
+
+    def is_shown(refusal):
+        its = {run for piece in refusal.pieces() for run in runs(piece)}
+        if any(run in are_shown and len(owners[run]) == 1 for run in its):
+            return True
+        pattern = re.compile(".*".join(map(re.escape, refusal.pieces())))
+        return bool(pattern.search(everything))
+
+    return [refusal for refusal in found if not is_shown(refusal)]
+
+
+def test_every_refusal_is_shown_by_a_test():
+    missing = not_shown(refusals.find_refusals(), shown_texts())
+    assert [f"{r.file}:{r.line}: {r.shown()}" for r in missing] == []
