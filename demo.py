@@ -14,7 +14,6 @@ time. The last line on stdout is JSON; exit code 1 if the gain is below 15 point
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
 import json
@@ -33,7 +32,7 @@ import torch
 import torch.nn.functional as F
 
 import train
-from ffcv_ssl.config.messages import one_line
+from ffcv_ssl.config.messages import OneLineParser, one_line
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.loader import OrderOption
 from ffcv_ssl.training import checkpoint
@@ -55,12 +54,15 @@ TRAIN_FILE, VAL_FILE = "train.beton", "val.beton"
 
 
 def clear_folder(out: Path) -> None:
-    """Make the demo's folder anew. Raises UserError for a folder that is not a demo's."""
-    if out.exists():
-        if any(out.iterdir()) and not (out / TRAIN_FILE).exists():
-            raise UserError(f"{out}: holds files that are not the demo's; use another --out")
-        shutil.rmtree(out)
-    out.mkdir(parents=True)
+    """Make the demo's folder anew. Raises UserError for what is not a demo's folder."""
+    try:
+        if out.exists():
+            if any(out.iterdir()) and not (out / TRAIN_FILE).exists():
+                raise UserError(f"{out}: holds files that are not the demo's; use another --out")
+            shutil.rmtree(out)
+        out.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be made ({error.strerror}); use another --out") from None
 
 
 # ---- What this machine can do, and what it gets to do --------------------------------------------
@@ -240,7 +242,10 @@ def run_step(title: str, *command: str) -> None:
         if not line.startswith("{"):  # the summary as JSON
             print("   " + line, end="", flush=True)
     if process.wait() != 0:
-        raise UserError(f"demo: {command[0]} ended with exit code {process.returncode}")
+        raise UserError(
+            f"demo: {command[0]} ended with exit code {process.returncode}; what it printed "
+            "says why"
+        )
 
 
 def write_shapes(out: Path, split: str, num_samples: int) -> None:
@@ -376,11 +381,10 @@ def run(out: Path) -> tuple[int, dict]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the demo and return its exit code; the last line on stdout is the summary as JSON."""
-    parser = argparse.ArgumentParser(prog="demo.py", description=__doc__.split("\n")[0])
+    parser = OneLineParser(prog="demo.py", description=__doc__.split("\n")[0])
     parser.add_argument("--out", default="runs/demo", help="folder to make anew")
-    out = (ROOT / parser.parse_args(argv).out).resolve()
     try:
-        code, summary = run(out)
+        code, summary = run((ROOT / parser.parse_args(argv).out).resolve())
     except UserError as error:
         print(one_line(error), file=sys.stderr)
         return EXIT_USER_ERROR

@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import PositiveInt
 from torch import Tensor, nn
 
 from ffcv_ssl.config import settings
@@ -61,7 +61,7 @@ class Config:
 
     out: str | None = None
     """The run's folder; null: runs/NAME for configs/NAME.yaml."""
-    seed: NonNegativeInt = 0
+    seed: settings.Seed = 0
     """Decides weights, order and views."""
     epochs: PositiveInt = 100
     """Passes over the training file; over the labels where they train alone."""

@@ -25,9 +25,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-from ffcv_ssl.config.messages import one_line
+from ffcv_ssl.config.messages import OneLineParser, one_line
 from ffcv_ssl.errors import BetonError, SourceError, UserError
 from ffcv_ssl.fields import RGBImageField
 from ffcv_ssl.sources import Source, open_source, select
@@ -40,16 +40,9 @@ MODES = ("smart", "jpg", "raw", "passthrough")
 DEFAULT_MAX_RESOLUTION_PX = 500
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose error messages are one line, without the usage text."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line's settings. Raises UserError; exits for --help."""
-    parser = _Parser(
+    parser = OneLineParser(
         prog="write_dataset.py",
         description="Write images into one .beton file.",
         allow_abbrev=False,
@@ -152,8 +145,8 @@ def _writer(args: argparse.Namespace, source: Source) -> DatasetWriter:
         "limit": args.limit,
     }
     folder = os.path.dirname(os.path.abspath(args.out))
-    if os.path.isdir(args.out):
-        raise UserError(f"--out: {args.out}: is a folder, expected a file such as train.beton")
+    if not args.out or os.path.isdir(args.out):
+        raise UserError(f"--out: got {args.out!r}, expected a file to write, such as train.beton")
     try:
         os.makedirs(folder, exist_ok=True)
         image = RGBImageField(args.mode, max_resolution or None, jpeg_quality=args.quality)
@@ -166,7 +159,9 @@ def _writer(args: argparse.Namespace, source: Source) -> DatasetWriter:
             names=source.names,
         )
     except OSError as error:
-        raise UserError(f"--out: {folder}: cannot be written to ({error.strerror})") from None
+        raise UserError(
+            f"--out: {folder}: cannot be written to ({error.strerror}); use another --out"
+        ) from None
     except ValueError as error:
         raise UserError(str(error)) from None
 

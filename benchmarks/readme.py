@@ -1,4 +1,5 @@
-"""Writes the tables of benchmarks/results/ into README.md and docs/, between markers.
+"""Writes what is generated into the documents, between markers: the tables of benchmarks/results/
+into README.md and docs/, the list of refusals into docs/errors.md.
 
 python -m benchmarks.readme            # rewrite the tables
 python -m benchmarks.readme --check    # exit 1 if a file does not have them
@@ -10,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import reliability_page, scaling_page
+from benchmarks import errors_page, reliability_page, scaling_page
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -49,7 +50,7 @@ def tables() -> dict[tuple[str, str], str]:
     """{(file, name of its markers): table}."""
     record = json.loads((RESULTS / "loader.json").read_text())
     pages = {("README.md", "table"): make_table(record)}
-    for module in (scaling_page, reliability_page):
+    for module in (scaling_page, reliability_page, errors_page):
         page = module.__name__.split(".")[-1].removesuffix("_page")
         for name, table in module.tables(RESULTS).items():
             pages[f"docs/{page}.md", name] = table
@@ -66,7 +67,7 @@ def main() -> None:
         _, tail = rest.split(end)
         wanted = f"{head}{begin}\n{table}\n{end}{tail}"
         if is_check and text != wanted:
-            print(f"{file}: its {name} differs from benchmarks/results/; run benchmarks.readme")
+            print(f"{file}: its {name} is not what benchmarks.readme writes; run it")
             sys.exit(1)
         if not is_check:
             path.write_text(wanted)

@@ -96,27 +96,37 @@ class Module:
 
     def __init__(self, project: Project, path: Path, name: str) -> None:
         self.project, self.name, self.tree = project, name, ast.parse(path.read_text())
-        self.parents = {
-            child: node for node in ast.walk(self.tree) for child in ast.iter_child_nodes(node)
-        }
-        nodes = [n for n in ast.walk(self.tree) if isinstance(n, ast.FunctionDef)]
-        self.scopes = {node: Scope(self, node) for node in [self.tree, *nodes]}
+        self.parents: dict[ast.AST, ast.AST] = {}
+        self.scopes: dict[ast.AST, Scope] = {self.tree: Scope(self, self.tree)}
+        self._scope_of: dict[ast.AST, Scope] = {}
+        self._add(self.tree, self.scopes[self.tree])
         self.imported = {
             alias.asname or alias.name
-            for node in ast.walk(self.tree)
+            for node in self._scope_of
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ffcv_ssl")
             for alias in node.names
         }
 
+    def _add(self, node: ast.AST, scope: Scope) -> None:
+        for child in ast.iter_child_nodes(node):
+            self.parents[child], self._scope_of[child] = node, scope
+            scope.own_nodes.append(child)
+            if isinstance(child, ast.FunctionDef):
+                self.scopes[child] = Scope(self, child)
+                self._add(child, self.scopes[child])
+            else:
+                self._add(child, scope)
+
+    @cached_property
+    def calls(self) -> list[ast.Call]:
+        return [node for node in self._scope_of if isinstance(node, ast.Call)]
+
     def scope_of(self, node: ast.AST) -> Scope:
         """The innermost function, or the module, that a node stands in."""
-        node = self.parents[node]
-        while node not in self.scopes:
-            node = self.parents[node]
-        return self.scopes[node]
+        return self._scope_of[node]
 
     def refusals(self) -> Iterator[Refusal]:
-        for node in ast.walk(self.tree):
+        for node in self._scope_of:
             for error, message in self._said(node):
                 scope = self.scope_of(node)
                 for text in scope.texts(message):
@@ -159,6 +169,7 @@ class Scope:
 
     def __init__(self, module: Module, node: ast.AST) -> None:
         self.module, self.node = module, node
+        self.own_nodes: list[ast.AST] = []  # but not those in functions within it
         self.active: set[str] = set()  # names that are being looked up
 
     def name(self) -> str:
@@ -173,13 +184,9 @@ class Scope:
     @cached_property
     def parameters(self) -> list[str]:
         given = getattr(self.node, "args", None)
-        return [a.arg for a in [*given.posonlyargs, *given.args, *given.kwonlyargs]] if given else []
-
-    @cached_property
-    def own_nodes(self) -> list[ast.AST]:
-        """The nodes in this function, but not in functions within it."""
-        nodes = (n for n in ast.walk(self.node) if n is not self.module.tree)
-        return [n for n in nodes if n is not self.node and self.module.scope_of(n) is self]
+        return (
+            [a.arg for a in [*given.posonlyargs, *given.args, *given.kwonlyargs]] if given else []
+        )
 
     @cached_property
     def assigned(self) -> dict[str, list[ast.expr]]:
@@ -277,8 +284,8 @@ class Scope:
         place, texts = self.parameters.index(name), []
         if self.parameters[0] in ("self", "cls"):
             place -= 1
-        for node in ast.walk(self.module.tree):
-            if isinstance(node, ast.Call) and _called(node) == getattr(self.node, "name", None):
+        for node in self.module.calls:
+            if _called(node) == getattr(self.node, "name", None):
                 given = [k.value for k in node.keywords if k.arg == name] or node.args[place:][:1]
                 for value in given:
                     texts += self.module.scope_of(node).texts(value, depth)

@@ -18,12 +18,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ffcv_ssl import beton
-from ffcv_ssl.errors import BetonError
+from ffcv_ssl.config.messages import OneLineParser, one_line
+from ffcv_ssl.errors import BetonError, UserError
 from ffcv_ssl.fields import Field, IntField, NDArrayField, RGBImageField
 from ffcv_ssl.reader import Reader
 
@@ -136,10 +137,12 @@ def _find_bad(reader: Reader, start: int) -> list[str]:
 def draw_grid(reader: Reader, path: str) -> None:
     """Save a picture of up to 40 images, evenly spread over the file, with sample id and label.
 
-    Raises BetonError.
+    Raises BetonError, and UserError for a path that is no file's.
     """
     from matplotlib.figure import Figure
 
+    if not path or os.path.isdir(path):
+        raise UserError(f"--grid: got {path!r}, expected a file to write, such as grid.png")
     image_name = _first_of(reader, RGBImageField)
     if image_name is None:
         raise BetonError(
@@ -158,7 +161,10 @@ def draw_grid(reader: Reader, path: str) -> None:
     try:
         figure.savefig(path, dpi=80)
     except (OSError, ValueError) as error:
-        raise BetonError(f"{path}: picture cannot be written ({error})") from None
+        reason = getattr(error, "strerror", None) or error
+        raise BetonError(
+            f"{path}: picture cannot be written ({reason}); use another --grid"
+        ) from None
 
 
 def _first_of(reader: Reader, field_class: type[Field]) -> str | None:
@@ -249,23 +255,20 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes / (1 << 30):,.1f} GiB"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see --help\n")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = _Parser(prog="python -m ffcv_ssl.inspect", description="What is in a .beton file.")
+    parser = OneLineParser(
+        prog="python -m ffcv_ssl.inspect", description="What is in a .beton file."
+    )
     parser.add_argument("file", help="the .beton file")
     parser.add_argument("--verify", action="store_true", help="read and check every sample")
     parser.add_argument("--grid", metavar="PNG", help="draw a few dozen images")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         with _open(options.file) as reader:
             return _inspect(reader, options)
-    except BetonError as error:
-        print(error, file=sys.stderr)
+    except (BetonError, UserError) as error:
+        print(one_line(error), file=sys.stderr)
         return 2
     except BrokenPipeError:  # `| head` has read enough: print nothing more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -288,7 +291,7 @@ def _inspect(reader: Reader, options: argparse.Namespace) -> int:
     if options.verify:
         num_bad = verify(reader)
         facts["verify"] = {"bad": num_bad, "values": reader.num_samples * len(reader.fields)}
-    if options.grid:
+    if options.grid is not None:
         draw_grid(reader, options.grid)
         facts["grid"] = options.grid
     print(json.dumps(facts))

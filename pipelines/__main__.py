@@ -11,16 +11,18 @@ JSON. Exit codes: 0 drawn, 2 a user's mistake.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import PositiveInt, restricted_number_type
 
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.config.parsing import parse_config
+from ffcv_ssl.config.settings import Seed
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.fields import RGBImageField
 from ffcv_ssl.loader import Loader, OrderOption
@@ -32,6 +34,7 @@ from pipelines.picture import draw_grid
 from pipelines.view import build
 
 MAX_SIZE_PX = 224
+Side = restricted_number_type("Side", int, [(">=", 0), ("<=", 65535)])
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,9 @@ class GridConfig(Views):
     """Number of images, spread evenly over the file; one row per image."""
     samples: PositiveInt = 2
     """Number of draws of each view; one column per draw."""
-    size: NonNegativeInt = 0
+    size: Side = 0
     """Side of a global view in pixels; 0: the first image's short side, at most 224."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of all draws; as in training, each epoch draws anew."""
 
 
@@ -79,6 +82,8 @@ def _with_named_recipe(argv: Sequence[str]) -> list[str]:
 def _check(config: GridConfig) -> None:
     if not config.beton:
         raise UserError("beton: got none, expected --beton FILE.beton")
+    if not config.out or os.path.isdir(config.out):
+        raise UserError(f"out: got {config.out!r}, expected a file to write, such as views.png")
     try:
         config.resolve()
     except ValueError as error:

@@ -1,8 +1,8 @@
 """Every line with which the project refuses something stands, with its words, in a test.
 
-A template (benchmarks/refusals.py) counts as shown if a string of a test has a run of at least three
-of its fixed words, or a whole fixed text of it, that no other template has; or all of its fixed
-texts in their order. A test's f-string and regular expression count with their fixed parts.
+A template (benchmarks/refusals.py) counts as shown if a string of a test has a run of at least
+three of its fixed words, or a whole fixed text of it, that no other message has; or all of its
+fixed texts in their order. An f-string and a regular expression count with their fixed parts.
 """
 
 import ast
@@ -29,11 +29,16 @@ def shown_texts(folder=REPOSITORY / "tests"):
 
 def strings_of(tree):
     """All strings of a tree: an f-string with a GAP for each value; no docstrings."""
-    parts = {part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    parts = {
+        part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values
+    }
     parts |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
-            yield "".join(getattr(part, "value", None) if isinstance(part, ast.Constant) else GAP for part in node.values)
+            yield "".join(
+                getattr(part, "value", None) if isinstance(part, ast.Constant) else GAP
+                for part in node.values
+            )
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in parts:
             yield node.value
 
@@ -53,20 +58,27 @@ def runs(piece):
 
 def not_shown(found, texts):
     """The refusals whose words no text has."""
-    everything, owners = "\n".join(texts), defaultdict(set)
+    everything, owners, places = "\n".join(texts), defaultdict(set), defaultdict(set)
     for refusal in found:
         for run in {run for piece in refusal.pieces() for run in runs(piece)}:
             owners[run].add(refusal.template)
+            places[run].add(place(refusal))
     are_shown = {run for run in owners if run in everything}
 
     def is_shown(refusal):
         its = {run for piece in refusal.pieces() for run in runs(piece)}
-        if any(run in are_shown and len(owners[run]) == 1 for run in its):
+        if any(run in are_shown and 1 in (len(owners[run]), len(places[run])) for run in its):
             return True
         pattern = re.compile(".*".join(map(re.escape, refusal.pieces())))
         return bool(pattern.search(everything))
 
-    return [refusal for refusal in found if not is_shown(refusal)]
+    shown_places = {place(refusal) for refusal in found if is_shown(refusal)}
+    return [refusal for refusal in found if place(refusal) not in shown_places]
+
+
+def place(refusal):
+    """The `raise` that a template belongs to. A test of one of its templates is enough."""
+    return refusal.file, refusal.line
 
 
 def test_every_refusal_is_shown_by_a_test():

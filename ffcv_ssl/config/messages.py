@@ -5,13 +5,15 @@ The types come from the dataclasses, so that no message depends on a parser's wo
 
 from __future__ import annotations
 
+import argparse
 import operator
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from ffcv_ssl.config.yaml_layers import read_text
+from ffcv_ssl.errors import UserError
 
 _BOUNDS = {
     operator.gt: "above",
@@ -19,6 +21,13 @@ _BOUNDS = {
     operator.lt: "below",
     operator.le: "of at most",
 }
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose mistakes are UserErrors of one line, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
 
 
 def one_line(error: BaseException | str) -> str:

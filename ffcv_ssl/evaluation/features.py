@@ -276,7 +276,10 @@ class _Files:
                 f"{self.folder}: the disk is full; "
                 "free some space, use another --features.folder, or --features.dtype float16"
             )
-        return UserError(f"{self.folder}: features cannot be written ({error.strerror})")
+        return UserError(
+            f"{self.folder}: features cannot be written ({error.strerror}); "
+            "use another --features.folder"
+        )
 
 
 def _digest(path: Path) -> str:

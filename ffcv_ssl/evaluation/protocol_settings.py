@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from ffcv_ssl.config import settings
 from ffcv_ssl.errors import UserError
@@ -29,7 +29,7 @@ class EvalData:
     """Name of the field with the class in both files; null: the run's, or `label`."""
     batch_size: PositiveInt = 256
     """Images per batch, over all ranks."""
-    resolution_px: PositiveInt | None = None
+    resolution_px: settings.Pixels | None = None
     """Side of the crops; null: that of the run's evaluation, or 224."""
     center_ratio: PositiveFloat | None = None
     """Side of the centre crop as a share of the image's short side; null: 224/256, or 1 where the
@@ -86,7 +86,7 @@ class ProtocolConfig:
     """A run's folder, a checkpoint, or a file of weights; the command takes several."""
     out: str | None = None
     """Folder of the results; null: the checkpoint's."""
-    seed: NonNegativeInt = 0
+    seed: settings.Seed = 0
     """Decides everything that is drawn, except the choice of labels."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the network's forward pass; bf16 is autocast. For fp32 on a GPU see system.tf32."""

@@ -351,19 +351,19 @@ def resolve_links(plans: list[ViewPlan]) -> None:
 def _find_source(
     plan: ViewPlan, placed: PlacedOp, by_name: dict[str, ViewPlan]
 ) -> tuple[ViewPlan, PlacedOp]:
-    start, seen = plan.name, {plan.name}
+    where = f"view '{plan.name}', {type(placed.op).__name__}(link='{placed.op.link}')"
+    seen = {plan.name}
     while placed.op.link is not None:
         target = by_name.get(placed.op.link)
-        where = f"view '{start}', {type(placed.op).__name__}(link='{placed.op.link}')"
         if target is None or target.field_name != plan.field_name:
             views = [p.name for p in by_name.values() if p.field_name == plan.field_name]
             raise ValueError(f"{where}: no such view of this field, expected one of {views}")
         if target.name in seen:
-            raise ValueError(f"{where}: the links go in a circle")
+            raise ValueError(f"{where}: the links go in a circle; leave out one of them")
         seen.add(target.name)
         kind = type(placed.op), placed.occurrence
         matches = [p for p in target.placed if (type(p.op), p.occurrence) == kind]
         if not matches:
-            raise ValueError(f"{where}: view '{target.name}' has no such op")
+            raise ValueError(f"{where}: view '{target.name}' has no such op; give it one")
         plan, placed = target, matches[0]
     return plan, placed

@@ -57,7 +57,7 @@ def open_clevr(root: StrPath, split: str | None = None) -> Source:
     except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
         if isinstance(error, SourceError):
             raise
-        raise SourceError(f"{path}: got no scenes of CLEVR ({error!r})") from None
+        raise SourceError(f"{path}: got no scenes of CLEVR ({error!r}); fetch it anew") from None
     numbers = range(FEWEST_OBJECTS, MOST_OBJECTS + 1)
     return Source(
         ClevrImages(root / "images" / split, names, labels),

@@ -128,7 +128,9 @@ def _encode_value(
     def malloc(num_bytes: int) -> tuple[int, np.ndarray]:
         if not has_payload:
             name = type(field).__name__
-            raise TypeError(f"{name}.encode calls malloc, but {name}.pointers returns None")
+            raise TypeError(
+                f"{name}.encode calls malloc, but {name}.pointers returns None; override pointers"
+            )
         if buffers:
             raise TypeError(f"{type(field).__name__}.encode calls malloc twice, expected once")
         buffers.append(np.zeros(int(num_bytes), np.uint8))

@@ -96,12 +96,13 @@ class DatasetWriter:
         for name in self.class_names:
             if not isinstance(self.fields.get(name), IntField):
                 raise ValueError(
-                    f"class_names: got names for '{name}', which is not an IntField of this file"
+                    f"class_names: got names for '{name}', which is not an IntField of this "
+                    "file; name one of its integer fields"
                 )
         try:
             beton.pack_text(self.class_names, self.made)
         except TypeError as error:
-            raise ValueError(f"made: {error}") from None
+            raise ValueError(f"made: {error}; give plain values") from None
 
     def from_indexed_dataset(
         self,

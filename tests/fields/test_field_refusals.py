@@ -29,36 +29,50 @@ REFUSED_VALUES = [
     (f.IntField(), 2**63, "got 9223372036854775808, expected an integer of 64 bits"),
     (f.FloatField(), "1.5", "expected a number, got str"),
     (f.BytesField(), "text", r"expected bytes or a 1-d uint8 array, got str"),
-    (f.BytesField(), np.zeros((2, 2)), r"expected bytes or a 1-d uint8 array, got float64 \(2, 2\)"),
-    (f.JSONField(), {1, 2}, "not serialisable as JSON: Object of type set is not JSON serializable"),
+    (
+        f.BytesField(),
+        np.zeros((2, 2)),
+        r"expected bytes or a 1-d uint8 array, got float64 \(2, 2\)",
+    ),
+    (
+        f.JSONField(),
+        {1, 2},
+        "not serialisable as JSON: Object of type set is not JSON serializable",
+    ),
     (f.NDArrayField("f4", (2,)), np.zeros(3), r"expected float32 \(2,\), got float64 \(3,\)"),
     (f.TorchTensorField(torch.int64, (2,)), [1, 2], "expected a torch tensor, got list"),
     (f.RGBImageField(), "a.jpg", "expected a uint8 array, a PIL image or EncodedImage, got str"),
     (
-        f.RGBImageField(), np.zeros((2, 2, 3)),
+        f.RGBImageField(),
+        np.zeros((2, 2, 3)),
         "expected uint8 pixels, got float64; scale them to 0 to 255 first",
     ),
     (
-        f.RGBImageField(), np.zeros((2, 2, 4), np.uint8),
+        f.RGBImageField(),
+        np.zeros((2, 2, 4), np.uint8),
         r"expected \(height, width, 3\) or grey, got shape \(2, 2, 4\)",
     ),
     (
-        f.RGBImageField(), np.zeros((0, 2, 3), np.uint8),
+        f.RGBImageField(),
+        np.zeros((0, 2, 3), np.uint8),
         "image of 2x0 px, expected sides of 1 to 65535 px",
     ),
     (
-        f.RGBImageField(), np.broadcast_to(np.zeros(3, np.uint8), (60000, 60000, 3)),
+        f.RGBImageField(),
+        np.broadcast_to(np.zeros(3, np.uint8), (60000, 60000, 3)),
         r"image of 60000x60000 px, expected at most \d+ pixels",
     ),
     (
-        f.RGBImageField(), picture("F"),
+        f.RGBImageField(),
+        picture("F"),
         "got a floating-point image, expected 8 bits; scale it first",
     ),
     (
-        f.RGBImageField(), picture("I", value=-5),
+        f.RGBImageField(),
+        picture("I", value=-5),
         "got grey values -5 to -5, expected 0 to 65535; scale them first",
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("field, value, line", REFUSED_VALUES)
@@ -68,7 +82,10 @@ def test_a_value_that_does_not_fit_its_field_is_refused(field, value, line):
 
 
 REFUSED_SETTINGS = [
-    (lambda: f.NDArrayField(object, (2,)), "dtype: got object, expected a plain type of fixed size"),
+    (
+        lambda: f.NDArrayField(object, (2,)),
+        "dtype: got object, expected a plain type of fixed size",
+    ),
     (
         lambda: f.NDArrayField("f4", (2, 0)),
         r"shape: got \(2, 0\), expected 1 to 32 dimensions of at least 1",

@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -62,7 +62,7 @@ class GridConfig:
     """Weight decays times the learning rate: each is divided by the rate. 0 is no decay."""
     max_trials: PositiveInt | None = None
     """A budget: so many pairs of rate and decay, drawn at random; null: all pairs."""
-    seed: NonNegativeInt = 0
+    seed: settings.Seed = 0
     """Decides which pairs are drawn."""
 
     def __post_init__(self) -> None:

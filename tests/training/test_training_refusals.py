@@ -1,0 +1,137 @@
+"""What the parts of a training run refuse, and the line that says so."""
+
+import types
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import demo
+from ffcv_ssl import DatasetWriter
+from ffcv_ssl.errors import CheckpointError, NonFiniteLoss, UserError
+from ffcv_ssl.fields import IntField, RGBImageField
+from ffcv_ssl.methods import Method, find
+from ffcv_ssl.training import checkpoint, label_choice, memory, world
+from ffcv_ssl.training.meters import FiniteWatch
+from ffcv_ssl.training.run_data import open_dataset
+from ffcv_ssl.training.sync_batchnorm import SyncBatchNorm
+from ffcv_ssl.training.world import World
+
+
+def refuses(line, error=UserError):
+    return pytest.raises(error, match=line)
+
+
+def test_a_file_that_is_no_checkpoints_dict_is_refused(tmp_path):
+    torch.save([1, 2], tmp_path / "a.pt")
+    with refuses("a.pt: got a list, expected a checkpoint's dict of state", CheckpointError):
+        checkpoint.load(tmp_path / "a.pt")
+
+
+CHOICES = [
+    (
+        {"scheme": "half", "count": 1},
+        "labelled.labels.scheme: got 'half', expected one of bernoulli",
+    ),
+    ({"scheme": "bernoulli", "count": 0}, "labelled.labels.count: got 0, expected at least 1"),
+    (
+        {"scheme": "bernoulli", "fraction": 0.0},
+        "labelled.labels.fraction: got 0, expected above 0, at",
+    ),
+]
+
+
+@pytest.mark.parametrize("settings, line", CHOICES)
+def test_labels_are_chosen_by_settings_in_range(settings, line):
+    given = {"fraction": None, "count": None, "file": None, **settings}
+    with refuses(line):
+        label_choice._check_settings(**given)
+
+
+def test_running_out_of_memory_while_training_names_what_to_lower():
+    class Trainer:
+        saver = types.SimpleNamespace(position=lambda: "step 7")
+
+        @memory.names_out_of_memory("data.batch_size")
+        def fit(self):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    with refuses(r"cuda.*: out of memory after step 7.*; lower data.batch_size"):
+        Trainer().fit()
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with refuses("system.device: got cuda:3, but there is no such device here; use cpu"):
+        world.choose_device("cuda:3")
+
+
+def test_several_ranks_on_one_device_are_refused(monkeypatch):
+    properties = types.SimpleNamespace(uuid="a")
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: properties)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+
+    def gather(seats, seat):
+        seats[:] = [seat, seat]
+
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+    with refuses(
+        "system.device: got several ranks on one CUDA device of .*; start one rank per device, or"
+    ):
+        world._share_of_cores(torch.device("cuda:0"))
+
+
+def test_batch_norm_over_ranks_refuses_what_has_no_channels():
+    with refuses("SyncBatchNorm: expected running statistics with a momentum", ValueError):
+        SyncBatchNorm(nn.BatchNorm1d(3, momentum=None), World())
+    with refuses("SyncBatchNorm: got 1 dimensions, expected 2 or more", ValueError):
+        SyncBatchNorm(nn.BatchNorm1d(3), World())(torch.zeros(3))
+
+
+def test_a_label_below_minus_one_is_refused(tmp_path):
+    fields = {"image": RGBImageField("raw"), "label": IntField()}
+    samples = [(np.zeros((4, 4, 3), np.uint8), -2)]
+    path = str(tmp_path / "a.beton")
+    DatasetWriter(path, fields, num_workers=1).from_indexed_dataset(samples)
+    with refuses(r"a.beton: field 'label': got label -2, expected -1 or more"):
+        open_dataset(path)
+
+
+class Two(Method):
+    """A method of two views."""
+
+    min_views = max_views = 2
+
+
+def test_a_method_refuses_views_that_it_cannot_train_on():
+    with refuses("views: got a recipe of 3 views, expected 2 for Two"):
+        Two.check_views(3)
+
+
+def test_a_method_with_settings_needs_the_name_of_a_group():
+    class Named(Two):
+        group = "no name"
+        Settings = dict
+        loss = None
+
+    Named.__abstractmethods__ = frozenset()
+    with refuses("mine.py:Named: group: got 'no name', expected a name such as 'mine'"):
+        find._check("mine.py:Named", Named)
+
+
+def test_a_part_of_the_demo_that_fails_is_named(monkeypatch):
+    process = types.SimpleNamespace(stdout=[], wait=lambda: 3, returncode=3)
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: process)
+    with refuses("demo: train.py ended with exit code 3; what it printed says why"):
+        demo.run_step("title", "train.py")
+
+
+def test_a_weight_that_is_not_finite_ends_the_run():
+    watch = FiniteWatch(torch.device("cpu"))
+    with refuses(
+        "runs/a: a weight is not finite after step 5 .sgd.; nothing kept; lower optim.lr or raise "
+        "the precision",
+        NonFiniteLoss,
+    ):
+        watch.check([torch.tensor([float("nan")])], 5, "runs/a", "sgd", "nothing kept")
