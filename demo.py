@@ -242,10 +242,7 @@ def run_step(title: str, *command: str) -> None:
         if not line.startswith("{"):  # the summary as JSON
             print("   " + line, end="", flush=True)
     if process.wait() != 0:
-        raise UserError(
-            f"demo: {command[0]} ended with exit code {process.returncode}; what it printed "
-            "says why"
-        )
+        raise UserError(f"demo: {command[0]} ended with exit code {process.returncode}; see above")
 
 
 def write_shapes(out: Path, split: str, num_samples: int) -> None:

@@ -445,7 +445,8 @@ class Trainer:
         if needs_labels and train.labels is None:
             raise UserError(
                 f"{train.path}: no labels in field '{config.data.label_field}', but method "
-                f"{config.method} with labelled.loss {config.labelled.loss} needs them"
+                f"{config.method} with labelled.loss {config.labelled.loss} needs them; "
+                "name another field with --data.label_field"
             )
         ops = make_views(self.views, config.resolution.max)
         self.loader = self.labelled = None

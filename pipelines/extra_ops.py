@@ -70,5 +70,5 @@ def _load_class(where: str, target: str) -> type[ImageOp]:
         raise ValueError(f"{where}.op: {place} cannot be imported: {reason}") from error
     found = getattr(module, name, None)
     if not isinstance(found, type) or not issubclass(found, ImageOp):
-        raise ValueError(f"{where}.op: {place} has no class {name} derived from ImageOp")
+        raise ValueError(f"{where}.op: {place} has no class {name} derived from ImageOp; define it")
     return found

@@ -103,7 +103,10 @@ TRAINING = [
         "text.txt: header needs 24 bytes at 0, the file has 6; truncated or damaged",
     ),
     ("--data.train=loop", "loop"),
-    ("--data.label_field=x", "a.beton"),
+    (
+        "--data.label_field=x --labelled.loss=suncet --labelled.labels.fraction=0.5",
+        "a.beton: no labels in field 'x', but method simclr with labelled.loss suncet needs them",
+    ),
     ("--data.image_field=label", "a.beton: no image field 'label'; the file has: image, label"),
     ("--data.num_workers=-5", "data.num_workers: got -5, expected a whole number of at least -1"),
     ("--model.projector=a-b", "model.projector: got 'a-b', expected widths such as 2048-512"),

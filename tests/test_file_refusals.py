@@ -123,7 +123,7 @@ def test_a_field_of_an_unknown_or_damaged_type_is_refused(foreign):
     box = 24 + 5 * beton.DESCRIPTOR_TYPE.itemsize  # an array: its type and shape are arguments
     arguments = box + beton.DESCRIPTOR_TYPE.fields["arguments"][1]
     patch(foreign, arguments, bytes(512))
-    with refuses("field 'box': got an array type of 0 bytes, expected 1 to .*; damaged file"):
+    with refuses(": field 'box': got an array type of 0 bytes, expected 1 to .*; damaged file"):
         Reader(foreign)
 
 

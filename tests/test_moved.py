@@ -142,3 +142,12 @@ def test_python_m_runs_the_new_module_and_says_so(forgotten, capsys):
         "python -m ffcv_ssl.chain is now python -m ffcv_ssl.jobs.chain; "
         "the old name works for one release"
     ]
+
+
+def test_what_has_no_heir_of_its_name_says_where_to_look():
+    from ffcv_ssl import moved
+
+    with pytest.raises(ImportError, match=r": its parts have moved, see ffcv_ssl/moved.py"):
+        moved._MovedLoader().get_code("ffcv_ssl.protocols")
+    with pytest.raises(AttributeError, match=r"module '.*' has no attribute 'nothing'"):
+        moved._old_names(next(iter(moved.NAMES)))("nothing")

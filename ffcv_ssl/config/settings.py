@@ -67,9 +67,9 @@ class DataConfig:
 class ResolutionConfig:
     """Side of the training views in pixels. It grows from epoch `start_ramp` to `end_ramp`."""
 
-    min: Pixels = 224
+    min: Pixels = 224  # type: ignore[valid-type]
     """The first resolution."""
-    max: Pixels = 224
+    max: Pixels = 224  # type: ignore[valid-type]
     """The last resolution. Evaluation uses it too, unless evaluation.resolution is set."""
     start_ramp: NonNegativeInt = 0
     """The resolution is `min` until this epoch. Then it grows linearly, rounded to 32 pixels."""
@@ -206,7 +206,7 @@ class LabelsConfig:
     """Number of labels; or give `fraction`."""
     file: str | None = None
     """Text file with image names or indices, one per line."""
-    seed: Seed = 0
+    seed: Seed = 0  # type: ignore[valid-type]
     """Seed of the choice of labels. It does not depend on the run's seed."""
 
 
@@ -281,7 +281,7 @@ class EvaluationConfig:
 
     every_epochs: PositiveInt = 1
     """Epochs between evaluations. The untrained and the final model are always evaluated."""
-    resolution: Pixels | None = None
+    resolution: Pixels | None = None  # type: ignore[valid-type]
     """Side of the crops in pixels; null: resolution.max."""
     batch_size: PositiveInt = 256
     """Images per batch."""

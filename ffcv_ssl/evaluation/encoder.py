@@ -203,7 +203,9 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
             is_ours = {"model", "stem"} <= about.keys()
             return {key: opened.get_tensor(key) for key in keys}, about if is_ours else {}
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{file}: not a readable safetensors file ({error})") from None
+        raise UserError(
+            f"{file}: not a readable safetensors file ({error}); copy it anew"
+        ) from None
 
 
 def _run_config(file: Path, state: dict[str, Any]) -> dict[str, Any] | None:

@@ -132,7 +132,10 @@ def _open_several_labels(
             f"expected {train.shape[1]} as in {data.train}"
         )
     if not (val == 1).any():
-        raise UserError(f"{data.val}: field '{data.label_field}': no image has a label of 1")
+        raise UserError(
+            f"{data.val}: field '{data.label_field}': no image has a label of 1; name another "
+            "field with --data.label_field"
+        )
     loading, resolution_px, center_ratio = resolve_loading(data, encoder)
     one_class = np.zeros(len(train), np.int64)  # so that any sample may be held out
     datasets = EvalDatasets(

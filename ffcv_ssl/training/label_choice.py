@@ -49,7 +49,10 @@ def choose_labels(
     labels = np.asarray([] if labels is None else labels, np.int64)
     labelled = np.flatnonzero(labels >= 0)
     if not len(labelled):
-        raise UserError(f"{_WHERE}: the dataset has no labelled sample to choose from")
+        raise UserError(
+            f"{_WHERE}: the dataset has no labelled sample to choose from; name "
+            "another field with --data.label_field"
+        )
     _check_settings(scheme, fraction, count, file)
     if scheme == "file":
         chosen = _from_file(file, labels, names)
@@ -154,7 +157,9 @@ def _from_file(path, labels, names):
                 f"{lines[sample]}; name each sample once"
             )
         if labels[sample] < 0:
-            raise UserError(f"{path}:{line}: got {entry}, but sample {sample} has no label")
+            raise UserError(
+                f"{path}:{line}: got {entry}, but sample {sample} has no label; leave it out"
+            )
         lines[sample] = line
     return np.fromiter(lines, np.int64, len(lines))
 

@@ -37,7 +37,7 @@ def test_an_evaluation_that_is_asked_to_stop_says_how_to_go_on():
 def test_results_name_the_folder_that_cannot_hold_them(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with refuses(r"file/a: results cannot be written \(Not a directory\); use another --out"):
-        results.append_result(tmp_path / "file/a", {})
+        results.report(tmp_path / "file/a", {})
     with refuses(r"file/a: cannot hold results \(Not a directory\); use --out"):
         results.writable_folder(tmp_path / "file/a")
     monkeypatch.setattr("os.access", lambda *_: False)
@@ -62,7 +62,7 @@ def full(*_, **__):
 def test_a_study_names_the_file_that_it_cannot_write(tmp_path, monkeypatch):
     for module in (seeds, suite, table):
         monkeypatch.setattr(module, "write_text", full)
-    line = r"cannot be written \(.*No space left on device\); use --out"
+    line = r": cannot be written \(.*No space left on device\); use --out"
     with refuses(line):
         seeds._write(tmp_path / "a.md", "")
     with refuses(line):
@@ -70,7 +70,6 @@ def test_a_study_names_the_file_that_it_cannot_write(tmp_path, monkeypatch):
     monkeypatch.setattr(table, "read_results", lambda folder: [{"a": 1}])
     with refuses(line):
         table.run(table.TableConfig(checkpoint=[str(tmp_path)], out=str(tmp_path)), World(), None)
-    assert curve
 
 
 def test_features_name_the_folder_that_cannot_hold_them(tmp_path):
@@ -98,3 +97,16 @@ def test_images_with_several_labels_need_files_of_their_own():
         tuning_data._open_several_labels(EvalData(), EvalLabels(fraction=0.5), None, World())
     with refuses("data.val: got none, expected --data.val FILE.beton"):
         tuning_data._open_several_labels(EvalData(val=""), EvalLabels(), None, World())
+
+
+def test_a_curve_names_the_folder_that_it_cannot_write(tmp_path, monkeypatch):
+    points = {"a": [{"step": 1, "value": 0.5}, {"step": 2, "value": 0.6}]}
+    for name, value in {
+        "calls_of": [], "recorded_data": {}, "refuse_other_data": None,
+        "recorded_points": ("top1", points), "render": "",
+    }.items():  # fmt: skip
+        monkeypatch.setattr(curve, name, lambda *_, value=value: value)
+    monkeypatch.setattr(curve, "write_text", full)
+    config = curve.CurveConfig(checkpoint=[str(tmp_path)], out=str(tmp_path))
+    with refuses(r": cannot be written \(.*No space left on device\); use --out"):
+        curve.run(config, World(), None)

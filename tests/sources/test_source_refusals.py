@@ -6,7 +6,7 @@ import pytest
 
 from ffcv_ssl.errors import SourceError
 from ffcv_ssl.sources import base, clevr, torchvision_datasets
-from ffcv_ssl.sources.shapes import ShapesDataset
+from ffcv_ssl.sources.shapes import Shapes
 
 
 def refuses(line, error=SourceError):
@@ -27,7 +27,7 @@ def test_an_index_that_the_source_lacks_is_refused():
 
 def test_shapes_refuse_an_index_past_their_end():
     with refuses("shapes: got index 3, expected 0 to 2", IndexError):
-        ShapesDataset(num_samples=3)[3]
+        Shapes(num_samples=3)[3]
 
 
 def test_clevr_names_the_file_that_it_misses(tmp_path):

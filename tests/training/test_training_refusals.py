@@ -123,7 +123,7 @@ def test_a_method_with_settings_needs_the_name_of_a_group():
 def test_a_part_of_the_demo_that_fails_is_named(monkeypatch):
     process = types.SimpleNamespace(stdout=[], wait=lambda: 3, returncode=3)
     monkeypatch.setattr("subprocess.Popen", lambda *_, **__: process)
-    with refuses("demo: train.py ended with exit code 3; what it printed says why"):
+    with refuses("demo: train.py ended with exit code 3; see above"):
         demo.run_step("title", "train.py")
 
 

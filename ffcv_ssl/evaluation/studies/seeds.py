@@ -133,7 +133,7 @@ def collect(folders: Sequence[str], metric: str | None = None) -> list[Group]:
                 if str(record.get("time")) >= str(before[1].get("time")):
                     members[seeds] = (folder, record, value)
     if not groups:
-        raise UserError(f"metric: got {metric!r}, but no result has it")
+        raise UserError(f"metric: got {metric!r}, but no result has it; leave out --metric")
     found = []
     for shown, asked, members in groups.values():
         checkpoints = [record.get("checkpoint") for _, record, _ in members.values()]
