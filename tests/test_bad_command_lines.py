@@ -49,7 +49,8 @@ def folder(tmp_path_factory):
     for name, content in FILES.items():
         (made / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     write_coloured(made / "a.beton", np.arange(40) % 4)
-    write_run(made / "run", made / "a.beton", made / "a.beton")
+    write_coloured(made / "b.beton", np.arange(44) % 4)
+    write_run(made / "run", made / "a.beton", made / "b.beton")
     (made / "folder").mkdir()
     (made / "images/train/cat").mkdir(parents=True)
     (made / "images/train/cat/a.jpg").write_text("not an image")
@@ -86,7 +87,7 @@ TRAINING = [
         "--data.batch_size=99999999999999999999",
         "a.beton: got 40 samples, expected at least one batch of",
     ),
-    ("--optim.lr=nan", "optim.lr: got nan, expected"),
+    ("--optim.lr=nan", "optim.lr: got 'nan', expected a number above 0"),
     ("--optim.lr=1e400", "optim.lr: got inf, expected"),
     ("--optim.betas=1", "optim.betas: got 1, expected a list of 2, each a number"),
     ("--optim.warmup_epochs=99", "optim.warmup_epochs: got 99.0, expected less than epochs (2)"),
@@ -97,7 +98,7 @@ TRAINING = [
         "--data.train=none.beton",
         "data.train or data.val: no file 'none.beton'; write one with write_dataset.py",
     ),
-    ("--data.train=folder", "folder: not a regular file"),
+    ("--data.train=folder", "no file 'folder'; write one with write_dataset.py"),
     (
         "--data.train=text.txt",
         "text.txt: header needs 24 bytes at 0, the file has 6; truncated or damaged",
@@ -118,8 +119,11 @@ TRAINING = [
     ),
     ("--views.recipe=x", "views.recipe: got 'x', expected one of"),
     ("--views.view_0.blur_prob=2", "views.view_0.blur_prob: got 2, expected 0 to 1"),
-    ("--views.view_9.blur_prob=0", "views.view_9: recipe simclr has no such view, expected one of"),
-    ("--views.extra_ops=3", "extra_ops: got 3, expected a list of {op: file.py:Class}"),
+    (
+        "--views.view_9.blur_prob=0",
+        "views.view_9: recipe 'simclr' has no such view, expected one of view_0, view_1",
+    ),
+    ("--views.view_0.extra_ops=3", "extra_ops: got 3, expected a list of {op: file.py:Class}"),
     (
         "--views.view_0.crop=center --resolution.min=8",
         "views.view_0.crop: got center, expected random where resolution.min is below "
@@ -164,7 +168,10 @@ TRAINING = [
         "--labelled.supervised_epochs=1 --labelled.supervised_passes=2",
         "labelled: got supervised_epochs 1.0 and supervised_passes 2.0, expected one of them",
     ),
-    ("--checkpoint.every_minutes=nan", "checkpoint.every_minutes: got nan, expected"),
+    (
+        "--checkpoint.every_minutes=nan",
+        "checkpoint.every_minutes: got 'nan', expected a number above 0",
+    ),
     ("--slurm.batch=batch_key.yaml", "batch_key.yaml: entry 1: unknown key 'x'"),
     (
         "--slurm.batch=batch_file.yaml",
@@ -222,13 +229,13 @@ EVALUATIONS = [
     ),
     (
         f"linear {CHECKPOINT} --depths=x",
-        "got x, but run/checkpoint.pt has no such depth; expected one of",
+        "depths: got 'x', but run has no such depth; expected one of backbone, projector_1",
     ),
     (
         f"linear {CHECKPOINT} --system.profile=3",
         "system.profile: got 3, but linear trains no network; leave it out",
     ),
-    (f"knn {CHECKPOINT} --ks=0", "ks: got 0, expected"),
+    (f"knn {CHECKPOINT} --ks=0", "ks: got [0], expected a list, each a whole number above 0"),
     (f"knn {CHECKPOINT} --ks", "ks: got an empty list, expected one value at least"),
     (
         f"knn {CHECKPOINT} --ks=1000",
@@ -239,11 +246,10 @@ EVALUATIONS = [
         f"snn {CHECKPOINT} --temperatures=[]",
         "temperatures: got an empty list, expected one value at least",
     ),
-    ("finetune --checkpoint=run", "out: got none, expected a folder for the job: --out runs/NAME"),
     ("finetune --checkpoint=run --out=run", "a pretraining run's folder; use another --out"),
     (
         "finetune --checkpoint=run --out=o --optim.warmup_epochs=99 --epochs=2",
-        "optim.warmup_epochs: got 99.0, expected less than epochs (2)",
+        "optim.warmup_epochs: got 99, expected less than epochs (2)",
     ),
     (
         "finetune --checkpoint=run --out=o --optim.clip_norm=1",
@@ -262,10 +268,13 @@ EVALUATIONS = [
     ("curve", "checkpoint: got none, expected --checkpoint RUN RUN ... or files"),
     ("curve --checkpoint=run --protocol=x", "protocol: got 'x', expected one of"),
     (
-        "curve --checkpoint=run --settings.ks=1",
+        "curve --protocol=online --checkpoint=run --settings.ks=1",
         "settings: protocol online has none; choose another --protocol",
     ),
-    ("curve --checkpoint=run", "no evaluations in its metrics; choose another --protocol"),
+    (
+        "curve --protocol=online --checkpoint=run",
+        "no evaluations in its metrics; choose another --protocol",
+    ),
     ("seeds", "checkpoint: got none, expected --checkpoint RUN RUN ..."),
     ("seeds --checkpoint=run", "run: no results.jsonl with results; evaluate something there"),
     ("suite", "checkpoint: got none, expected --checkpoint RUN or FILE ..."),
@@ -279,7 +288,10 @@ EVALUATIONS = [
         "suite --checkpoint=run --suite=epochs.yaml",
         "epochs.yaml: expected a list of {name, train, val, ...}",
     ),
-    ("suite --checkpoint=run --suite=suite_key.yaml", "suite_key.yaml: entry 1: unknown key 'x'"),
+    (
+        "suite --checkpoint=run --suite=suite_key.yaml",
+        "suite_key.yaml: entry 1: data: unknown key 'x'",
+    ),
     (
         "suite --checkpoint=run --suite=suite_val.yaml",
         "suite_val.yaml: entry 1: got {'name': 'a'}, expected a mapping with name, train and val",
@@ -368,11 +380,14 @@ PICTURES = [
     (f"{PICTURE} --seed=-1", "seed: got -1, expected a whole number of at least 0"),
     (f"{PICTURE} --nothing=1", "unknown key 'nothing'"),
     (f"{PICTURE} --view_0.blur_prob=nan", "view_0.blur_prob: got nan, expected"),
-    (f"{PICTURE} --view_0.nothing=1", "view_0: unknown key 'nothing', expected one of"),
-    (f"{PICTURE} --view_0.scale=[0,0]", "expected low <= high and high above 0"),
-    (f"{PICTURE} --view_0.scale=1", "expected two numbers [low, high]"),
+    (f"{PICTURE} --view_0.nothing=1", "view_0: unknown key 'nothing'"),
+    (f"{PICTURE} --view_0.crop_scale=[0,0]", "expected low <= high and high above 0"),
+    (
+        f"{PICTURE} --view_0.crop_scale=1",
+        "view_0.crop_scale: got 1, expected a list of 2, each a number",
+    ),
     (f"{PICTURE} --out=folder", "out: got 'folder', expected a file to write, such as views.png"),
-    (f"{PICTURE} --out=text.txt/x.png", "text.txt/x.png: Not a directory"),
+    (f"{PICTURE} --out=text.txt/x.png", "text.txt: File exists"),
     (f"{PICTURE} --out=folder/v.nothing", "nothing"),
 ]
 

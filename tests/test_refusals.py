@@ -84,3 +84,70 @@ def place(refusal):
 def test_every_refusal_is_shown_by_a_test():
     missing = not_shown(refusals.find_refusals(), shown_texts())
     assert [f"{r.file}:{r.line}: {r.shown()}" for r in missing] == []
+
+
+def made_of(folder, source):
+    """The templates found in a project of one module."""
+    (folder / "ffcv_ssl").mkdir()
+    (folder / "ffcv_ssl/errors.py").write_text("class UserError(Exception): pass\n")
+    (folder / "ffcv_ssl/a.py").write_text(source)
+    for name in refusals.PLACES:
+        if name.endswith(".py"):
+            (folder / name).write_text("")
+    return [refusal.shown() for refusal in refusals.find_refusals(folder)]
+
+
+def test_a_template_has_the_texts_that_its_names_may_have(tmp_path):
+    source = """
+LIMIT = "at most 9"
+
+def check(size, path):
+    got = f"got {size}"
+    remedy = "give less"
+    if size > 99:
+        remedy = "give much less"
+    if size > 9:
+        raise UserError(f"{path}: {got}, expected {LIMIT}; {remedy}")
+    for name in ("first", "last"):
+        if not getattr(size, name):
+            raise UserError(f"{name}: missing in {path}")
+
+def fail(reason):
+    raise ValueError(f"it failed: {reason}")
+
+def use():
+    fail("no room")
+    try:
+        fail("no time")
+    except OSError as error:
+        raise UserError(f"{error}") from None
+"""
+    assert made_of(tmp_path, source) == [
+        "<path>: got <size>, expected at most 9; give much less",
+        "<path>: got <size>, expected at most 9; give less",
+        "first: missing in <path>",
+        "last: missing in <path>",
+        "it failed: no room",
+        "it failed: no time",
+    ]
+
+
+def of(template, line):
+    template = template.replace("<", refusals.OPEN).replace(">", refusals.CLOSE)
+    return refusals.Refusal(template, "a.py", line, "f", "UserError", "")
+
+
+def test_a_refusal_without_its_words_in_a_test_is_found():
+    size = of("size: got <size>, expected at least 1", 1)
+    count = of("count: got <count>, expected at least 1", 2)
+    place = of("<path>: the place of it is impossible", 3)
+    found = [size, count, place]
+    assert not_shown(found, [plain("expected at least 1")]) == found
+    assert not_shown(found, [plain(r"size: got 0, .* at least 1")]) == [count, place]
+    assert not_shown(found, [plain("a: the place of it"), plain("count: got 3")]) == [size]
+
+
+def test_strings_of_a_test_leave_gaps_and_no_docstrings():
+    tree = ast.parse('"""got it"""\nf("a", f"b {c} d")')
+    assert sorted(strings_of(tree)) == ["a", f"b {GAP} d"]
+    assert plain(r"got \d+ of .*\(x\)") == f"got {GAP} of {GAP}(x)"
