@@ -379,7 +379,7 @@ PICTURES = [
     (f"{PICTURE} --size=99999999", "size: got 99999999, expected a whole number of at least 0 and"),
     (f"{PICTURE} --seed=-1", "seed: got -1, expected a whole number of at least 0"),
     (f"{PICTURE} --nothing=1", "unknown key 'nothing'"),
-    (f"{PICTURE} --view_0.blur_prob=nan", "view_0.blur_prob: got nan, expected"),
+    (f"{PICTURE} --view_0.blur_prob=nan", "view_0.blur_prob: got 'nan', expected a number"),
     (f"{PICTURE} --view_0.nothing=1", "view_0: unknown key 'nothing'"),
     (f"{PICTURE} --view_0.crop_scale=[0,0]", "expected low <= high and high above 0"),
     (
