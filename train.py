@@ -445,8 +445,7 @@ class Trainer:
         if needs_labels and train.labels is None:
             raise UserError(
                 f"{train.path}: no labels in field '{config.data.label_field}', but method "
-                f"{config.method} with labelled.loss {config.labelled.loss} needs them; "
-                "name another field with --data.label_field"
+                f"{config.method} with labelled.loss {config.labelled.loss} needs them"
             )
         ops = make_views(self.views, config.resolution.max)
         self.loader = self.labelled = None
