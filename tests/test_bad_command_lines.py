@@ -123,7 +123,7 @@ TRAINING = [
         "--views.view_9.blur_prob=0",
         "views.view_9: recipe 'simclr' has no such view, expected one of view_0, view_1",
     ),
-    ("--views.view_0.extra_ops=3", "extra_ops: got 3, expected a list of {op: file.py:Class}"),
+    ("--views.view_0.extra_ops=3", "extra_ops: got 3, expected a list, each a mapping"),
     (
         "--views.view_0.crop=center --resolution.min=8",
         "views.view_0.crop: got center, expected random where resolution.min is below "

@@ -7,6 +7,7 @@ import torch
 from ffcv_ssl import transforms as t
 from ffcv_ssl.transforms.gaussian_blur import GaussianBlur
 from ffcv_ssl.transforms.tensor import torch_dtype
+from pipelines.extra_ops import parse_extra_ops
 
 RANGE = r"must be \(min, max\) with"
 REFUSED = [
@@ -54,6 +55,10 @@ REFUSED = [
     (
         lambda: t.ToTorchImage()(torch.zeros(2, 3)),
         r"ToTorchImage: got shape \(2, 3\), expected \(N, H, W, C\)",
+    ),
+    (
+        lambda: parse_extra_ops(3, ()),
+        "extra_ops: got 3, expected a list of {op: file.py:Class}",
     ),
     (lambda: torch_dtype("complex64"), "got 'complex64', expected a dtype that torch has too"),
 ]
