@@ -51,7 +51,7 @@ class GridConfig(Views):
     """Number of images, spread evenly over the file; one row per image."""
     samples: PositiveInt = 2
     """Number of draws of each view; one column per draw."""
-    size: Side = 0
+    size: Side = 0  # type: ignore[valid-type]
     """Side of a global view in pixels; 0: the first image's short side, at most 224."""
     seed: Seed = 0
     """Seed of all draws; as in training, each epoch draws anew."""
