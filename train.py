@@ -61,7 +61,7 @@ class Config:
 
     out: str | None = None
     """The run's folder; null: runs/NAME for configs/NAME.yaml."""
-    seed: settings.Seed = 0
+    seed: settings.Seed = 0  # type: ignore[valid-type]
     """Decides weights, order and views."""
     epochs: PositiveInt = 100
     """Passes over the training file; over the labels where they train alone."""

@@ -81,7 +81,7 @@ TRAINING = [
     ("--seed=-1", "seed: got -1, expected a whole number of at least 0"),
     (
         "--resolution.max=70000",
-        "resolution.max: got 70000, expected a whole number above 0 and of at most 65535",
+        "resolution.max: got 70000, expected at most 65535",
     ),
     (
         "--data.batch_size=99999999999999999999",

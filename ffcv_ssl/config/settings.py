@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFloat
 
@@ -24,12 +24,9 @@ _RESNETS = (
     "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2",
 )  # fmt: skip
 Workers = restricted_number_type("Workers", int, (">=", -1))
-if TYPE_CHECKING:
-    Seed = int  # to a type checker
-    Pixels = int
-else:
-    Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**63)])
-    Pixels = restricted_number_type("Pixels", int, [(">", 0), ("<=", 65535)])
+Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**63)])
+MAX_SIDE_PX = 65535
+Pixels = restricted_number_type("Pixels", int, [(">", 0), ("<=", MAX_SIDE_PX)])
 
 
 @dataclass(frozen=True)
@@ -71,9 +68,9 @@ class DataConfig:
 class ResolutionConfig:
     """Side of the training views in pixels. It grows from epoch `start_ramp` to `end_ramp`."""
 
-    min: Pixels = 224
+    min: PositiveInt = 224
     """The first resolution."""
-    max: Pixels = 224
+    max: PositiveInt = 224
     """The last resolution. Evaluation uses it too, unless evaluation.resolution is set."""
     start_ramp: NonNegativeInt = 0
     """The resolution is `min` until this epoch. Then it grows linearly, rounded to 32 pixels."""
@@ -86,6 +83,8 @@ class ResolutionConfig:
                 f"resolution: got min {self.min}, max {self.max}, start_ramp {self.start_ramp}, "
                 f"end_ramp {self.end_ramp}, expected min <= max and start_ramp <= end_ramp"
             )
+        if self.max > MAX_SIDE_PX:
+            raise UserError(f"resolution.max: got {self.max}, expected at most {MAX_SIDE_PX}")
 
 
 @dataclass(frozen=True)
@@ -210,7 +209,7 @@ class LabelsConfig:
     """Number of labels; or give `fraction`."""
     file: str | None = None
     """Text file with image names or indices, one per line."""
-    seed: Seed = 0
+    seed: Seed = 0  # type: ignore[valid-type]
     """Seed of the choice of labels. It does not depend on the run's seed."""
 
 
@@ -285,7 +284,7 @@ class EvaluationConfig:
 
     every_epochs: PositiveInt = 1
     """Epochs between evaluations. The untrained and the final model are always evaluated."""
-    resolution: Pixels | None = None
+    resolution: Pixels | None = None  # type: ignore[valid-type]
     """Side of the crops in pixels; null: resolution.max."""
     batch_size: PositiveInt = 256
     """Images per batch."""

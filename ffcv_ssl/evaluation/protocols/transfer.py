@@ -62,7 +62,7 @@ class GridConfig:
     """Weight decays times the learning rate: each is divided by the rate. 0 is no decay."""
     max_trials: PositiveInt | None = None
     """A budget: so many pairs of rate and decay, drawn at random; null: all pairs."""
-    seed: settings.Seed = 0
+    seed: settings.Seed = 0  # type: ignore[valid-type]
     """Decides which pairs are drawn."""
 
     def __post_init__(self) -> None:
