@@ -18,12 +18,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from ffcv_ssl import beton
-from ffcv_ssl.config.messages import OneLineParser, one_line
+from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.errors import BetonError, UserError
 from ffcv_ssl.fields import Field, IntField, NDArrayField, RGBImageField
 from ffcv_ssl.reader import Reader
@@ -255,16 +255,19 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes / (1 << 30):,.1f} GiB"
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = OneLineParser(
-        prog="python -m ffcv_ssl.inspect", description="What is in a .beton file."
-    )
+    parser = _Parser(prog="python -m ffcv_ssl.inspect", description="What is in a .beton file.")
     parser.add_argument("file", help="the .beton file")
     parser.add_argument("--verify", action="store_true", help="read and check every sample")
     parser.add_argument("--grid", metavar="PNG", help="draw a few dozen images")
+    options = parser.parse_args(arguments)
     try:
-        options = parser.parse_args(arguments)
         with _open(options.file) as reader:
             return _inspect(reader, options)
     except (BetonError, UserError) as error:

@@ -284,7 +284,7 @@ class EvaluationConfig:
 
     every_epochs: PositiveInt = 1
     """Epochs between evaluations. The untrained and the final model are always evaluated."""
-    resolution: Pixels | None = None  # type: ignore[valid-type]
+    resolution: PositiveInt | None = None
     """Side of the crops in pixels; null: resolution.max."""
     batch_size: PositiveInt = 256
     """Images per batch."""
@@ -294,6 +294,11 @@ class EvaluationConfig:
     """Each vote has the weight exp(similarity / temperature)."""
     knn_bank: PositiveInt = 20000
     """Number of training images in the k-NN bank (at most all). The run's seed draws them once."""
+
+    def __post_init__(self):
+        if (self.resolution or 0) > MAX_SIDE_PX:
+            got = f"got {self.resolution}"
+            raise UserError(f"evaluation.resolution: {got}, expected at most {MAX_SIDE_PX}")
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def test_an_evaluation_that_is_asked_to_stop_says_how_to_go_on():
 
 def test_results_name_the_folder_that_cannot_hold_them(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with refuses(r"file/a: results cannot be written \(Not a directory\); use another --out"):
+    with refuses(r"file/a: results cannot be written \(Not a directory\); this one is on stdout"):
         results.report({}, tmp_path / "file/a")
     with refuses(r"file/a: cannot hold results \(Not a directory\); use --out"):
         results.writable_folder(tmp_path / "file/a")

@@ -1,6 +1,7 @@
 """What the loader refuses while it reads, and the line that says so."""
 
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -70,7 +71,8 @@ def test_a_picture_of_a_file_without_images_is_refused(tmp_path):
 
 
 def test_a_job_without_a_file_to_train_on_is_refused(tmp_path):
-    job = slurm.Job(None, {"data": {"train": ""}, "out": str(tmp_path)}, slurm.SlurmConfig())
+    command = types.SimpleNamespace(folder=str(tmp_path), script="train.py")
+    job = slurm.Job(command, {"data": {"train": ""}, "out": str(tmp_path)}, slurm.SlurmConfig())
     with pytest.raises(
         UserError,
         match=r"data.train: got no file to train on; write one with write_dataset.py",

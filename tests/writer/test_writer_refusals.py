@@ -82,9 +82,7 @@ def test_a_field_that_stores_what_it_has_no_pointer_for_is_refused(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with refuses(
-        r"file/a.beton: cannot be written \(Not a directory\); choose another path", BetonError
-    ):
+    with refuses(r"file/a.beton: cannot be written \(Not a directory\)"):
         DatasetWriter(tmp_path / "file/a.beton", INT, num_workers=1).from_indexed_dataset(
             List([(1,)])
         )
