@@ -342,7 +342,10 @@ DATASETS = [
     (f"{SHAPES} --mode=x", "argument --mode: invalid choice: 'x'"),
     (f"{SHAPES} --limit=0", "limit: got 0, expected at least 1"),
     (f"{SHAPES} --subset=none", "--subset: none: No such file or directory"),
-    (f"{SHAPES} --subset=folder", "--subset: folder: Is a directory"),
+    (
+        f"{SHAPES} --subset=folder",
+        "--subset: folder: is a folder, expected a regular file; remove or rename it",
+    ),
     (f"{SHAPES} --subset=latin.yaml", "--subset: latin.yaml: not a text file"),
     (f"{SHAPES} --subset=empty", "empty: no entries, expected one sample per line"),
     (

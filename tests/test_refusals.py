@@ -85,7 +85,6 @@ def place(refusal):
 NOT_YET = (
     "cannot be read (",
     "expected a regular file or a new name to write to",
-    "expected a regular file; remove or rename it",
     "bytes, expected at most that many",
     "so that its images would count several times",
     "; remove or rename it",
