@@ -144,7 +144,7 @@ def test_a_sample_that_cannot_be_read_is_named(copy, monkeypatch):
             raise OSError(5, "Input/output error")
 
         with monkeypatch.context() as patched:
-            patched.setattr("ffcv_ssl.reader.os.pread", fail)
+            patched.setattr("ffcv_ssl.reader.pread.os.preadv", fail)
             with refuses(r"reading \d+ bytes at \d+ failed \(Input/output error\)"):
                 reader.read(0, "raw")
         pointer = int(reader.extents("note").pointer[0])
