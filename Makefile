@@ -54,10 +54,11 @@ bench: setup
 bench-train: setup
 	$(BIN)/python -m benchmarks.train_step $(if $(ROOT),--root "$(ROOT)") --results benchmarks/results/train_step.json
 
-# faults made on purpose, hours of them; QUICK=1: a little of everything, in two minutes; ONLY: a family, or words of a
-# fault's name (tests/torture/__init__.py). Rows of benchmarks/results/reliability.json are replaced where RESULTS names it.
+# faults made on purpose, hours of them; QUICK=1: a little of everything, in two minutes; MINUTES: at most, of each fault;
+# ONLY: a family, or words of a fault's name (tests/torture/__init__.py). Rows of benchmarks/results/reliability.json are replaced where RESULTS names it.
 torture: setup
 	PYTHONPATH=tests:. $(BIN)/python -m torture $(if $(QUICK),--quick) $(if $(ONLY),--only "$(ONLY)") \
+		$(if $(MINUTES),--minutes $(MINUTES)) \
 		$(if $(RESULTS),--results "$(RESULTS)")
 
 # the proof that all of it works on a GPU, without network: PART=1, 2 or 3 alone; DATA: a folder that benchmarks.gpu_files

@@ -2,6 +2,7 @@
 
     make torture               # everything; hours on two cores
     make torture QUICK=1       # a little of everything, in two minutes
+    make torture MINUTES=3     # everything, each fault for three minutes at most
     make torture ONLY=kills    # one family, or the faults with these words in their names
 
 A family is a module of this package, a fault one function in it; `frame.py` says how one is

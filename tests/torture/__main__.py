@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import platform
 import select
@@ -26,31 +27,37 @@ END_S = 60.0
 """What a process may take to end after its last trial."""
 
 
-def run_family(family: str, quick: bool, words: str) -> dict[str, dict[str, Any]]:
+def run_family(
+    family: str, quick: bool, words: str, minutes: float = math.inf
+) -> dict[str, dict[str, Any]]:
     """{fault: row} of a family; a process that dies or hangs costs its trial only."""
     rows: dict[str, dict[str, Any]] = {}
     done = 0
     while True:
-        ended, is_complete = run_process(family, quick, words, done, rows)
+        ended, is_complete = run_process(family, quick, words, minutes, done, rows)
         done += ended
         if is_complete:
             return rows
 
 
-def run_process(family, quick, words, skip, rows):
+def run_process(family, quick, words, minutes, skip, rows):
     """Run trials until their process ends: (how many were tried, whether all are)."""
     reading, writing = os.pipe()
-    command = [sys.executable, "-m", "torture.frame", family, str(int(quick)), words, str(skip)]
+    wanted = [family, str(int(quick)), words, str(minutes), str(skip), str(writing)]
     found_in = os.pathsep.join([f"{ROOT}/tests", str(ROOT), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
-        [*command, str(writing)], pass_fds=[writing], start_new_session=True,
+        [sys.executable, "-m", "torture.frame", *wanted],
+        pass_fds=[writing],
+        start_new_session=True,
         env={**os.environ, "PYTHONPATH": found_in},
-    )  # fmt: skip
+    )
     os.close(writing)
     ended, current, row, hangs = 0, None, None, False
     for line in lines_of(process, reading):
         if "hangs" in line:
             hangs = True
+        elif "left_out" in line:
+            ended += 1
         elif "fault" in line:
             current = line
             row = rows.setdefault(line["fault"], empty_row(line["promise"]))
@@ -136,6 +143,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make torture", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a little of everything")
     parser.add_argument("--only", default="", help="a family, or words of a fault's name")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="at most, of each fault")
     parser.add_argument("--results", type=Path, help="JSON file whose rows are replaced")
     options = parser.parse_args()
     began = time.perf_counter()
@@ -143,7 +151,7 @@ def main() -> int:
     words = "" if options.only in FAMILIES else options.only
     found = {}
     for family in families:
-        rows = run_family(family, options.quick, words)
+        rows = run_family(family, options.quick, words, options.minutes)
         print("\n" if rows and sys.stdout.isatty() else "", end="")
         if rows:
             found[family] = rows

@@ -117,9 +117,10 @@ def run_trial(fault: Fault, number: int, quick: bool) -> dict[str, Any]:
     return {"outcomes": dict(outcomes), "figures": figures, "error": error}
 
 
-def serve(family: str, quick: bool, words: str, skip: int, pipe: int) -> None:
-    """Run a family's trials from number `skip` on, and write a line of JSON for each to `pipe`,
-    before (its fault) and after (its outcome). What trials print is kept for a failure only."""
+def serve(family: str, quick: bool, words: str, minutes: float, skip: int, pipe: int) -> None:
+    """Run a family's trials from number `skip` on, of each fault until `minutes` are over, and
+    write a line of JSON for each to `pipe`, before (its fault) and after (its outcome). What trials
+    print is kept for a failure only."""
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
     with open(pipe, "w") as lines:
@@ -128,7 +129,11 @@ def serve(family: str, quick: bool, words: str, skip: int, pipe: int) -> None:
             lines.write(json.dumps(line) + "\n")
             lines.flush()
 
+        spent: Counter = Counter()
         for fault, number in trials_of(family, quick, words)[skip:]:
+            if spent[fault.name] > 60 * minutes:
+                tell(left_out=True)
+                continue
             about = {"number": number, "limit_s": fault.limit_s, "promise": fault.promise}
             tell(fault=fault.name, **about)
             began, printed = time.perf_counter(), io.StringIO()
@@ -137,12 +142,14 @@ def serve(family: str, quick: bool, words: str, skip: int, pipe: int) -> None:
             if outcome["error"]:
                 print(printed.getvalue()[-2000:], outcome["error"], file=sys.stderr, flush=True)
                 outcome["error"] = outcome["error"].strip().splitlines()[-1]
-            tell(seconds=time.perf_counter() - began, **outcome)
+            seconds = time.perf_counter() - began
+            spent[fault.name] += seconds
+            tell(seconds=seconds, **outcome)
 
 
 if __name__ == "__main__":
-    name, is_quick, wanted, number, descriptor = sys.argv[1:]
+    name, is_quick, wanted, most, number, descriptor = sys.argv[1:]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from torture import frame  # the module that families import, not this __main__
 
-    frame.serve(name, is_quick == "1", wanted, int(number), int(descriptor))
+    frame.serve(name, is_quick == "1", wanted, float(most), int(number), int(descriptor))
