@@ -15,6 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from torture.frame import FAMILIES
 ROOT = Path(__file__).resolve().parents[2]
 IMPORT_S = 120.0
 """What a family's imports may take."""
+QUICK_JOBS = 2
+"""Families at a time in a quick run."""
 END_S = 60.0
 """What a process may take to end after its last trial."""
 
@@ -150,13 +153,19 @@ def main() -> int:
     families = [options.only] if options.only in FAMILIES else list(FAMILIES)
     words = "" if options.only in FAMILIES else options.only
     found = {}
-    for family in families:
-        rows = run_family(family, options.quick, words, options.minutes)
-        print("\n" if rows and sys.stdout.isatty() else "", end="")
-        if rows:
-            found[family] = rows
-            if options.results:
-                keep(options.results, family, rows)
+    # figures of the whole are taken one after the other; the quick run only has to be quick
+    with ThreadPoolExecutor(QUICK_JOBS if options.quick else 1) as pool:
+        running = {
+            family: pool.submit(run_family, family, options.quick, words, options.minutes)
+            for family in families
+        }
+        for family, future in running.items():
+            rows = future.result()
+            print("\n" if rows and sys.stdout.isatty() else "", end="")
+            if rows:
+                found[family] = rows
+                if options.results:
+                    keep(options.results, family, rows)
     failures = [
         f"{family}: {name}: {failure}"
         for family, rows in found.items()

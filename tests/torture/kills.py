@@ -220,7 +220,7 @@ def check_equal(out: Path, expected: Undisturbed) -> None:
     assert not list(out.glob("*.tmp")), "unfinished files are left"
 
 
-@fault("training is ended at random moments and goes on", quick=2, full=42)
+@fault("training is ended at random moments and goes on", quick=1, full=42)
 def _(trial: Trial) -> str:
     """A run ended by SIGKILL, SIGTERM or SIGINT at any moment, and again as it goes on, ends with
     the metrics and the weights of an undisturbed one, for every method and a labelled stream."""
@@ -316,7 +316,7 @@ def undisturbed_tuning(protocol: str) -> tuple[str, list[dict[str, Any]], float]
     return (out / "record").read_text(), records(out), time.monotonic() - began
 
 
-@fault("fine-tuning is ended at random moments and goes on", quick=2, full=12)
+@fault("fine-tuning is ended at random moments and goes on", quick=1, full=12)
 def _(trial: Trial) -> str:
     """Fine-tuning or transfer, ended at any moment, ends with the undisturbed result."""
     protocol = tuple(PROTOCOLS)[trial.number % 2]
