@@ -155,7 +155,6 @@ NAMES: dict[str, dict[str, str]] = {
         "NearestNeighbours": "ffcv_ssl.evaluation.protocols.knn:NearestNeighbours",
         "SNNConfig": "ffcv_ssl.evaluation.protocols.snn:NPIConfig",
         "first_largest": "ffcv_ssl.evaluation.protocols.knn:first_largest",
-        "measure": "ffcv_ssl.evaluation.similarity_bank:measure",
         "run_knn": "ffcv_ssl.evaluation.protocols.knn:run",
         "run_snn": "ffcv_ssl.evaluation.protocols.snn:run",
         "unit_rows": "ffcv_ssl.evaluation.similarity_bank:unit_rows",
