@@ -42,17 +42,32 @@ def check_target(path: StrPath) -> str:
     looked up: a rename would put a file in place of the first three.
     """
     try:
-        kind = kind_of(os.stat(path).st_mode)
-    except FileNotFoundError:
-        kind = None
+        kind = _kind_at(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{os.fspath(path)}: cannot be written ({reason})") from None
+    _refuse(path, kind)
+    return os.path.realpath(path)
+
+
+def check_kind(path: StrPath) -> None:
+    """Raise UserError for a device, a pipe, a socket and a folder, as check_target does; OSError
+    for a path that cannot be looked up, for callers that say themselves where they cannot write."""
+    _refuse(path, _kind_at(path))
+
+
+def _kind_at(path: StrPath) -> str | None:
+    try:
+        return kind_of(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return None
+
+
+def _refuse(path: StrPath, kind: str | None) -> None:
     if kind is not None:
         raise UserError(
             f"{os.fspath(path)}: is {kind}, expected a regular file or a new name to write to"
         )
-    return os.path.realpath(path)
 
 
 # What to do about an error of writing, besides trying again.
@@ -75,10 +90,13 @@ def replacing(
     If the block fails, the new file is deleted and the old `path` stays as it was. temporary: the
     new file's name until then, in the same folder; the default is `path` with `.tmp` added, so that
     the next writer overwrites what a killed one left. Where several processes may write at once,
-    give each its own temporary name.
+    give each its own temporary name. Raises UserError where either name is a device, a pipe, a
+    socket or a folder; a link at `path` is replaced, not what it leads to.
     """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp") if temporary is None else Path(temporary)
+    check_kind(path)
+    check_kind(temporary)  # to open a pipe would wait for its reader
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -100,9 +118,10 @@ def write_text(path: StrPath, text: str) -> None:
 
 
 def save_figure(figure: Figure, path: StrPath, dpi: int = 90) -> None:
-    """Write a matplotlib figure as a PNG, atomically. Raises OSError."""
+    """Write a matplotlib figure atomically, in the format of the name's ending, else as a PNG.
+    Raises OSError, UserError, and ValueError for a format that matplotlib does not write."""
     with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=dpi)
+        figure.savefig(file, format=Path(path).suffix[1:] or "png", dpi=dpi)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from ffcv_ssl import beton
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.errors import BetonError, UserError
 from ffcv_ssl.fields import Field, IntField, NDArrayField, RGBImageField
+from ffcv_ssl.files import save_figure
 from ffcv_ssl.reader import Reader
 
 if TYPE_CHECKING:
@@ -159,7 +160,9 @@ def draw_grid(reader: Reader, path: str) -> None:
         axes.set_title(_title(reader, sample, label_name), fontsize=8)
         axes.axis("off")
     try:
-        figure.savefig(path, dpi=80)
+        save_figure(figure, path, dpi=80)
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise BetonError(

@@ -3,13 +3,16 @@
 import errno
 import fcntl
 import os
+import socket
 import stat
 import threading
+from pathlib import Path
 
 import pytest
 
 from ffcv_ssl.errors import CheckpointError, UserError
 from ffcv_ssl.files import explained, hold_folder, locked, replacing, write_text
+from ffcv_ssl.training import checkpoint
 
 
 @pytest.fixture
@@ -49,6 +52,52 @@ def test_files_have_the_permissions_of_the_umask(tmp_path, shared_umask):
     with locked(tmp_path / "lock"):
         pass
     assert mode_of(tmp_path / "a.txt") == mode_of(tmp_path / "lock") == shared_umask
+
+
+def bind(path):
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(path))
+
+
+KINDS = [
+    (os.mkdir, "a folder"),
+    (os.mkfifo, "a pipe"),
+    (bind, "a socket"),
+    (lambda path: path.symlink_to("/dev/null"), "a device"),
+]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.tmp"])
+@pytest.mark.parametrize("make, kind", KINDS)
+def test_only_a_regular_file_is_replaced(tmp_path, monkeypatch, make, kind, name):
+    monkeypatch.chdir(tmp_path)  # the path of a socket must be short
+    make(Path(name))
+    before = os.lstat(name)
+    line = f"{name}: is {kind}, expected a regular file or a new name to write to"
+    with pytest.raises(UserError, match=f"^{line}$"):
+        write_text("a.txt", "text")
+    assert os.listdir() == [name]
+    assert os.path.samestat(os.lstat(name), before)
+
+
+def test_a_checkpoint_takes_no_pipes_place_nor_does_the_one_before_it(tmp_path):
+    path, previous = tmp_path / "checkpoint.pt", tmp_path / checkpoint.PREVIOUS
+    os.mkfifo(previous)
+    checkpoint.save(path, {"step": 1}, previous)
+    with pytest.raises(UserError, match=f"{checkpoint.PREVIOUS}: is a pipe, expected"):
+        checkpoint.save(path, {"step": 2}, previous)
+    assert checkpoint.load(path) == {"step": 1}
+    with pytest.raises(UserError, match=f"{checkpoint.PREVIOUS}: is a pipe, expected"):
+        checkpoint.save(previous, {"step": 2})
+    assert stat.S_ISFIFO(os.lstat(previous).st_mode)
+
+
+def test_a_link_is_replaced_and_the_file_it_led_to_stays(tmp_path):
+    (tmp_path / "b.txt").write_text("old")
+    (tmp_path / "a.txt").symlink_to("b.txt")
+    write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "new"
+    assert (tmp_path / "b.txt").read_text() == "old"
 
 
 def test_the_bytes_are_on_disk_before_the_name_changes(tmp_path, monkeypatch):

@@ -138,9 +138,11 @@ def test_what_is_no_beton_file_is_one_line_and_exit_2(tmp_path, capsys, content)
 def test_a_grid_without_images_or_place_is_one_line_and_exit_2(labelled, tmp_path, capsys):
     writer = DatasetWriter(tmp_path / "n", {"n": f.IntField()}, PAGE_BYTES, 1)
     writer.from_indexed_dataset(List([(1,)]))
+    os.mkfifo(tmp_path / "pipe.png")
     for arguments in (
         (tmp_path / "n", "--grid", tmp_path / "g.png"),
         (labelled, "--grid", os.path.join(tmp_path, "none", "g.png")),
+        (labelled, "--grid", tmp_path / "pipe.png"),  # in place, its reader would be waited for
     ):
         code, _, err = inspect(capsys, *arguments)
         assert code == 2

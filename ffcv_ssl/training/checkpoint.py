@@ -18,7 +18,14 @@ import numpy as np
 import torch
 
 from ffcv_ssl.errors import CheckpointError
-from ffcv_ssl.files import StrPath, drop_from_memory, explained, replacing, sync_folder
+from ffcv_ssl.files import (
+    StrPath,
+    check_kind,
+    drop_from_memory,
+    explained,
+    replacing,
+    sync_folder,
+)
 from ffcv_ssl.training.checksums import (
     ZIP_START,
     archive_damage,
@@ -165,6 +172,7 @@ def keep_copy(path: StrPath, kept: StrPath) -> None:
 
 def _link(path: Path, name: Path) -> None:
     """Give the file at `path` a second name, in place of a file of that name."""
+    check_kind(name)
     temporary = name.with_name(name.name + ".tmp")
     temporary.unlink(missing_ok=True)
     try:
