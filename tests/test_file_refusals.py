@@ -161,3 +161,19 @@ def test_a_value_that_its_payload_contradicts_is_an_error_of_that_sample(foreign
         patch(foreign, int(reader.extents("note").pointer[0]), b"\x5a" * 8)
         with refuses("sample 0, field 'note': .*; re-write it, or load with on_error='replace'"):
             reader.decode(0, "note")
+
+
+def test_more_samples_than_fit_before_the_table_are_refused(foreign):
+    header(foreign, num_samples=2**20)
+    with refuses(
+        rf"{2**20} samples need \d+ bytes, the allocation table is at \d+; truncated or damaged"
+    ):
+        Reader(foreign)
+
+
+def test_a_table_that_is_altered_while_the_file_is_open_is_named(copy):
+    _, table_offset, _ = regions_of(copy)
+    with Reader(copy) as reader:
+        patch(copy, table_offset, b"\x5a\x5a")
+        with refuses("copy.beton: the allocation table was altered while open"):
+            _ = reader.alloc_table

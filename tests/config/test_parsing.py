@@ -11,7 +11,7 @@ import train
 from ffcv_ssl.config.messages import find_mistake
 from ffcv_ssl.config.parsing import parse_config
 from ffcv_ssl.config.plain import as_words, config_dict
-from ffcv_ssl.config.yaml_layers import read_layers, yaml_text
+from ffcv_ssl.config.yaml_layers import read_layers, read_yaml, yaml_text
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.evaluation.protocols.linear import LinearConfig
 
@@ -328,3 +328,8 @@ def test_docstrings_of_settings_are_searched_for_help_alone(monkeypatch, capsys)
 def test_settings_as_words_of_a_command_line_are_the_same_settings():
     config = Config(3, "72:00:00", Optim(1e-6, "sgd", (0.1, 0.2)), {"blur": 0.5})
     assert parse(*as_words(config_dict(config))) == config
+
+
+def test_a_yaml_file_that_cannot_be_read_is_said(tmp_path):
+    with pytest.raises(ValueError, match=r"^cannot be read \(Is a directory\)$"):
+        read_yaml(tmp_path)

@@ -110,3 +110,9 @@ def test_a_curve_names_the_folder_that_it_cannot_write(tmp_path, monkeypatch):
     config = curve.CurveConfig(checkpoint=[str(tmp_path)], out=str(tmp_path))
     with refuses(r": cannot be written \(.*No space left on device\); use --out"):
         curve.run(config, World(), None)
+
+
+def test_a_file_of_results_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / results.RESULTS_FILE).mkdir()
+    with refuses(rf"{results.RESULTS_FILE}: cannot be read \(Is a directory\)"):
+        results.read_results(tmp_path)

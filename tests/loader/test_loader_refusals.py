@@ -1,5 +1,6 @@
 """What the loader refuses while it reads, and the line that says so."""
 
+import copy
 import shutil
 import types
 
@@ -8,7 +9,7 @@ import pytest
 from support.beton_files import patch, write
 
 from ffcv_ssl import BetonError, Loader, Reader, inspect
-from ffcv_ssl.errors import UserError
+from ffcv_ssl.errors import NotCopyable, UserError
 from ffcv_ssl.fields import IntField, RGBImageField
 from ffcv_ssl.jobs import slurm
 from pipelines.__main__ import _image_field
@@ -78,3 +79,19 @@ def test_a_job_without_a_file_to_train_on_is_refused(tmp_path):
         match=r"data.train: got no file to train on; write one with write_dataset.py",
     ):
         slurm._check(job)
+
+
+def test_what_prepares_batches_is_not_copied(images):
+    with make_loader(images) as loader:
+        with pytest.raises(
+            NotCopyable,
+            match=r"a.beton: a Loader cannot be copied or pickled, as it has threads and an open "
+            "file; make another Loader, and give it this one's state_dict",
+        ):
+            copy.copy(loader)
+        with pytest.raises(
+            NotCopyable,
+            match=r"a.beton: an epoch's iterator cannot be copied or pickled, as batches are in "
+            "preparation for it; copy the loader's state_dict instead",
+        ):
+            copy.copy(iter(loader))

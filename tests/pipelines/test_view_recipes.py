@@ -443,3 +443,8 @@ def test_a_mistake_in_the_command_exits_2_with_one_line(
     assert code == 2
     assert message in err and err.count("\n") == 1
     assert not out.exists()
+
+
+def test_a_range_is_two_numbers():
+    with pytest.raises(ValueError, match=r"got 0.5, expected two numbers \[low, high\]"):
+        build(View(crop_scale=0.5), 8)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ffcv_ssl.errors import SourceError
-from ffcv_ssl.sources import base, clevr, torchvision_datasets
+from ffcv_ssl.sources import base, clevr, disk, torchvision_datasets
 from ffcv_ssl.sources.shapes import Shapes
 
 
@@ -59,3 +59,34 @@ def test_a_torchvision_dataset_refuses_what_it_cannot_give():
         torchvision_datasets._check_sample("plain", [])
     with refuses(r"plain: expected a dataset of \(image, class label\), got another kind"):
         torchvision_datasets._check_sample("plain", [(1, "x")])
+
+
+def test_folders_that_links_lead_to_again_are_named(tmp_path):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat/up").symlink_to("..")
+    with refuses(
+        "cat/up: leads by a link to the folder .* again, so that its images would count several "
+        "times; remove the link"
+    ):
+        disk.find_files(tmp_path, lambda name: True)
+    (tmp_path / "dog").symlink_to("cat")
+    samples = [(str(tmp_path / name / "1.png"), 0) for name in ("cat", "dog")]
+    with refuses(
+        "dog: leads by a link to the folder .*cat again, so that its images would count several "
+        "times; remove the link"
+    ):
+        torchvision_datasets._check_folders(samples)
+
+
+def test_a_file_that_grows_past_the_limit_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"xx")
+    read = disk._read
+
+    def grow(file, *limits):
+        path.write_bytes(bytes(9))
+        return read(file, *limits)
+
+    monkeypatch.setattr(disk, "_read", grow)
+    with refuses("a.jpg: got more than 4 bytes, expected at most that many"):
+        disk.read_file(path, max_bytes=4)

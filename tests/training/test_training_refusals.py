@@ -8,13 +8,17 @@ import torch
 from torch import nn
 
 import demo
+import train
 from ffcv_ssl import DatasetWriter
+from ffcv_ssl.config.settings import LabelledConfig
 from ffcv_ssl.errors import CheckpointError, NonFiniteLoss, UserError
 from ffcv_ssl.fields import IntField, RGBImageField
 from ffcv_ssl.methods import Method, find
 from ffcv_ssl.training import checkpoint, label_choice, memory, world
+from ffcv_ssl.training.labelled_stream import LabelledStream
 from ffcv_ssl.training.meters import FiniteWatch
 from ffcv_ssl.training.run_data import open_dataset
+from ffcv_ssl.training.run_folder import RunFolder
 from ffcv_ssl.training.sync_batchnorm import SyncBatchNorm
 from ffcv_ssl.training.world import World
 
@@ -135,3 +139,32 @@ def test_a_weight_that_is_not_finite_ends_the_run():
         NonFiniteLoss,
     ):
         watch.check([torch.tensor([float("nan")])], 5, "runs/a", "sgd", "nothing kept")
+
+
+def test_a_folder_of_a_run_whose_checkpoint_is_gone_is_not_begun_anew(tmp_path):
+    folder = RunFolder(tmp_path, {}, {}, (), ())
+    (tmp_path / "backbone.safetensors").write_bytes(b"")
+    line = "got backbone.safetensors but no checkpoint.pt, expected a run's folder or a new one; "
+    with refuses(f"{line}move them away, or use another --out"):
+        folder.read_checkpoint()
+    (tmp_path / "backbone.safetensors").unlink()
+    checkpoint.save(tmp_path / checkpoint.PREVIOUS, {})
+    back = "checkpoint_previous.pt is whole: copy it to checkpoint.pt to go on from there"
+    with refuses(f"expected a run's folder or a new one; {back}, or move them away, or use"):
+        folder.read_checkpoint()
+
+
+def test_a_labelled_batch_of_more_classes_than_have_labels_is_refused():
+    chosen = types.SimpleNamespace(scheme="bernoulli", fraction=1.0, count=None, file=None, seed=0)
+    settings = LabelledConfig(classes_per_batch=4, images_per_class=1, labels=chosen)
+    data = types.SimpleNamespace(labels=np.arange(3), num_classes=5, names=None)
+    with refuses(
+        "labelled.classes_per_batch: got 4, expected at most 3, the number of classes with "
+        "labelled images"
+    ):
+        LabelledStream(settings, data, None, {}, 0, World(), False)
+
+
+def test_a_run_needs_the_name_of_a_folder_or_none():
+    with refuses("out: got ' ', expected a folder; leave it out for runs/NAME"):
+        train.check_config(types.SimpleNamespace(out=" "))
