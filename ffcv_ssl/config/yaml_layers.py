@@ -149,6 +149,13 @@ class _Loader(yaml.SafeLoader):
         self.depth -= 1
         return node
 
+    def fetch_flow_collection_start(self, TokenClass):
+        """Take a [ or {. It may begin a key, so up to 1,024 of them are taken before the first is
+        composed, each at a cost that grows with the depth."""
+        if self.flow_level > MAX_DEPTH:
+            raise yaml.YAMLError(_TOO_DEEP)
+        super().fetch_flow_collection_start(TokenClass)
+
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key, _ in node.value:

@@ -3,6 +3,7 @@
 import time
 
 import pytest
+import yaml
 
 import train
 from ffcv_ssl.config.yaml_layers import read_text, read_yaml
@@ -37,6 +38,20 @@ def test_a_yaml_bomb_is_one_line_and_exit_code_2(name, tmp_path, capsys):
     assert expected in line and str(path) in line and line.count("\n") == 1
     assert time.monotonic() - began < 60
     assert read_text(text) == text  # on a command line it is text
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{" * 100_000, "a: " + "[" * 1000])
+def test_no_more_brackets_are_taken_than_there_may_be_levels(text, tmp_path, monkeypatch):
+    taken, take = [], yaml.SafeLoader.fetch_flow_collection_start
+    monkeypatch.setattr(
+        yaml.SafeLoader,
+        "fetch_flow_collection_start",
+        lambda loader, token: [taken.append(token), take(loader, token)],
+    )
+    (tmp_path / "deep.yaml").write_text(text)
+    with pytest.raises(ValueError, match="more than 32 levels"):
+        read_yaml(tmp_path / "deep.yaml")
+    assert 30 < len(taken) < 40
 
 
 def test_aliases_and_merged_keys_of_sane_size_are_read(tmp_path):

@@ -36,6 +36,8 @@ from typing import Any
 
 import numpy as np
 
+IS_QUICK = True
+"""Whether this process runs the trials of `--quick`; families may read it when they are imported."""
 FAMILIES = ("files", "sources", "kills", "disks", "load", "threads", "scale")
 """Modules of this package, in the order of the table."""
 
@@ -123,6 +125,8 @@ def serve(family: str, quick: bool, words: str, minutes: float, skip: int, pipe:
     print is kept for a failure only."""
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
+    global IS_QUICK
+    IS_QUICK = quick
     with open(pipe, "w") as lines:
 
         def tell(**line):

@@ -15,6 +15,8 @@ from collections import Counter
 
 import numpy as np
 
+from support.process_limits import with_limited_memory
+
 from ffcv_ssl import BetonError, beton
 from ffcv_ssl.kernels.hash import xxh3_64
 from torture.oracle import check_against, check_against_bytes, checked, read_values
@@ -33,9 +35,18 @@ TYPE_TEXTS = [
 JSON_TEXTS = [b"[" * 300, b"1e999\0", b'{"a": NaN}\0', b"\xff\xfe\0", b"{}\0{}", b"no end mark" * 9]
 JPEG_MARKERS = [0xC0, 0xC1, 0xC2, 0xC3, 0xC4, 0xD8, 0xD9, 0xDA, 0xDB, 0xDD, 0xE0, 0xE1, 0xEE, 0xFE]
 # fmt: on
-LIMIT_BYTES = 256 << 20
-"""Of all memory that opening and decoding a mutant may take beyond what the process has: the files
-have 2 MiB, and each payload of at most 2 KB promises 2 million pixels at most."""
+
+
+def memory_bound_bytes(file_bytes: int, payload_bytes: int, limit_px: int) -> int:
+    """What reading a file may take beyond what the process has, in bytes.
+
+    file_bytes: of the whole file; what is said of its samples is in memory eight times at most.
+    payload_bytes: of the largest payload; no image of more than 1,024 pixels a byte is accepted,
+    nor one of more than limit_px, and its pixels are in memory twice. The rest, 48 MiB, is the
+    allocator's.
+    """
+    pixels = min(limit_px, 1024 * min(payload_bytes, file_bytes))
+    return (48 << 20) + 8 * file_bytes + 2 * 3 * pixels
 
 
 class Choices:
@@ -193,7 +204,7 @@ class Mutant:
         if at < 0:
             return
         at += begin + 5
-        sides = [self.choose.pick([1, 2, 16, 64, 255, 1000, 65535]) for _ in range(2)]
+        sides = [self.choose.pick([1, 2, 16, 64, 255, 1000, 4096, 65535]) for _ in range(2)]
         part[at : at + 4] = b"".join(side.to_bytes(2, "big") for side in sides)
         if self.choose.below(2):
             self.tell_sides(begin + self.seed.first, *sides)
@@ -284,6 +295,13 @@ class Mutant:
         head = b"".join(parts[name] for name in ("header", "descriptors", "metadata")) + locator
         seed.write(head, bytes(parts["payloads"]) + section + bytes(parts["table"]), self.end)
 
+    def memory_bound(self) -> int:
+        """Of reading this mutant; rows that leave the file promise no payload."""
+        file_bytes = self.seed.first + len(self.seed.tail)
+        rows = np.frombuffer(bytes(self.parts["table"]), beton.ALLOC_ROW_TYPE)
+        sizes = rows["size"][rows["size"] <= file_bytes]
+        return memory_bound_bytes(file_bytes, int(sizes.max(initial=0)), beton.MAX_IMAGE_PX)
+
     def sealed(self):
         """Marks and checksums that are right for what the parts say now."""
         parts, seed = self.parts, self.seed
@@ -327,7 +345,7 @@ def try_mutant(seed: Seed, data: bytes) -> str:
     mutant = Mutant(seed, data)
     mutant.apply()
     try:
-        values = read_values(seed.path)
+        values = with_limited_memory(mutant.memory_bound(), lambda: read_values(seed.path))
         if mutant.is_resealed or not values["verified"]:  # both marks gone: a file of FFCV's
             check_against_bytes(seed, values)
         else:

@@ -33,6 +33,20 @@ def cellar() -> Path:
     return folder
 
 
+def folder_in_memory() -> Path:
+    """A folder in memory, where the system has one, removed when this process ends; one that a
+    killed process of this user left there goes now."""
+    where = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
+    for left in Path(where).glob("torture.memory.*.*"):
+        owner = left.name.split(".")[2]
+        if not Path("/proc", owner).exists() and left.stat().st_uid == os.geteuid():
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"torture.memory.{os.getpid()}.", dir=where))
+    mine = os.getpid()  # not a child that was forked
+    atexit.register(lambda: os.getpid() == mine and shutil.rmtree(folder, ignore_errors=True))
+    return folder
+
+
 def begin(work: Callable[[], Any], log: Path) -> int:
     """Fork a process, the leader of a group, that exits with what work() returns; its id."""
     pid = os.fork()
