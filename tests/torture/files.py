@@ -19,7 +19,6 @@ import itertools
 import json
 import random
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -39,7 +38,6 @@ from torture.mutants import Mutant, try_many
 from torture.processes import folder_in_memory
 from torture.seeds import make_seeds
 from torture.text_mutants import damaged_bytes, mutated_text
-
 
 LIMIT_BYTES = 256 << 20
 """Of memory that writing and reading a value may take: Pillow's own formats are not bounded."""

@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 
 IS_QUICK = True
-"""Whether this process runs the trials of `--quick`; families may read it when they are imported."""
+"""Whether this process runs the trials of `--quick`; families read it when they are imported."""
 FAMILIES = ("files", "sources", "kills", "disks", "load", "threads", "scale")
 """Modules of this package, in the order of the table."""
 

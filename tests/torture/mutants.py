@@ -14,7 +14,6 @@ import zlib
 from collections import Counter
 
 import numpy as np
-
 from support.process_limits import with_limited_memory
 
 from ffcv_ssl import BetonError, beton
