@@ -3,8 +3,12 @@
 import random
 
 import pytest
+from support.process_limits import with_limited_memory
 from torture.mutants import Mutant, try_many
 from torture.seeds import make_seeds
+
+from ffcv_ssl import BetonError
+from ffcv_ssl.reader import Reader
 
 
 @pytest.fixture(scope="module")
@@ -15,6 +19,29 @@ def seeds(tmp_path_factory):
 def test_mutants_are_refused_or_read_as_other_programs_read_them(seeds):
     outcomes = try_many(seeds, 400, random.Random(0))
     assert min(outcomes.values()) > 5 and len(outcomes) == 3
+
+
+@pytest.mark.parametrize("kind", ["jpg", "raw"])
+@pytest.mark.parametrize("is_foreign", [False, True])
+def test_small_files_that_claim_giant_images_are_refused_before_memory_is_taken(
+    seeds, kind, is_foreign
+):
+    name = ("foreign_" if is_foreign else "") + {"jpg": "one", "raw": "raw"}[kind]
+    (seed,) = [seed for seed in seeds if seed.path.endswith(f"/{name}.beton")]
+    mutant = Mutant(seed, b"")
+    mutant.parts = {name: bytearray(raw) for name, raw in seed.parts.items()}
+    mutant.is_resealed, mutant.lies, mutant.end = True, [], None
+    mutant.tell_sides(int(seed.extents[0].pointer[0]), 4096, 65535)
+    if kind == "jpg":
+        at = mutant.parts["payloads"].find(b"\xff\xc0") + 5
+        mutant.parts["payloads"][at : at + 4] = (4096).to_bytes(2, "big") + b"\xff\xff"
+    mutant.apply()
+    try:
+        with pytest.raises(BetonError, match="its few bytes|differs from that in the allocation"):
+            with_limited_memory(64 << 20, lambda: Reader(seed.path))
+    finally:
+        seed.restore()
+    assert mutant.memory_bound() < 128 << 20 < 3 * 4096 * 65535
 
 
 def test_a_mutant_is_a_function_of_its_bytes(seeds):

@@ -102,6 +102,20 @@ def test_a_file_truncated_while_open_is_an_error_of_that_sample(copy):
             reader.decode(5, "note")
 
 
+def test_a_file_that_shrinks_while_it_is_opened_is_not_taken_for_an_unverified_one(
+    sound, monkeypatch
+):
+    read, calls = os.preadv, []
+
+    def shrinks(fd, buffers, offset):
+        calls.append(offset)
+        return read(fd, buffers, offset) if len(calls) <= 2 else 0  # header and descriptors
+
+    monkeypatch.setattr(os, "preadv", shrinks)
+    with pytest.raises(BetonError, match="locator ends after 0 of"):
+        Reader(sound)
+
+
 def test_a_bad_payload_is_an_error_of_that_sample_alone(copy):
     with Reader(copy) as reader:
         pointer = int(reader.extents("jpg").pointer[1])

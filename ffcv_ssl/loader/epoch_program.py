@@ -80,6 +80,11 @@ class EpochProgram:
                 column = self.reader.field_metadata(field_name)
                 compiled = CompiledOperation(op, source.field, column, state)
                 state, op = compiled.state, compiled
+            elif isinstance(op, ImageOp):
+                raise ValueError(
+                    f"pipeline '{name}': got {op!r}, which is for images; the field "
+                    f"'{field_name}' is of type {type(source.field).__name__}"
+                )
             elif not callable(op):
                 raise ValueError(f"pipeline '{name}': got {op!r}, expected an op or a callable")
             tail.append(op)

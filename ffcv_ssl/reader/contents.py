@@ -173,10 +173,11 @@ class Contents:
 
     def _find_footer(self) -> np.ndarray | None:
         start, end = self.regions.metadata_end, self.table_offset
+        # all bytes or an error: a file that shrinks just now must not look like one of FFCV's
         locator_bytes = min(beton.LOCATOR_TYPE.itemsize, end - start)
-        locator = self._read(locator_bytes, start).tobytes()
+        locator = self._exactly(locator_bytes, start, "locator").tobytes()
         footer_offset = max(end - beton.FOOTER_TYPE.itemsize, start)
-        footer = self._read(end - footer_offset, footer_offset).tobytes()
+        footer = self._exactly(end - footer_offset, footer_offset, "integrity footer").tobytes()
         return beton.find_footer(self._path, locator, footer, self.regions, end, self.file_bytes)
 
     def _read_table(self) -> np.ndarray:

@@ -33,6 +33,7 @@ from ffcv_ssl.training import checkpoint
 from ffcv_ssl.training.label_choice import choose_labels
 from ffcv_ssl.training.metrics_log import METRICS_FILE, MetricsLog, read_metrics
 from torture import values
+from torture.failing_reads import try_failing_read, try_no_file, try_wrong_questions
 from torture.frame import Trial, fault
 from torture.mutants import Mutant, try_many
 from torture.processes import folder_in_memory
@@ -68,7 +69,8 @@ def beton_files(trial: Trial) -> Counter:
 
 @fault("mutated .beton files through a loader", quick=1, full=13, limit_s=1800)
 def beton_files_loaded(trial: Trial) -> Counter:
-    """An epoch of a mutant ends, in batches or in a BetonError of one line."""
+    """An epoch of a mutant ends, in batches, in a BetonError of one line, or in a ValueError of one
+    line where a pipeline does not fit the field any more."""
     # the first trial of a machine compiles kernels that check: 40 s of an idle core
     outcomes: Counter = Counter()
     chosen, sound = at_random(trial), [seed for seed in seeds() if len(seed.values) < 50]
@@ -80,20 +82,37 @@ def beton_files_loaded(trial: Trial) -> Counter:
             with Loader(seed.path, 3, num_workers=1, seed=1, **settings) as loader:
                 assert sum(int(batch.valid.sum()) for batch in itertools.islice(loader, 30))
             outcomes["loaded"] += 1
-        except (BetonError, UserError) as error:
+        except (BetonError, ValueError) as error:
             outcomes[is_one_line(error)] += 1
         finally:
             seed.restore()
     return outcomes
 
 
+@fault("reads that fail", quick=1, full=20)
+def failing_reads(trial: Trial) -> Counter:
+    """Where a read of a sound file fails, gives less than was asked, or finds the file cut: a
+    BetonError, or the right values; short reads go on to the right values."""
+    chosen, sound = at_random(trial), [seed for seed in seeds() if len(seed.values) < 50]
+    try_no_file(trial.folder)
+    for seed in sound:
+        try_wrong_questions(seed)
+    return Counter(
+        try_failing_read(chosen.choice(sound), chosen) for _ in range(200 if trial.quick else 500)
+    )
+
+
 @fault("mutated values for the writer", quick=1, full=50)
 def written_values(trial: Trial) -> Counter:
-    """A field refuses a value by ValueError or TypeError, or what it stores is read back as it was
-    given."""
+    """A field refuses settings or a value by ValueError or TypeError, or what it stores is read
+    back as it was given, by the reader and by the loader's decoder; so are samples' names."""
     chosen = at_random(trial)
     return with_limited_memory(
-        LIMIT_BYTES, lambda: Counter(values.try_value(chosen) for _ in range(400))
+        LIMIT_BYTES,
+        lambda: Counter(
+            [values.try_value(chosen) for _ in range(400)]
+            + [values.try_names(chosen) for _ in range(20)]
+        ),
     )
 
 
