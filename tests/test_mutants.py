@@ -37,7 +37,7 @@ def test_small_files_that_claim_giant_images_are_refused_before_memory_is_taken(
         mutant.parts["payloads"][at : at + 4] = (4096).to_bytes(2, "big") + b"\xff\xff"
     mutant.apply()
     try:
-        with pytest.raises(BetonError, match="its few bytes|differs from that in the allocation"):
+        with pytest.raises(BetonError, match=r"its few bytes|differs from that in the allocation"):
             with_limited_memory(64 << 20, lambda: Reader(seed.path))
     finally:
         seed.restore()

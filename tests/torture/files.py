@@ -33,7 +33,12 @@ from ffcv_ssl.training import checkpoint
 from ffcv_ssl.training.label_choice import choose_labels
 from ffcv_ssl.training.metrics_log import METRICS_FILE, MetricsLog, read_metrics
 from torture import values
-from torture.failing_reads import try_failing_read, try_no_file, try_wrong_questions
+from torture.failing_reads import (
+    try_custom_fields,
+    try_failing_read,
+    try_no_file,
+    try_wrong_questions,
+)
 from torture.frame import Trial, fault
 from torture.mutants import Mutant, try_many
 from torture.processes import folder_in_memory
@@ -97,6 +102,7 @@ def failing_reads(trial: Trial) -> Counter:
     try_no_file(trial.folder)
     for seed in sound:
         try_wrong_questions(seed)
+        try_custom_fields(seed)
     return Counter(
         try_failing_read(chosen.choice(sound), chosen) for _ in range(200 if trial.quick else 500)
     )

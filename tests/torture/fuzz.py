@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROWS = (".beton files", "values for the writer", "reads that fail")
 """Words of the rows whose branches are counted together."""
-TRIALS = 8
+TRIALS = 12
 """Of each of these rows."""
 MEASURED = ("beton.py", "reader.py", "fields/*.py")
 

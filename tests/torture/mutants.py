@@ -162,7 +162,11 @@ class Mutant:
         if kind == 0:
             part[begin] = self.choose.pick([*range(8), 99, 255])
         elif kind == 1:
-            self.damage(part, begin + 1, begin + 17)
+            other = self.choose.below(self.seed.num_fields) * size
+            if self.choose.below(2):  # two fields of one name
+                part[begin + 1 : begin + 17] = part[other + 1 : other + 17]
+            else:
+                self.damage(part, begin + 1, begin + 17)
         elif kind == 2:
             text = self.choose.pick(TYPE_TEXTS)
             length, at = len(text).to_bytes(8, "little"), begin + 17 + 256
@@ -192,6 +196,7 @@ class Mutant:
         elif kind == 3:  # another payload of any kind
             other = self.choose.pick(extents)
             source = int(other.pointer[self.choose.below(len(other.pointer))]) - self.seed.first
+            source = max(0, source)  # that of an empty payload points before the pages
             count = min(end - begin, len(part) - source)
             part[begin : begin + count] = part[source : source + count]
         else:
