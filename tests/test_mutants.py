@@ -1,10 +1,12 @@
 """Mutants of small files, a few hundred of what `make torture` tries by the hundred thousand."""
 
+import json
 import random
+from pathlib import Path
 
 import pytest
 from support.process_limits import with_limited_memory
-from torture.mutants import Mutant, try_many
+from torture.mutants import Mutant, try_many, try_mutant
 from torture.seeds import make_seeds
 
 from ffcv_ssl import BetonError
@@ -42,6 +44,14 @@ def test_small_files_that_claim_giant_images_are_refused_before_memory_is_taken(
     finally:
         seed.restore()
     assert mutant.memory_bound() < 128 << 20 < 3 * 4096 * 65535
+
+
+def test_mutants_that_a_search_kept_are_refused_or_read_right(seeds):
+    """Each of them took a branch of the reader that no other before it had taken."""
+    kept = json.loads((Path(__file__).parent / "data" / "fuzz" / "mutants.json").read_text())
+    by_name = {Path(seed.path).name: seed for seed in seeds}
+    outcomes = {try_mutant(by_name[name], bytes.fromhex(text)) for name, text in kept}
+    assert len(kept) > 40 and len(outcomes) == 3
 
 
 def test_a_mutant_is_a_function_of_its_bytes(seeds):
