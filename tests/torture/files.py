@@ -15,9 +15,12 @@ if not frame.IS_QUICK:
     os.environ.setdefault("NUMBA_BOUNDSCHECK", "1")  # before numba is imported
 
 import functools
+import importlib.util
 import itertools
 import json
 import random
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -231,3 +234,17 @@ def metrics(trial: Trial) -> Counter:
         log.close()
         assert read_metrics(trial.folder)[-1] == {"step": 7, "train/loss": 0.5}
     return outcomes
+
+
+@fault("branches that these trials take", quick=1, full=1, limit_s=1800)
+def branches(trial: Trial) -> str | dict[str, float]:
+    """A few trials of these rows take at least 95 % of the branches of the reader, the layout and
+    the fields."""
+    if trial.quick or importlib.util.find_spec("coverage") is None:
+        return "not measured: needs a whole run and the package coverage"
+    command = [sys.executable, "-m", "torture.fuzz", "--coverage"]
+    ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    share = json.loads(ran.stdout.splitlines()[-1])["share"]
+    assert share >= 0.95, f"{share:.1%} of the branches"
+    return {"share of branches": round(share, 3)}
