@@ -192,7 +192,7 @@ def configurations(trial: Trial) -> Counter:
     return outcomes
 
 
-@fault("mutated label lists", quick=1, full=20)
+@fault("mutated label lists", quick=1, full=40)
 def label_lists(trial: Trial) -> Counter:
     """A list of labelled samples is refused in one line, or chooses labels of the data."""
     chosen, outcomes = at_random(trial), Counter()
@@ -213,7 +213,7 @@ def label_lists(trial: Trial) -> Counter:
     return outcomes
 
 
-@fault("damaged metrics", quick=1, full=20)
+@fault("damaged metrics", quick=1, full=40)
 def metrics(trial: Trial) -> Counter:
     """Of a damaged metrics.jsonl, the whole lines are read, and a run goes on behind them."""
     chosen, outcomes = at_random(trial), Counter()
