@@ -76,6 +76,10 @@ class Promiseless(BytesField):
 
     expected_sizes = Field.expected_sizes
 
+    @staticmethod
+    def from_binary(binary):
+        return Promiseless()
+
 
 def try_custom_fields(seed: Seed) -> None:
     """Byte strings read as a custom field's are those of the sound file, or refused: where a
