@@ -49,7 +49,9 @@ def load():
 
 draw = random.Random(0)
 right, files = load()
-for file in files:
+assert len(files) % 2 == 0  # code and index of each kernel
+# the code of one kernel, the index of the next: each costs a compilation of up to 40 s
+for file in [files[k + k // 2 % 2] for k in range(0, len(files), 2)]:
     damaged = bytearray(open(file, "rb").read())
     bit = draw.randrange(8 * len(damaged))
     damaged[bit // 8] ^= 1 << bit % 8
