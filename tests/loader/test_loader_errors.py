@@ -146,7 +146,7 @@ def test_an_error_in_whole_batch_code_names_pipeline_and_op(small_beton):
         ),
         ({"pipelines": {"image": None, "label": [IntDecoder(), 3]}}, "'label': got 3, expected an"),
         (
-            {"pipelines": {"label": [RandomResizedCrop(8), ToTensor()]}},
+            {"pipelines": {"image": None, "label": [RandomResizedCrop(8), ToTensor()]}},
             "which is for images; the field 'label' is of type IntField",
         ),
         ({"pipelines": {"valid": ("image", [RandomResizedCrop(8)])}}, "'valid'"),

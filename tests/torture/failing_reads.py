@@ -27,7 +27,9 @@ def failing_preadv(kind: str, at: int):
             return read(fd, [buffer], offset)
         if kind == "an error":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return 0 if kind == "the file ends" else read(fd, [buffer[: (len(buffer) + 1) // 2]], offset)
+        return (
+            0 if kind == "the file ends" else read(fd, [buffer[: (len(buffer) + 1) // 2]], offset)
+        )
 
     return preadv
 
