@@ -109,7 +109,8 @@ def test_a_file_that_shrinks_while_it_is_opened_is_not_taken_for_an_unverified_o
 
     def shrinks(fd, buffers, offset):
         calls.append(offset)
-        return read(fd, buffers, offset) if len(calls) <= 2 else 0  # header and descriptors
+        # header and descriptors; nothing of the locator and the footer; the rest
+        return 0 if len(calls) in (3, 4) else read(fd, buffers, offset)
 
     monkeypatch.setattr(os, "preadv", shrinks)
     with pytest.raises(BetonError, match="locator ends after 0 of"):
