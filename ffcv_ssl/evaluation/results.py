@@ -70,7 +70,8 @@ def report(record: dict[str, Any], folder: str | Path) -> dict[str, Any]:
         with _only_writer(path.parent):
             _append(path, line.encode())
     except (OSError, UserError) as error:
-        print(line, end="", flush=True)
+        with contextlib.suppress(OSError):  # stdout may go to the same disk
+            print(line, end="", flush=True)
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
             f"{folder}: results cannot be written ({reason}); this one is on stdout, append that "

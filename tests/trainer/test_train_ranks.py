@@ -1,5 +1,6 @@
 """Several ranks on CPUs: the losses, gradients and numbers of one rank, and life after a kill."""
 
+import contextlib
 import json
 import os
 import re
@@ -274,7 +275,7 @@ def test_sigterm_to_all_ranks_saves_one_step_and_two_ranks_go_on_as_one(
     assert 3 <= saved["step"] < 12
     assert '{"status": "interrupted"' in printed
     # torchrun tells a rank to stop when the other has ended; it ends as it would have
-    assert set(re.findall(r"exitcode *: *(\S+)", printed)) == {"75"}, printed
+    assert set(re.findall(r"exitcode *: *(-?\d+)", printed)) == {"75"}, printed
     threads = torch.get_num_threads()
     try:
         given = {**SETTINGS, **files}
@@ -296,7 +297,8 @@ def test_a_rank_that_is_stopped_for_good_is_named_in_one_line(tmp_path, files):
     try:
         process.wait(timeout=150)  # torchrun ends the stopped rank after 30 s
     finally:
-        os.kill(stopped, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # torchrun has ended it
+            os.kill(stopped, signal.SIGKILL)
     code, printed = finish(process)
     assert code != 0
     said = [line for line in printed.splitlines() if "did not answer" in line]
