@@ -9,10 +9,6 @@ from ffcv_ssl.sources import base, clevr, disk, torchvision_datasets
 from ffcv_ssl.sources.shapes import Shapes
 
 
-def refuses(line, error=SourceError):
-    return pytest.raises(error, match=line)
-
-
 class Numbers(list):
     """A dataset of (image, class)."""
 
@@ -21,25 +17,30 @@ SOURCE = base.Source(Numbers([0, 1]), {}, {}, {}, None)
 
 
 def test_an_index_that_the_source_lacks_is_refused():
-    with refuses("list.txt: got index 2, expected 0 to 1, the samples of the source"):
+    with pytest.raises(
+        SourceError, match=r"list.txt: got index 2, expected 0 to 1, the samples of the source"
+    ):
         base._subset(SOURCE, ["0\n", "2\n"], "list.txt")
 
 
 def test_shapes_refuse_an_index_past_their_end():
-    with refuses("shapes: got index 3, expected 0 to 2", IndexError):
+    with pytest.raises(IndexError, match="shapes: got index 3, expected 0 to 2"):
         Shapes(num_samples=3)[3]
 
 
 def test_clevr_names_the_file_that_it_misses(tmp_path):
-    with refuses(
-        r"--root: .*scenes.json: No such file or directory; expected CLEVR_v1.0 with the folders "
-        "images and scenes"
+    with pytest.raises(
+        SourceError,
+        match=r"--root: .*scenes.json: No such file or directory; expected "
+        "CLEVR_v1.0 with the folders images and scenes",
     ):
         clevr.open_clevr(tmp_path, "train")
     (tmp_path / "scenes").mkdir()
     scenes = tmp_path / "scenes/CLEVR_train_scenes.json"
     scenes.write_text(json.dumps({"scenes": [{}]}))
-    with refuses(r"got no scenes of CLEVR \(KeyError\('image_filename'\)\); fetch it anew"):
+    with pytest.raises(
+        SourceError, match=r"got no scenes of CLEVR \(KeyError\('image_filename'\)\); fetch it anew"
+    ):
         clevr.open_clevr(tmp_path, "train")
 
 
@@ -51,29 +52,37 @@ class Plain:
 
 
 def test_a_torchvision_dataset_refuses_what_it_cannot_give():
-    with refuses(r"--split: got 'x', expected train or test \(.*\) for plain"):
+    with pytest.raises(
+        SourceError, match=r"--split: got 'x', expected train or test \(.*\) for plain"
+    ):
         torchvision_datasets._make("plain", Plain, "r", "x", False)
-    with refuses("plain: Dataset not found.*; add --download to fetch it"):
+    with pytest.raises(
+        SourceError, match=r"plain: Dataset not found.*; add --download to fetch it"
+    ):
         torchvision_datasets._make("plain", Plain, "r", "train", False)
-    with refuses("plain: got no samples, expected at least 1"):
+    with pytest.raises(SourceError, match="plain: got no samples, expected at least 1"):
         torchvision_datasets._check_sample("plain", [])
-    with refuses(r"plain: expected a dataset of \(image, class label\), got another kind"):
+    with pytest.raises(
+        SourceError, match=r"plain: expected a dataset of \(image, class label\), got another kind"
+    ):
         torchvision_datasets._check_sample("plain", [(1, "x")])
 
 
 def test_folders_that_links_lead_to_again_are_named(tmp_path):
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat/up").symlink_to("..")
-    with refuses(
-        "cat/up: leads by a link to the folder .* again, so that its images would count several "
-        "times; remove the link"
+    with pytest.raises(
+        SourceError,
+        match=r"cat/up: leads by a link to the folder .* again, so that its images would "
+        "count several times; remove the link",
     ):
         disk.find_files(tmp_path, lambda name: True)
     (tmp_path / "dog").symlink_to("cat")
     samples = [(str(tmp_path / name / "1.png"), 0) for name in ("cat", "dog")]
-    with refuses(
-        "dog: leads by a link to the folder .*cat again, so that its images would count several "
-        "times; remove the link"
+    with pytest.raises(
+        SourceError,
+        match=r"dog: leads by a link to the folder .*cat again, so that its images would "
+        "count several times; remove the link",
     ):
         torchvision_datasets._check_folders(samples)
 
@@ -88,5 +97,7 @@ def test_a_file_that_grows_past_the_limit_while_it_is_read_is_refused(tmp_path, 
         return read(file, *limits)
 
     monkeypatch.setattr(disk, "_read", grow)
-    with refuses("a.jpg: got more than 4 bytes, expected at most that many"):
+    with pytest.raises(
+        SourceError, match=r"a.jpg: got more than 4 bytes, expected at most that many"
+    ):
         disk.read_file(path, max_bytes=4)
