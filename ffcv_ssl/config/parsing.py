@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -19,6 +20,8 @@ from ffcv_ssl.config.yaml_layers import merge, nested, read_layers, read_text
 from ffcv_ssl.errors import UserError
 
 Config = TypeVar("Config")
+
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 def parse_config(
@@ -124,7 +127,7 @@ def _fill(
         # `instantiate` from jsonargparse 4.49 on; before: `instantiate_classes`
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
         config = config_class(**instantiate(namespace).as_dict())
-        _check_finite(config_dict(config))
+        _check_values(config_dict(config))
         if sort_out is not None:
             sort_out(config)
     except (ArgumentError, ValueError, TypeError, OSError) as error:
@@ -226,9 +229,12 @@ def _with_earlier_keys(settings: dict[str, Any], so_far: Any, prefix: str = "") 
     return merged
 
 
-def _check_finite(settings: dict[str, Any]) -> None:
-    """Raise UserError if a number in nested settings is infinite or NaN."""
+def _check_values(settings: dict[str, Any]) -> None:
+    """Raise UserError if a number in nested settings is infinite or NaN, or a text holds what a file
+    cannot: a NUL in its name, or code points without UTF-8 in `config.yaml`."""
     for key, value in flatten(settings).items():
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, float) and not math.isfinite(number):
-                raise UserError(f"{key}: got {number}, expected a finite number")
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, float) and not math.isfinite(item):
+                raise UserError(f"{key}: got {item}, expected a finite number")
+            if isinstance(item, str) and _NO_TEXT.search(item):
+                raise UserError(f"{key}: got {item!r}, expected text of UTF-8 without NUL")

@@ -237,6 +237,13 @@ def test_a_file_of_other_bytes_than_text_and_a_folder_are_refused(write, tmp_pat
     assert re.match(r"\S+: no such configuration file", refusal(f"--config={tmp_path}"))
 
 
+def test_text_that_no_file_can_hold_is_refused(write):
+    write("a.yaml", 'time: "a\\0b"\n')
+    expected = "expected text of UTF-8 without NUL"
+    assert refusal("--config=a.yaml") == f"a.yaml: time: got 'a\\x00b', {expected}"
+    assert refusal("--time=a\udcff") == f"time: got 'a\\udcff', {expected}"
+
+
 @pytest.mark.parametrize("argv", [["--config"], ["--config="]], ids=str)
 def test_config_without_a_file_is_refused(argv):
     assert refusal("--epochs=3", *argv) == "--config: got nothing, expected a YAML file"
