@@ -230,8 +230,8 @@ def _with_earlier_keys(settings: dict[str, Any], so_far: Any, prefix: str = "") 
 
 
 def _check_values(settings: dict[str, Any]) -> None:
-    """Raise UserError if a number in nested settings is infinite or NaN, or a text holds what a file
-    cannot: a NUL in its name, or code points without UTF-8 in `config.yaml`."""
+    """Raise UserError if a number in nested settings is infinite or NaN, or if a text has a NUL,
+    which no file's name can have, or code points that UTF-8 does not have."""
     for key, value in flatten(settings).items():
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, float) and not math.isfinite(item):
