@@ -121,7 +121,7 @@ def _say_and_end(line: str, code: int) -> int:
     """Say in one line why this rank fails, and end the process if it is connected to others."""
     if world.is_connected():
         _end_process(code, line)
-    if world.tell_before_meeting(line):
+    if world.tell_before_meeting(line, is_mistake=code == EXIT_USER_ERROR):
         print(line, file=sys.stderr)
     return code
 

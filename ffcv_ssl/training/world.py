@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple, TextIO
@@ -21,8 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ffcv_ssl.errors import LostRank, ToldBefore, UserError
-from ffcv_ssl.training import lost_ranks
+from ffcv_ssl.errors import ToldBefore, UserError
+from ffcv_ssl.training import lost_ranks, meeting
 
 PATIENCE_MINUTES = 20.0
 """How long a rank waits for another before it gives up with an error, if nothing else is said."""
@@ -125,11 +124,11 @@ class World:
         # NCCL refuses two ranks on one device
         backends = "cpu:gloo,cuda:nccl" if device.type == "cuda" and not shared else "gloo"
         patience = datetime.timedelta(minutes=patience_minutes)
-        _stores["launch"] = next(dist.rendezvous("env://", timeout=patience))[0]
+        _stores["launch"] = meeting.reach_launcher(patience)
         if _stores["launch"].check([_MISTAKE]):
             raise ToldBefore
         patience_s = patience.total_seconds()
-        store = _stores["start"] = meet(_stores["launch"], rank, size, patience_s)
+        store = _stores["start"] = meeting.meet(_stores["launch"], rank, size, patience_s)
         _stores["explain"] = functools.partial(
             lost_ranks.explain, store=store, rank=rank, size=size, patience_s=patience_s
         )
@@ -228,6 +227,7 @@ class World:
                 # and have a summary to print
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
             dist.destroy_process_group()
+            _stores["explain"] = lambda error: None
             # gloo's threads may still hold tensors of the last calls. A thread that frees a
             # tensor while the interpreter ends can abort the process, which torchrun takes for a
             # crash. So the threads get time to finish.
@@ -236,7 +236,7 @@ class World:
 
 _stores: dict[str, Any] = {}
 """Of this process' connection: "launch", which torchrun keeps over restarts, "start", and "explain"
-for an error of a call between ranks."""
+for an error of a call between ranks, from the meeting to the end."""
 _MISTAKE = "mistake"
 
 
@@ -252,7 +252,7 @@ def was_connected() -> bool:
 
 def explain_loss(error: BaseException) -> str | None:
     """The line that names the ranks that this one waited for in vain; None for other errors."""
-    return _stores["explain"](error) if is_connected() and was_connected() else None
+    return _stores["explain"](error) if was_connected() else None
 
 
 def tell_first(line: str, is_mistake: bool) -> bool:
@@ -261,22 +261,26 @@ def tell_first(line: str, is_mistake: bool) -> bool:
     is_mistake: a mistake of the user, which will not go away: if torchrun starts the ranks again,
     their `World.join` raises ToldBefore.
     """
-    try:
+
+    def tell() -> bool:
         if is_mistake:
             _stores["launch"].set(_MISTAKE, line)
         return _stores["start"].add(f"told/{line}", 1) == 1
-    except (KeyError, RuntimeError):  # no store, or the process that holds it has ended
-        return True
+
+    told = lost_ranks.answer_of(tell) if "start" in _stores else None
+    return told is None or told  # without an answer, better twice than never
 
 
-def tell_before_meeting(line: str) -> bool:
-    """Whether this rank is to report `line`, a user's mistake, before the ranks have met. Under
-    torchrun every rank finds it, at each restart: the first of all reports it.
+def tell_before_meeting(line: str, is_mistake: bool) -> bool:
+    """Whether this rank is to report `line` before the ranks have met. Under torchrun every rank
+    finds a mistake of the user, at each restart: the first of all reports it. is_mistake: as in
+    `tell_first`.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         try:
             store = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=20)))[0]
-            store.set(_MISTAKE, line)
+            if is_mistake:
+                store.set(_MISTAKE, line)
             return store.add(f"told/{line}", 1) == 1
         except (RuntimeError, ValueError):  # torchrun has ended, or its variables are incomplete
             pass
@@ -301,44 +305,6 @@ def _share_of_cores(device: torch.device, shared: bool = False) -> int:
         raise UserError(f"system.device: {got}; start one rank per device, or use cpu")
     users = Counter(core for other in seats if other.host == seat.host for core in other.cores)
     return max(1, int(sum(1 / users[core] for core in seat.cores) + 1e-9))
-
-
-def meet(store: Any, rank: int, size: int, patience_s: float = 60 * PATIENCE_MINUTES) -> dist.Store:
-    """A part of `store` (torch.distributed.Store) that only the ranks of this start write to.
-
-    torchrun keeps one store over all its restarts. The store still holds the addresses of killed
-    ranks; gloo would connect to these addresses, and fail or wait for ever. So the first rank
-    numbers each start and gives the number to every rank that asks with a token of its own. A dead
-    rank's token is never answered. Raises LostRank for a rank that does not come.
-    """
-    deadline = time.monotonic() + patience_s
-    if rank == 0:
-        start = f"start/{store.add('start', 1)}"
-        for other in range(1, size):
-            while not store.check([f"{start}/here/{other}"]):
-                if time.monotonic() > deadline:
-                    raise _not_come(other, size, patience_s)
-                if store.check([f"token/{other}"]):
-                    token = store.get(f"token/{other}").decode()
-                    store.set(f"answer/{token}", start)
-                time.sleep(0.01)
-    else:
-        token = uuid.uuid4().hex
-        store.set(f"token/{rank}", token)
-        while not store.check([f"answer/{token}"]):
-            if time.monotonic() > deadline:
-                raise _not_come(0, size, patience_s)
-            time.sleep(0.01)
-        start = store.get(f"answer/{token}").decode()
-        store.set(f"{start}/here/{rank}", "")
-    return dist.PrefixStore(start, store)
-
-
-def _not_come(rank: int, size: int, patience_s: float) -> LostRank:
-    return LostRank(
-        f"rank {rank} of {size} did not come to the start within {patience_s:g} s; see its log and "
-        "its machine, and start again"
-    )
 
 
 ALONE = World()

@@ -21,10 +21,11 @@ from torch import nn
 import train
 from ffcv_ssl.config import settings
 from ffcv_ssl.training.data_parallel import share_learning
+from ffcv_ssl.training.meeting import meet
 from ffcv_ssl.training.meters import Averages
 from ffcv_ssl.training.metrics_log import read_metrics
 from ffcv_ssl.training.probes import Probes, ProbeTrainer
-from ffcv_ssl.training.world import World, meet
+from ffcv_ssl.training.world import World
 
 pytestmark = pytest.mark.whole
 

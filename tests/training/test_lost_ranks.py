@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from ffcv_ssl.errors import LostRank
 from ffcv_ssl.training import lost_ranks
-from ffcv_ssl.training.world import meet
+from ffcv_ssl.training.meeting import meet
 
 TIMED_OUT = RuntimeError(
     "[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 500ms for recv"
