@@ -429,10 +429,7 @@ class Trainer:
             self.folder, self._state, lambda: f"step {self.step}",
             config.checkpoint.every_minutes, world, stop,
         )  # fmt: skip
-        if saved is None:
-            self._start()
-        else:
-            self._restore(saved)
+        self.folder.begin(saved, self._start, self._restore)
 
     @property
     def step(self) -> int:

@@ -206,10 +206,12 @@ def tune(
     with open_run(make.protocol, config, encoder, data, world) as (folder, saved, results):
         if saved is not None and "result" in saved:
             world.say(f"{folder.path}: already finished")
+            folder.forget_previous()  # a kill may have come between
             return saved["result"]
         run = make(config, encoder, data, folder, world, stop)
         try:
-            run.start(saved)
+            with folder.restoring():
+                run.start(saved)
             return run.fit(results)
         finally:
             run.close()

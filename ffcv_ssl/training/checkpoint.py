@@ -7,10 +7,12 @@ only, so `torch.load(weights_only=True)` opens them.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pickle
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -48,15 +50,17 @@ def save(path: StrPath, state: dict[str, Any], previous: StrPath | None = None) 
     """
     path = Path(path)
     state = to_plain(state)
+    is_first = not path.exists()
+    more = "" if is_first else ", the checkpoint before it is kept"
+    with explained(path, more), contextlib.ExitStack() as former:
 
-    def before(new):
-        _read_back(path, archive_damage, new)
-        if previous is not None and path.exists():
-            _link(path, Path(previous))
+        def before(new):
+            _read_back(path, archive_damage, new)
+            if previous is not None and not is_first:
+                former.enter_context(_second_name(path, Path(previous)))
 
-    more = ", the checkpoint before it is kept" if path.exists() else ""
-    with explained(path, more), replacing(path, before=before) as file:
-        _write_archive(state, file)
+        with replacing(path, before=before) as file:
+            _write_archive(state, file)
     sync_folder(path.parent)
 
 
@@ -130,13 +134,22 @@ def way_back(path: StrPath) -> str | None:
     """What to do about a run's checkpoint that cannot be read: the newest whole checkpoint in its
     folder, and how the run goes on from it; None where there is none."""
     path = Path(path)
-    others = set(path.parent.glob("checkpoint*.pt")) - {path}
     if not path.match("checkpoint*.pt"):
         return None
-    for other in sorted(others, key=lambda file: file.stat().st_mtime, reverse=True):
+    others = [p for p in path.parent.glob("checkpoint*.pt") if p != path and p.is_file()]
+    for other in sorted(others, key=_time_of_change, reverse=True):
         if is_whole(other):
-            return f"{other.name} is whole: copy it to {path.name} to go on from there"
+            # a copy over the damaged file would change kept copies, which are the same file
+            first = f"delete {path.name} and " if path.exists() else ""
+            return f"{other.name} is whole: {first}copy it to {path.name} to go on from there"
     return None
+
+
+def _time_of_change(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # gone meanwhile
+        return 0.0
 
 
 def is_whole(path: StrPath) -> bool:
@@ -164,33 +177,38 @@ def _reason(path, error):
 
 
 def keep_copy(path: StrPath, kept: StrPath) -> None:
-    """Keep the checkpoint at `path` as `kept`, unless `kept` exists: a hard link where the file
-    system has hard links, else a copy. A link is safe because `save` never overwrites a file."""
-    if not Path(kept).exists():
-        _link(Path(path), Path(kept))
+    """Keep the checkpoint at `path` as `kept`, also where there is such a file, which may have been
+    damaged: a hard link where the file system has hard links, else a copy. A link is safe because
+    `save` never overwrites a file."""
+    with _second_name(Path(path), Path(kept)):
+        pass
 
 
-def _link(path: Path, name: Path) -> None:
-    """Give the file at `path` a second name, in place of a file of that name."""
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
+
+
+@contextlib.contextmanager
+def _second_name(path: Path, name: Path) -> Iterator[None]:
+    """Hold the file at `path`, and give it the second name `name` when the block ends: `path` may
+    meanwhile become another file. A file of that name is replaced; if the block fails, it stays."""
     check_kind(name)
     temporary = name.with_name(name.name + ".tmp")
     temporary.unlink(missing_ok=True)
     try:
-        os.link(path, temporary)
-    except OSError as error:
-        if error.errno not in (
-            errno.EPERM,
-            errno.EOPNOTSUPP,
-            errno.ENOSYS,
-            errno.EMLINK,
-            errno.EACCES,
-        ):
-            raise
-        with open(path, "rb") as source, replacing(name) as copy:
-            shutil.copyfileobj(source, copy)
-        return
-    os.replace(temporary, name)
-    temporary.unlink(missing_ok=True)  # two names of one file: os.replace does nothing
+        try:
+            os.link(path, temporary)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            with open(path, "rb") as source, open(temporary, "wb") as copy:
+                shutil.copyfileobj(source, copy)
+                copy.flush()
+                os.fsync(copy.fileno())
+        yield
+        os.replace(temporary, name)
+    finally:
+        # also where both names are of one file already: os.replace then does nothing
+        temporary.unlink(missing_ok=True)
 
 
 def to_plain(value: Any, where: str = "state") -> Any:

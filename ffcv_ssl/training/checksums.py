@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 import zipfile
 import zlib
@@ -24,6 +25,8 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature; lengths of the name and 
 _IS_FOLDER = 0x10  # torch's reader leaves memory as it was for a member with this attribute
 _LENGTH_BYTES = 8  # of a safetensors file: the length of its JSON header
 _CHUNK_BYTES = 1 << 20
+_MAX_GROWTH = 20
+"""A compressed archive with more bytes in it than so many times its own is no file of weights."""
 
 
 def is_archive(path: StrPath) -> bool:
@@ -55,6 +58,9 @@ def archive_damage(path: StrPath) -> str | None:
                 members = archive.infolist()
                 if members and not any(member.CRC for member in members):
                     return None
+                unpacked = sum(m.file_size for m in members)
+                if unpacked > _MAX_GROWTH * (os.fstat(file.fileno()).st_size + _CHUNK_BYTES):
+                    return f"it is damaged: unpacked it would have {unpacked} bytes"
                 wrong = next((m.filename for m in members if not _is_whole(archive, m)), None)
         except OSError:
             raise
@@ -68,7 +74,9 @@ def _is_whole(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
     if member.external_attr & _IS_FOLDER:
         return False
     if member.compress_type != zipfile.ZIP_STORED:  # another program's: torch does not compress
-        archive.read(member)
+        with archive.open(member) as content:
+            while content.read(_CHUNK_BYTES):  # at its end it compares the checksum
+                pass
         return True
     file: Any = archive.fp
     file.seek(member.header_offset)

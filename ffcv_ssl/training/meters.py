@@ -53,7 +53,10 @@ class Averages:
         return dict(zip(names, world.sum_(torch.stack([self.sums[name] for name in names]))))
 
     def load(self, sums: dict[str, torch.Tensor], world: World) -> None:
-        """Continue from the sums that `over_ranks` returned. The first rank takes all of them."""
+        """Continue from the sums that `over_ranks` returned. The first rank takes all of them.
+        Raises ValueError for what are no sums."""
+        if not all(pair.shape == (2,) for pair in sums.values()):
+            raise ValueError("averages: got other tensors than pairs of a sum and its weight")
         self.sums = {k: pair.to(world.device) * world.is_first for k, pair in sums.items()}
 
     def take(self, world: World) -> dict[str, float]:

@@ -9,20 +9,25 @@ if the disk loses the last one. A folder with files that a new run would destroy
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.config.plain import config_differences
 from ffcv_ssl.config.renamed import Table, rename
 from ffcv_ssl.config.yaml_layers import yaml_text
-from ffcv_ssl.errors import UserError
+from ffcv_ssl.errors import CheckpointError, FfcvSslError, UserError
 from ffcv_ssl.files import StrPath, explained, write_text
 from ffcv_ssl.training import checkpoint
+from ffcv_ssl.training.checkpoint import PREVIOUS
+from ffcv_ssl.training.lost_ranks import is_loss
+from ffcv_ssl.training.memory import what_ran_out
 from ffcv_ssl.training.metrics_log import EVENTS_FOLDER, METRICS_FILE, MetricsLog
 from ffcv_ssl.training.report import REPORT_FILE, draw_report
 
@@ -67,6 +72,17 @@ class RunFolder:
             raise UserError(
                 f"{path}: got format {saved.get('format')!r}, expected {FORMAT}; use another --out"
             )
+        with self.restoring():
+            differences = self._differences(saved)
+        if differences:
+            raise UserError(
+                f"{path}: made by another run: {'; '.join(differences)}; restore what has changed, "
+                "or use another --out"
+            )
+        return saved
+
+    def _differences(self, saved):
+        """What this run has in other words than a checkpoint, whose settings get today's names."""
         saved["config"], _ = rename(saved["config"], self.renamed)
         sides = (saved["config"], self.config)
         differences = config_differences(*sides, self.free_keys, self.free_groups)
@@ -74,12 +90,37 @@ class RunFolder:
             before = saved["datasets"].get(name, "not on record")
             if before != now:
                 differences.append(f"{name} data {before} in the checkpoint, {now} now")
-        if differences:
-            raise UserError(
-                f"{path}: made by another run: {'; '.join(differences)}; restore what has changed, "
-                "or use another --out"
-            )
-        return saved
+        return differences
+
+    def begin(
+        self,
+        saved: dict[str, Any] | None,
+        start: Callable[[], object],
+        restore: Callable[[dict[str, Any]], object],
+    ) -> None:
+        """Start a run, or restore it from its checkpoint. Raises CheckpointError where that lacks
+        what `restore` needs."""
+        if saved is None:
+            start()
+            return
+        with self.restoring():
+            restore(saved)
+
+    @contextlib.contextmanager
+    def restoring(self) -> Iterator[None]:
+        """A checkpoint whose checksums hold, but that lacks a part which is used in the block, or
+        has another one, is a CheckpointError."""
+        try:
+            yield
+        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            if isinstance(error, FfcvSslError) or is_loss(error) or what_ran_out(error):
+                raise
+            path = self.path / CHECKPOINT
+            way_on = checkpoint.way_back(path) or "restore a kept copy, or use another --out"
+            raise CheckpointError(
+                f"{path}: lacks what the run goes on from, or contradicts it "
+                f"({type(error).__name__}: {one_line(error)}); {way_on}"
+            ) from error
 
     def _check_free(self):
         """Raise UserError where a run that begins here would destroy files: those of a run whose
@@ -135,27 +176,28 @@ class RunFolder:
                 self.log.sync()
             about = {"format": FORMAT, "config": self.config, "datasets": self.datasets}
             threads = {"threads": torch.get_num_threads(), "versions": checkpoint.versions()}
-            files = self.path / CHECKPOINT, self.path / checkpoint.PREVIOUS
+            files = self.path / CHECKPOINT, self.path / PREVIOUS
             checkpoint.save(files[0], {**about, **state, **threads}, previous=files[1])
 
     @property
     def is_finished(self) -> bool:
         """Whether `finish` has nothing to do; always on ranks that do not write."""
-        return not self.writes or (self.path / BACKBONE).exists()
+        has = {name: (self.path / name).exists() for name in (BACKBONE, REPORT_FILE, PREVIOUS)}
+        return not self.writes or (has[BACKBONE] and has[REPORT_FILE] and not has[PREVIOUS])
 
     def finish(
         self, samples: list[np.ndarray], backbone: torch.nn.Module, about: dict[str, str]
     ) -> None:
-        """Leave the picture of a pretraining run and its backbone. samples: views to show, as
+        """Leave the backbone of a pretraining run and its picture. samples: views to show, as
         `draw_report` takes them; about: the backbone's metadata."""
-        draw_report(self.path, samples)
         checkpoint.save_weights(self.path / BACKBONE, backbone, about)
+        draw_report(self.path, samples)
         self.forget_previous()
 
     def forget_previous(self) -> None:
         """Delete the checkpoint before the last one: the run is finished."""
         if self.writes:
-            (self.path / checkpoint.PREVIOUS).unlink(missing_ok=True)
+            (self.path / PREVIOUS).unlink(missing_ok=True)
 
     def keep_copy(self, epoch: int) -> None:
         """Keep a permanent copy of the checkpoint, named after `epoch`."""

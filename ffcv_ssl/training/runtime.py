@@ -24,7 +24,7 @@ import torch
 
 from ffcv_ssl.config.renamed import Table
 from ffcv_ssl.errors import Interrupted
-from ffcv_ssl.files import hold_folder
+from ffcv_ssl.files import explained, hold_folder
 from ffcv_ssl.training import checkpoint
 from ffcv_ssl.training.command import StopSignal
 from ffcv_ssl.training.run_folder import CHECKPOINT, RunFolder
@@ -115,7 +115,8 @@ class Tracer:
         if self._profile is None:
             return
         self._profile.stop()
-        self._profile.export_chrome_trace(str(self.path))
+        with explained(self.path):
+            self._profile.export_chrome_trace(str(self.path))
         self._profile = None
         self.world.say(f"trace of {self.seen - self.WARM_STEPS} steps: {self.path}")
 

@@ -1,5 +1,6 @@
 """Whole runs of the trainer, tiny: what they leave, how they stop, resume and refuse."""
 
+import errno
 import gzip
 import json
 import os
@@ -483,12 +484,61 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_it(
     assert train.main(arguments(out, **data)) == 2
     line = capsys.readouterr().err
     assert line.startswith(f"{out / 'checkpoint.pt'}: not a readable checkpoint (it is damaged")
-    assert "checkpoint_previous.pt is whole: copy it to checkpoint.pt" in line
+    assert "checkpoint_previous.pt is whole: delete checkpoint.pt and copy it to checkpoint" in line
+    (out / "checkpoint.pt").unlink()
     (out / "checkpoint.pt").write_bytes((out / "checkpoint_previous.pt").read_bytes())
     assert train.main(arguments(out, **data)) == 0
     assert "resumed at step 5" in capsys.readouterr().out
     assert records(out) == records(finished[0])
     assert not (out / "checkpoint_previous.pt").exists()
+
+
+def test_a_checkpoint_that_lacks_a_part_is_one_line(tmp_path, raw_beton, capsys):
+    out = tmp_path / "run"
+    given = arguments(out, data__train=raw_beton)
+    out.mkdir()
+    checkpoint.save(out / "checkpoint.pt", {"format": 1})
+    assert train.main(given) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"{out / 'checkpoint.pt'}: lacks what the run goes on from, or contra")
+    assert "KeyError: 'config'" in line and line.count("\n") == 1
+
+
+@pytest.mark.parametrize("part", ["rng", "averages", "optimizer", "model"])
+def test_a_checkpoint_whose_parts_contradict_the_run_is_one_line(
+    part, tmp_path, raw_beton, monkeypatch, capsys
+):
+    out = tmp_path / "run"
+    given = arguments(out, data__train=raw_beton)
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, 2)
+        assert train.main(given) == 75
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    checkpoint.save(out / "checkpoint.pt", {**state, part: {"a": torch.zeros(3)}})
+    capsys.readouterr()
+    assert train.main(given) == 2
+    line = capsys.readouterr().err
+    assert (
+        line.startswith(f"{out / 'checkpoint.pt'}: lacks what the run goes on from")
+        and line.count("\n") == 1
+    )
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_weights(tmp_path, raw_beton, monkeypatch, capsys):
+    out = tmp_path / "run"
+    given = arguments(out, data__train=raw_beton, epochs=1)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("ffcv_ssl.training.report.save_figure", full)
+        assert train.main(given) == 2
+    assert "report.png: cannot be written (No space left on device)" in capsys.readouterr().err
+    weights = (out / "backbone.safetensors").read_bytes()
+    assert train.main(given) == 0  # the same command draws it
+    assert (out / "report.png").exists() and not (out / "checkpoint_previous.pt").exists()
+    assert (out / "backbone.safetensors").read_bytes() == weights
 
 
 def test_a_mistake_in_a_configuration_names_its_file(tmp_path, capsys):

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,10 +74,10 @@ def test_a_damaged_checkpoint_is_told_with_the_newest_whole_one_to_go_back_to(tm
     content = (tmp_path / names[0]).read_bytes()
     damaged = flipped(content, content.index(b"\x00\x00\x80?"), 0)
     path.write_bytes(damaged)
-    with pytest.raises(CheckpointError, match=f"; {names[2]} is whole: copy it to checkpoint.pt"):
+    with pytest.raises(CheckpointError, match=f"; {names[2]} is whole: delete checkpoint.pt and"):
         checkpoint.load(path)
     (tmp_path / names[2]).write_bytes(damaged)
-    with pytest.raises(CheckpointError, match=f"; {names[1]} is whole: copy it to checkpoint.pt"):
+    with pytest.raises(CheckpointError, match=f"; {names[1]} is whole: delete checkpoint.pt and"):
         checkpoint.load(path)
     for name in names[:2]:
         (tmp_path / name).unlink()
@@ -101,6 +102,55 @@ def test_the_former_checkpoint_stays_until_the_new_one_is_read_back_whole(tmp_pa
         checkpoint.save(path, {"step": 3}, previous)
     assert (checkpoint.load(path), checkpoint.load(previous)) == ({"step": 2}, {"step": 1})
     assert sorted(tmp_path.iterdir()) == [path, previous]
+
+
+def test_the_former_checkpoint_is_replaced_after_the_checkpoint(tmp_path, monkeypatch):
+    # were it before, a kill between them would leave two names of one file, which may be rotten
+    path, previous = tmp_path / "checkpoint.pt", tmp_path / checkpoint.PREVIOUS
+    replaced, replace = [], os.replace
+
+    def recorded(source, target):
+        replaced.append(Path(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", recorded)
+    for step in (1, 2, 3):
+        checkpoint.save(path, {"step": step}, previous)
+    assert replaced == [path, path, previous, path, previous]
+    assert checkpoint.load(previous) == {"step": 2}
+
+
+def test_a_kept_copy_is_made_again_where_a_user_wrote_over_it(tmp_path):
+    path, kept = tmp_path / "checkpoint.pt", tmp_path / "checkpoint_epoch_0001.pt"
+    checkpoint.save(path, {"step": 1})
+    former = path.read_bytes()
+    checkpoint.save(path, {"step": 2})
+    checkpoint.keep_copy(path, kept)
+    path.write_bytes(former)  # as cp does: into the same file
+    assert checkpoint.load(kept) == {"step": 1}
+    checkpoint.save(path, {"step": 2})
+    checkpoint.keep_copy(path, kept)
+    assert checkpoint.load(kept) == {"step": 2}
+
+
+def test_the_way_back_is_to_delete_first_what_kept_copies_are_too(tmp_path):
+    path, kept = tmp_path / "checkpoint.pt", tmp_path / "checkpoint_epoch_0001.pt"
+    checkpoint.save(path, STATE)
+    os.mkfifo(tmp_path / "checkpoint_pipe.pt")  # no file to look into
+    assert checkpoint.way_back(path) is None
+    checkpoint.keep_copy(path, kept)
+    said = f"{kept.name} is whole: delete checkpoint.pt and copy it to checkpoint.pt to go on from"
+    assert checkpoint.way_back(path).startswith(said)
+    path.unlink()
+    assert checkpoint.way_back(path).startswith(f"{kept.name} is whole: copy it to checkpoint.pt")
+
+
+def test_an_archive_that_unpacks_to_far_more_than_it_is_holds_no_weights(tmp_path):
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(200 << 20))
+    with pytest.raises(CheckpointError, match="it is damaged: unpacked it would have 209715200 b"):
+        checkpoint.load(path)
 
 
 def test_a_copy_that_does_not_fit_leaves_nothing_where_there_are_no_links(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from ffcv_ssl.fields import IntField, RGBImageField
 from ffcv_ssl.methods import Method, find
 from ffcv_ssl.training import checkpoint, label_choice, memory, world
 from ffcv_ssl.training.labelled_stream import LabelledStream
-from ffcv_ssl.training.meters import FiniteWatch
+from ffcv_ssl.training.meters import Averages, FiniteWatch
 from ffcv_ssl.training.run_data import open_dataset
 from ffcv_ssl.training.run_folder import RunFolder
 from ffcv_ssl.training.sync_batchnorm import SyncBatchNorm
@@ -183,3 +183,8 @@ def test_a_run_needs_the_name_of_a_folder_or_none():
         UserError, match="out: got ' ', expected a folder; leave it out for runs/NAME"
     ):
         train.check_config(types.SimpleNamespace(out=" "))
+
+
+def test_averages_refuse_what_are_no_sums():
+    with pytest.raises(ValueError, match="averages: got other tensors than pairs of a sum and its"):
+        Averages().load({"train/loss": torch.zeros(3)}, world.World())
