@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import random
 from unittest import mock
@@ -17,37 +18,57 @@ from torture.seeds import Seed
 KINDS = ("an error", "a short read", "short reads from then on", "the file ends")
 
 
-def failing_preadv(kind: str, at: int):
-    """os.preadv that fails in a way at its call number `at`, or from then on."""
-    read, numbers = os.preadv, iter(range(1 << 62))
+class FailingReads:
+    """os.preadv that fails in a way (one of KINDS, or none: "") at its call number `at`, or from
+    then on. sizes: of the reads that were asked for. num_faults: calls that failed."""
 
-    def preadv(fd, buffers, offset):
-        number, (buffer,) = next(numbers), buffers
-        if number < at or (number > at and kind in ("an error", "a short read")):
-            return read(fd, [buffer], offset)
-        if kind == "an error":
+    def __init__(self, kind: str = "", at: int = 0) -> None:
+        self.kind, self.at = kind, at
+        self.sizes: list[int] = []
+        self.num_faults = 0
+        self._read = os.preadv
+
+    def __call__(self, fd, buffers, offset):
+        number, (buffer,) = len(self.sizes), buffers
+        self.sizes.append(len(buffer))
+        is_sound = number < self.at or (number > self.at and self.kind in KINDS[:2])
+        if not self.kind or is_sound:
+            return self._read(fd, [buffer], offset)
+        self.num_faults += 1
+        if self.kind == "an error":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return (
-            0 if kind == "the file ends" else read(fd, [buffer[: (len(buffer) + 1) // 2]], offset)
-        )
+        if self.kind == "the file ends":
+            return 0
+        return self._read(fd, [buffer[: (len(buffer) + 1) // 2]], offset)
 
-    return preadv
+
+@functools.cache
+def sound_reads(path: str) -> list[int]:
+    """The sizes of the reads that a sound file takes, in order."""
+    with mock.patch.object(os, "preadv", FailingReads()) as reads:
+        read_values(path)
+    return reads.sizes
 
 
 def try_failing_read(seed: Seed, choose: random.Random) -> str:
-    """Read a sound file where one read fails: its values, or BetonErrors in their place."""
-    kind = choose.choice(KINDS)
-    with mock.patch.object(os, "preadv", failing_preadv(kind, choose.randrange(40))):
+    """Read a sound file where one read fails. Raises AssertionError where a read that gave nothing
+    is not told, and where short reads do not lead to the right values."""
+    kind, sizes = choose.choice(KINDS), sound_reads(seed.path)
+    least = 2 if "short" in kind else 1  # a read of one byte cannot be short
+    at = choose.choice([number for number, size in enumerate(sizes) if size >= least])
+    reads, outcome = FailingReads(kind, at), "read right"
+    with mock.patch.object(os, "preadv", reads):
         try:
             values = read_values(seed.path)
         except BetonError as error:
             checked(error)
-            assert "short" not in kind, f"{kind}: {error}"
-            return "refused at opening"
+            values, outcome = {}, "refused at opening"
+    assert reads.num_faults, f"read {at} of {len(sizes)} was not reached"
     check_against(seed.values, values)
-    is_bad = any(isinstance(value, BetonError) for value in values.values())
-    assert not (is_bad and "short" in kind), f"{kind}: not read to its end"
-    return "refused at a sample" if is_bad else "read right"
+    if any(isinstance(value, BetonError) for value in values.values()):
+        outcome = "refused at a sample"
+    assert (outcome == "read right") == ("short" in kind), f"{kind} at read {at}: {outcome}"
+    return outcome
 
 
 def try_wrong_questions(seed: Seed) -> None:

@@ -23,18 +23,12 @@ import subprocess
 import sys
 from collections import Counter
 
-import numpy as np
-import torch
-from safetensors.torch import save_file
 from support.process_limits import with_limited_memory
 from support.small_files import REPOSITORY
 
 from ffcv_ssl import Loader
 from ffcv_ssl.config.yaml_layers import read_layers
-from ffcv_ssl.errors import BetonError, CheckpointError, FfcvSslError, UserError
-from ffcv_ssl.training import checkpoint
-from ffcv_ssl.training.label_choice import choose_labels
-from ffcv_ssl.training.metrics_log import METRICS_FILE, MetricsLog, read_metrics
+from ffcv_ssl.errors import BetonError, UserError
 from torture import values
 from torture.failing_reads import (
     try_custom_fields,
@@ -44,9 +38,10 @@ from torture.failing_reads import (
 )
 from torture.frame import Trial, fault
 from torture.mutants import Mutant, try_many
-from torture.processes import folder_in_memory
+from torture.processes import folder_in_memory, one_line
 from torture.seeds import make_seeds
-from torture.text_mutants import damaged_bytes, mutated_text
+from torture.text_mutants import mutated_text
+from torture.text_readings import try_label_list, try_metrics
 
 LIMIT_BYTES = 256 << 20
 """Of memory that writing and reading a value may take: Pillow's own formats are not bounded."""
@@ -59,12 +54,6 @@ def at_random(trial: Trial) -> random.Random:
 @functools.cache
 def seeds():
     return make_seeds(folder_in_memory())
-
-
-def is_one_line(error: Exception) -> str:
-    text = str(error)
-    assert text and "\n" not in text and len(text) < 3000, f"not one short line: {text!r}"
-    return "refused"
 
 
 @fault("mutated .beton files", quick=1, full=205, limit_s=600)
@@ -91,7 +80,7 @@ def beton_files_loaded(trial: Trial) -> Counter:
                 assert sum(int(batch.valid.sum()) for batch in itertools.islice(loader, 30))
             outcomes["loaded"] += 1
         except (BetonError, ValueError) as error:
-            outcomes[is_one_line(error)] += 1
+            outcomes[one_line(error)] += 1
         finally:
             seed.restore()
     return outcomes
@@ -99,8 +88,9 @@ def beton_files_loaded(trial: Trial) -> Counter:
 
 @fault("reads that fail", quick=1, full=20)
 def failing_reads(trial: Trial) -> Counter:
-    """Where a read of a sound file fails, gives less than was asked, or finds the file cut: a
-    BetonError, or the right values; short reads go on to the right values."""
+    """Where one read of a sound file fails, or finds the file cut from there on, that is a
+    BetonError, and all other values are right. Where reads give less than was asked, all values are
+    right."""
     chosen, sound = at_random(trial), [seed for seed in seeds() if len(seed.values) < 50]
     try_no_file(trial.folder)
     for seed in sound:
@@ -125,38 +115,25 @@ def written_values(trial: Trial) -> Counter:
     )
 
 
-@functools.cache
-def checkpoint_files() -> dict[str, bytes]:
-    """A run's checkpoint and the weights of a network, small."""
-    folder = folder_in_memory()
-    state = {
-        "step": 5, "model": {"a.weight": torch.arange(24.0).reshape(4, 6), "b": torch.zeros(3)},
-        "config": {"out": "runs/x", "model": {"backbone": "tiny"}}, "list": [1, 2.5, None, "x"],
-    }  # fmt: skip
-    checkpoint.save(folder / "a.pt", state)
-    save_file({k: v.clone() for k, v in state["model"].items()}, folder / "a.safetensors")
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-@fault("damaged checkpoints", quick=1, full=14, limit_s=600)
+@fault("damaged checkpoints", quick=1, full=40, limit_s=600)
 def checkpoints(trial: Trial) -> Counter:
-    """A damaged checkpoint, or file of weights, is refused in one line, or loads as a dict."""
-    from ffcv_ssl.evaluation.encoder import load_encoder  # slow to import
+    """A damaged checkpoint, or file of weights that this library or torch.save wrote, is refused
+    in one line, or loads exactly as it was written: as a state, and as a network."""
+    from torture.weights import try_checked  # slow to import
 
-    chosen, outcomes = at_random(trial), Counter()
-    for _ in range(100 if trial.quick else 500):
-        name, content = chosen.choice(sorted(checkpoint_files().items()))
-        path = trial.folder / name
-        path.write_bytes(damaged_bytes(content, chosen))
-        for load in (checkpoint.load, load_encoder):
-            if load is checkpoint.load and path.suffix == ".safetensors":
-                continue
-            try:
-                load(path)
-                outcomes["loaded"] += 1
-            except (CheckpointError, UserError) as error:
-                outcomes[is_one_line(error)] += 1
-    return outcomes
+    chosen, number = at_random(trial), 100 if trial.quick else 500
+    return Counter(itertools.chain(*(try_checked(trial.folder, chosen) for _ in range(number))))
+
+
+@fault("damaged weights without checksums", quick=1, full=10, limit_s=600)
+def weights_without_checksums(trial: Trial) -> Counter:
+    """A damaged file of weights that has no checksums (another program's .safetensors, torch.save's
+    before torch 1.6) is refused in one line, or loads as finite numbers in the network's shapes.
+    Nothing can tell that a number in it changed."""
+    from torture.weights import try_unchecked  # slow to import
+
+    chosen, number = at_random(trial), 20 if trial.quick else 500
+    return Counter(try_unchecked(trial.folder, chosen) for _ in range(number))
 
 
 @functools.cache
@@ -188,52 +165,25 @@ def configurations(trial: Trial) -> Counter:
                 outcomes["settings"] += 1
         except (UserError, ValueError) as error:
             assert number % 10 or isinstance(error, UserError), f"no UserError: {error!r}"
-            outcomes[is_one_line(error)] += 1
+            outcomes[one_line(error)] += 1
     return outcomes
 
 
 @fault("mutated label lists", quick=1, full=40)
 def label_lists(trial: Trial) -> Counter:
-    """A list of labelled samples is refused in one line, or chooses labels of the data."""
-    chosen, outcomes = at_random(trial), Counter()
-    labels = np.arange(40) % 4
-    labels[7] = -1
-    names = [f"c{index % 4}/image {index}.jpg" for index in range(40)]
-    path = trial.folder / "list.txt"
-    sound = ["0\n5\n9\n# a comment\n12\n", "".join(f"{name}\n" for name in names[8:20])]
-    for _ in range(500):
-        content = damaged_bytes(chosen.choice(sound).encode(), chosen)
-        path.write_bytes(content)
-        try:
-            kept = choose_labels(labels, 4, "file", file=str(path), names=names)
-            assert ((kept == -1) | (kept == labels)).all() and (kept >= 0).any()
-            outcomes["read"] += 1
-        except UserError as error:
-            outcomes[is_one_line(error)] += 1
-    return outcomes
+    """A damaged list of labelled samples chooses exactly the labels of the samples that it still
+    names; it is refused, in one line, only where it names none, one twice, or one without label."""
+    chosen = at_random(trial)
+    return Counter(try_label_list(trial.folder, chosen) for _ in range(500))
 
 
 @fault("damaged metrics", quick=1, full=40)
 def metrics(trial: Trial) -> Counter:
-    """Of a damaged metrics.jsonl, the whole lines are read, and a run goes on behind them."""
-    chosen, outcomes = at_random(trial), Counter()
-    records = [{"epoch": k / 4, "step": k, "train/loss": 1 / (k + 1)} for k in range(12)]
-    sound = "".join(json.dumps(record) + "\n" for record in records).encode()
-    path = trial.folder / METRICS_FILE
-    for _ in range(500):
-        path.write_bytes(damaged_bytes(sound, chosen))
-        read = read_metrics(trial.folder)
-        assert all(isinstance(record["step"], int) for record in read)
-        outcomes["all lines" if read == records else "other lines"] += 1
-        try:
-            log = MetricsLog(trial.folder, last_step=6, tensorboard=False)
-        except FfcvSslError as error:
-            outcomes[is_one_line(error)] += 1
-            continue
-        log.write({"step": 7, "train/loss": 0.5})
-        log.close()
-        assert read_metrics(trial.folder)[-1] == {"step": 7, "train/loss": 0.5}
-    return outcomes
+    """Of a damaged metrics.jsonl, every whole line with a step is read, in order, and nothing else.
+    A run that goes on from step 6 keeps these lines up to the last of step 6 or before, and writes
+    behind them."""
+    chosen = at_random(trial)
+    return Counter(try_metrics(trial.folder, chosen) for _ in range(500))
 
 
 @fault("branches that these trials take", quick=1, full=1, limit_s=1800)

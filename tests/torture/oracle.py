@@ -36,8 +36,11 @@ def read_values(path) -> dict:
 
 
 def checked(error: BetonError) -> BetonError:
+    """The error, which is one short line, without the frames that raised it: they would keep the
+    file's contents, and the next reader of the file would take those."""
     assert "\n" not in str(error) and len(str(error)) < 1500, f"not one short line: {error}"
-    return error
+    error.__context__ = None
+    return error.with_traceback(None)
 
 
 def check_against(right, values):

@@ -18,7 +18,16 @@ DEEP = ["[" * 2000, "{a: " * 500, "a: " + "- " * 3000, "- " * 3000, "a:\n" + " "
 
 
 def damaged_bytes(content: bytes, choose: random.Random) -> bytes:
-    """The content with flipped bits, bytes lost, added, cut off, repeated or zeroed."""
+    """The content with flipped bits, bytes lost, added, cut off, repeated or zeroed; never the
+    content itself."""
+    damaged = content
+    while damaged == content:
+        damaged = damaged_once(content, choose)
+    return damaged
+
+
+def damaged_once(content: bytes, choose: random.Random) -> bytes:
+    """The content after one to three changes, which may undo each other."""
     data = bytearray(content)
     for _ in range(choose.randint(1, 3)):
         at = choose.randrange(len(data) + 1)

@@ -250,6 +250,17 @@ def test_weights_with_any_wrong_bit_are_found_or_load_equal(tmp_path):
     assert found > len(content) / 6
 
 
+@pytest.mark.parametrize("position", [0, 6])
+def test_weights_whose_digest_lost_its_name_are_damaged_too(tmp_path, position):
+    """Else a second wrong bit, in the weights, would go unseen."""
+    path = tmp_path / "a.safetensors"
+    checkpoint.save_weights(path, layer(), ABOUT)
+    content = path.read_bytes()
+    path.write_bytes(flipped(content, content.index(DIGEST.encode()) + position, 1))
+    assert load_file(path).keys() == layer().state_dict().keys()
+    assert weights_damage(path) == "it is damaged: it fails its checksum"
+
+
 def test_weights_of_other_programs_need_no_digest(tmp_path):
     save_file(layer().state_dict(), tmp_path / "a", metadata={"format": "pt"})
     save_file(layer().state_dict(), tmp_path / "b")
