@@ -26,9 +26,8 @@ from collections import Counter
 from support.process_limits import with_limited_memory
 from support.small_files import REPOSITORY
 
-from ffcv_ssl import Loader
 from ffcv_ssl.config.yaml_layers import read_layers
-from ffcv_ssl.errors import BetonError, UserError
+from ffcv_ssl.errors import UserError
 from torture import values
 from torture.failing_reads import (
     try_custom_fields,
@@ -37,7 +36,7 @@ from torture.failing_reads import (
     try_wrong_questions,
 )
 from torture.frame import Trial, fault
-from torture.mutants import Mutant, try_many
+from torture.mutant_trials import try_loaded_mutant, try_many
 from torture.processes import folder_in_memory, one_line
 from torture.seeds import make_seeds
 from torture.text_mutants import mutated_text
@@ -56,34 +55,22 @@ def seeds():
     return make_seeds(folder_in_memory())
 
 
-@fault("mutated .beton files", quick=1, full=205, limit_s=600)
+@fault("mutated .beton files", quick=1, full=260, limit_s=600)
 def beton_files(trial: Trial) -> Counter:
     """Of small files of every kind, changed anywhere, half of them with checksums that are right
-    for the change: a BetonError, or exactly the values that other programs read from the same
-    bytes. Reading one takes no more memory than its size allows."""
+    for the change: a BetonError, or exactly the values, names and counts that other programs read
+    from the same bytes. Reading one takes no more memory than its size allows."""
     return try_many(seeds(), 2000, at_random(trial))
 
 
-@fault("mutated .beton files through a loader", quick=1, full=13, limit_s=1800)
+@fault("mutated .beton files through a loader", quick=1, full=100, limit_s=1800)
 def beton_files_loaded(trial: Trial) -> Counter:
-    """An epoch of a mutant ends, in batches, in a BetonError of one line, or in a ValueError of one
-    line where a pipeline does not fit the field any more."""
+    """An epoch of a mutant has every sample once, with the views that its image, decoded by other
+    programs, gives; or it ends in a BetonError of one line, where the file has a cause, or in a
+    ValueError of one line, where its fields are others than the pipelines'."""
     # the first trial of a machine compiles kernels that check: 40 s of an idle core
-    outcomes: Counter = Counter()
-    chosen, sound = at_random(trial), [seed for seed in seeds() if len(seed.values) < 50]
-    for _ in range(100 if trial.quick else 400):
-        seed = chosen.choice(sound)
-        Mutant(seed, chosen.randbytes(96)).apply()
-        try:
-            settings = {"pipelines": seed.crops, "drop_last": False}
-            with Loader(seed.path, 3, num_workers=1, seed=1, **settings) as loader:
-                assert sum(int(batch.valid.sum()) for batch in itertools.islice(loader, 30))
-            outcomes["loaded"] += 1
-        except (BetonError, ValueError) as error:
-            outcomes[one_line(error)] += 1
-        finally:
-            seed.restore()
-    return outcomes
+    number = 100 if trial.quick else 500
+    return try_many(seeds(), number, at_random(trial), try_loaded_mutant)
 
 
 @fault("reads that fail", quick=1, full=20)

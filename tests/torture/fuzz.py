@@ -79,7 +79,7 @@ def main() -> None:
     ):
         import ffcv_ssl.fields
         import ffcv_ssl.reader  # noqa: F401
-    from torture.mutants import try_mutant
+    from torture.mutant_trials import try_mutant
     from torture.seeds import make_seeds
 
     where = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

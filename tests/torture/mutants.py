@@ -8,17 +8,12 @@ and a test can keep them. N samples.
 from __future__ import annotations
 
 import json
-import os
-import random
 import zlib
-from collections import Counter
 
 import numpy as np
-from support.process_limits import with_limited_memory
 
-from ffcv_ssl import BetonError, beton
+from ffcv_ssl import beton
 from ffcv_ssl.kernels.hash import xxh3_64
-from torture.oracle import check_against, check_against_bytes, checked, read_values
 from torture.seeds import Seed
 
 # fmt: off
@@ -34,18 +29,6 @@ TYPE_TEXTS = [
 JSON_TEXTS = [b"[" * 300, b"1e999\0", b'{"a": NaN}\0', b"\xff\xfe\0", b"{}\0{}", b"no end mark" * 9]
 JPEG_MARKERS = [0xC0, 0xC1, 0xC2, 0xC3, 0xC4, 0xD8, 0xD9, 0xDA, 0xDB, 0xDD, 0xE0, 0xE1, 0xEE, 0xFE]
 # fmt: on
-
-
-def memory_bound_bytes(file_bytes: int, payload_bytes: int, limit_px: int) -> int:
-    """What reading a file may take beyond what the process has, in bytes.
-
-    file_bytes: of the whole file; what is said of its samples is in memory eight times at most.
-    payload_bytes: of the largest payload; no image of more than 1,024 pixels a byte is accepted,
-    nor one of more than limit_px, and its pixels are in memory twice. The rest, 48 MiB, is the
-    allocator's.
-    """
-    pixels = min(limit_px, 1024 * min(payload_bytes, file_bytes))
-    return (48 << 20) + 8 * file_bytes + 2 * 3 * pixels
 
 
 class Choices:
@@ -280,14 +263,20 @@ class Mutant:
 
     # -- putting together -------------------------------------------------------------------------
 
-    def apply(self) -> None:
-        """Write the mutant over the seed's file."""
+    def apply(self) -> bool:
+        """Write the mutant over the seed's file; whether the two differ."""
+        head, tail = self.content()
+        seed, size = self.seed, self.seed.first + len(tail)
+        seed.write(head, tail, self.end)
+        is_whole = self.end is None or self.end == size
+        return (head, tail, is_whole) != (seed.head, seed.tail, True)
+
+    def content(self) -> tuple[bytes, bytes]:
+        """The bytes before the pages, and those from the first page on."""
         parts, seed = self.parts, self.seed
         head = b"".join(parts[name] for name in ("header", "descriptors", "metadata"))
         if not seed.is_verified:
-            tail = bytes(parts["payloads"] + parts["table"])
-            seed.write(head.ljust(len(seed.head), b"\0"), tail, self.end)
-            return
+            return head.ljust(len(seed.head), b"\0"), bytes(parts["payloads"] + parts["table"])
         if self.is_resealed:
             locator, section = self.sealed()
         else:
@@ -297,14 +286,7 @@ class Mutant:
             section = bytes(parts["text"]) + section
         locator, section = self.with_lies(locator, section)
         head = b"".join(parts[name] for name in ("header", "descriptors", "metadata")) + locator
-        seed.write(head, bytes(parts["payloads"]) + section + bytes(parts["table"]), self.end)
-
-    def memory_bound(self) -> int:
-        """Of reading this mutant; rows that leave the file promise no payload."""
-        file_bytes = self.seed.first + len(self.seed.tail)
-        rows = np.frombuffer(bytes(self.parts["table"]), beton.ALLOC_ROW_TYPE)
-        sizes = rows["size"][rows["size"] <= file_bytes]
-        return memory_bound_bytes(file_bytes, int(sizes.max(initial=0)), beton.MAX_IMAGE_PX)
+        return head, bytes(parts["payloads"]) + section + bytes(parts["table"])
 
     def sealed(self):
         """Marks and checksums that are right for what the parts say now."""
@@ -341,39 +323,3 @@ class Mutant:
                     marks["locator"]["footer_hash"] = mark["own_hash"]
                     beton._seal(marks["locator"])
         return marks["locator"].tobytes(), section[:-size] + marks["footer"].tobytes()
-
-
-def try_mutant(seed: Seed, data: bytes) -> str:
-    """Make the mutant, read it, and say what happened. Raises AssertionError for a wrong value, and
-    lets out what is no BetonError."""
-    mutant = Mutant(seed, data)
-    mutant.apply()
-    try:
-        values = with_limited_memory(mutant.memory_bound(), lambda: read_values(seed.path))
-        if mutant.is_resealed or not values["verified"]:  # both marks gone: a file of FFCV's
-            check_against_bytes(seed, values)
-        else:
-            check_against(seed.values, values)
-    except BetonError as error:
-        checked(error)
-        return "refused at opening"
-    finally:
-        seed.restore()
-    is_bad = any(isinstance(value, BetonError) for value in values.values())
-    return "refused at a sample" if is_bad else "read right"
-
-
-def try_many(seeds: list[Seed], count: int, random_state: random.Random) -> Counter:
-    """Outcomes of `count` mutants; files of many samples take long and get every twentieth turn."""
-    outcomes: Counter = Counter()
-    few = [seed for seed in seeds if len(seed.values) < 50]
-    many = [seed for seed in seeds if len(seed.values) >= 50]
-    for number in range(count):
-        seed = random_state.choice(many if number % 20 == 0 else few)
-        data = random_state.randbytes(96)
-        try:
-            outcomes[try_mutant(seed, data)] += 1
-        except Exception as error:
-            name = os.path.basename(seed.path)
-            raise AssertionError(f"{name} {data.hex()}: {type(error).__name__}: {error}") from error
-    return outcomes

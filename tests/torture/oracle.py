@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import json
+import zlib
 
 import numpy as np
 import simplejpeg
@@ -15,6 +16,9 @@ from support.beton_files import same
 
 from ffcv_ssl import BetonError, beton
 from ffcv_ssl.reader import Reader
+
+FOOTER_BYTES = 120
+"""Its mark, and thirteen numbers: docs/format.md."""
 
 
 def read_values(path) -> dict:
@@ -52,35 +56,63 @@ def check_against(right, values):
 
 def same_value(a, b):
     if isinstance(a, float) and isinstance(b, float):
-        return a == b or (a != a and b != b)
+        return np.float64(a).tobytes() == np.float64(b).tobytes()
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
     return same(a, b)
 
 
 def check_against_bytes(seed, values):
-    """All values that were read are those that the file's bytes mean, decoded by other programs."""
+    """All that was read is what the file's bytes mean, decoded by other programs."""
     head = seed.written[0]
-    header = np.frombuffer(head[:24], beton.HEADER_TYPE)[0]
-    count, samples = int(header["num_fields"]), int(header["num_samples"])
+    count, samples = int.from_bytes(head[2:4], "little"), int.from_bytes(head[8:16], "little")
+    table_offset = int.from_bytes(head[16:24], "little")
     types = [head[24 + 1041 * index] for index in range(count)]
     names = [head[25 + 1041 * i : 41 + 1041 * i].split(b"\0")[0].decode() for i in range(count)]
     offsets, itemsize = row_layout(types)
     begin = 24 + 1041 * count
+    text = section_text(seed, begin + samples * itemsize, table_offset)
+    check_about(seed, text, samples, names, values)
     sizes: dict[int, int] = {}
-    table = seed.bytes_at(int(header["alloc_table_ptr"]), 1 << 20)
+    table = seed.bytes_at(table_offset, 1 << 20)
     for _, pointer, size in np.frombuffer(table, beton.ALLOC_ROW_TYPE).tolist():
         sizes[pointer] = max(sizes.get(pointer, 0), size)
-    for key, value in values.items():
-        if key in ("verified", "about", "names") or isinstance(value, BetonError):
-            continue
-        sample, name = key
-        assert sample < samples
-        index = names.index(name)
-        at = begin + sample * itemsize + offsets[index]
-        arguments = head[41 + 1041 * index : 41 + 1041 * index + 1024]
-        row = seed.bytes_at(at, 16)
-        check_value(types[index], arguments, row, seed.bytes_at, sizes, value)
+    read = {key for key in values if isinstance(key, tuple)}
+    assert read == {(sample, name) for sample in range(min(samples, 50)) for name in names}
+    for sample, name in read:
+        value, index = values[sample, name], names.index(name)
+        if not isinstance(value, BetonError):
+            row = seed.bytes_at(begin + sample * itemsize + offsets[index], 16)
+            arguments = head[41 + 1041 * index : 41 + 1041 * index + 1024]
+            check_value(types[index], arguments, row, seed.bytes_at, sizes, value)
+
+
+def section_text(seed, locator_offset, table_offset):
+    """The text of a file's integrity section; None for a file without its two marks."""
+    footer = seed.bytes_at(table_offset - FOOTER_BYTES, FOOTER_BYTES)
+    is_marked = seed.bytes_at(locator_offset, 16) == b"FFCV-SSL:locator"
+    if not is_marked or footer[:16] != b"FFCV-SSL:footer.":
+        return None
+    offset, size = (int.from_bytes(footer[at : at + 8], "little") for at in (32, 56))
+    return seed.bytes_at(offset, size)
+
+
+def check_about(seed, text, samples, names, values):
+    """What a file says of itself is what its header, and the text of its section, say."""
+    document = {"class_names": {}, "made": {}} if text is None else json.loads(text)
+    assert values["verified"] == (text is not None), "verified without marks, or the reverse"
+    assert values["about"][:2] == (samples, names), f"{samples} samples of {names}"
+    said = [document["class_names"], document["made"]]
+    assert json.dumps(list(values["about"][2:])) == json.dumps(said), f"not {said}"
+    found, place = values["names"], document.get("names")
+    if isinstance(found, BetonError):
+        return
+    if place is None:
+        assert found is None, "names, but none are there"
+        return
+    packed = seed.bytes_at(place["offset"], place["packed_bytes"])
+    right = zlib.decompress(packed).decode("utf-8", "surrogateescape").split("\0")
+    assert found == tuple(right) and len(right) == samples, "other names of samples"
 
 
 def row_layout(types):
@@ -101,7 +133,7 @@ def check_value(kind, arguments, row, bytes_at, sizes, value):
     if kind == 1:
         assert value == int.from_bytes(row[:8], "little", signed=True)
     elif kind == 0:
-        assert np.float64(value).tobytes() == row[:8] or value != value
+        assert isinstance(value, float) and np.float64(value).tobytes() == row[:8]
     elif kind == 2:
         mode, width = row[0], int.from_bytes(row[1:3], "little")
         height, pointer = int.from_bytes(row[3:5], "little"), int.from_bytes(row[5:13], "little")

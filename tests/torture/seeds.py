@@ -15,6 +15,9 @@ from ffcv_ssl.transforms import CenterCrop, ToTensor
 from ffcv_ssl.writer import DatasetWriter
 from torture.oracle import read_values
 
+CROP_PX = (4, 5)
+"""(H, W) of the views that a loader makes of a seed's images."""
+
 
 class Seed:
     """A sound file in memory, and what it holds. `parts` are its bytes; all pages are one hole."""
@@ -27,7 +30,7 @@ class Seed:
             self.num_rows, self.num_fields = len(reader.alloc_table), len(reader.fields)
             self.dtype = reader.metadata.dtype
             images = [n for n, field in reader.fields.items() if isinstance(field, f.RGBImageField)]
-            self.crops = {name: [CenterCrop((4, 5), 1), ToTensor()] for name in images}
+            self.crops = {name: [CenterCrop(CROP_PX, 1), ToTensor()] for name in images}
             self.extents = [reader.extents(name) for name in reader.fields]
             end = np.uint64(self._data_end if self.is_verified else table_offset)
             first = int(reader.alloc_table["ptr"].min(initial=end))
@@ -48,6 +51,7 @@ class Seed:
         self.head = content[: regions.locator_end]
         self.tail = content[first:]
         self.regions = regions
+        self.written = self.head, self.tail
         self.fd = os.open(path, os.O_RDWR)
 
     def write(self, head: bytes, tail: bytes, end: int | None = None) -> None:
