@@ -32,6 +32,7 @@ setup(
     ],
     extras_require={
         "dev": [
+            "coverage>=7.4",
             "mypy>=1.10",
             "pytest>=8.0",
             "pytest-timeout>=2.2",

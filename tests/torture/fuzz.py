@@ -3,7 +3,7 @@
     pip install atheris       # not part of the `dev` extra
     PYTHONPATH=tests:. python -m torture.fuzz --seconds 600 --corpus FOLDER
 
-    pip install coverage      # which branches the trials of `make torture ONLY=files` take
+    # which branches the trials of `make torture ONLY=files` take
     PYTHONPATH=tests:. python -m torture.fuzz --coverage
 
 Atheris follows the branches of the readers and the fields, and keeps the bytes of each mutant that
@@ -62,7 +62,8 @@ def measure() -> dict:
 def main() -> None:
     """Fuzz until the time is over or a fault is found."""
     parser = argparse.ArgumentParser(prog="python -m torture.fuzz", description=__doc__)
-    parser.add_argument("--seconds", type=int, default=600)
+    parser.add_argument("--seconds", type=int, default=600, help="at most")
+    parser.add_argument("--executions", type=int, default=-1, help="at most; -1: any number")
     parser.add_argument("--corpus", type=Path, help="folder of kept mutants")
     parser.add_argument("--coverage", action="store_true", help="count branches; no search")
     options = parser.parse_args()
@@ -92,7 +93,8 @@ def main() -> None:
                 try_mutant(seeds[data[0] % len(seeds)], data[1:])
 
         options.corpus.mkdir(parents=True, exist_ok=True)
-        limits = [f"-max_total_time={options.seconds}", "-max_len=96", "-timeout=30"]
+        limits = [f"-max_total_time={options.seconds}", f"-runs={options.executions}"]
+        limits += ["-max_len=96", "-timeout=30"]
         atheris.Setup([sys.argv[0], str(options.corpus), *limits], try_one)
         atheris.Fuzz()
 

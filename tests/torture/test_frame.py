@@ -33,6 +33,14 @@ def test_a_trial_that_dies_hangs_or_is_wrong_is_told_and_the_others_go_on(rows):
     assert [row["survived"] for row in rows.values()] == [2, 14, 2, 1, 0, 0]
 
 
+def test_a_trial_that_is_left_out_is_said_and_not_counted():
+    row = command.empty_row("it is found")
+    outcome = {"outcomes": {"left out: no tool": 1}, "figures": {}, "error": None, "seconds": 0.1}
+    command.add(row, outcome, "no failure")
+    assert (row["tried"], row["survived"]) == (0, 0) and row["failures"] == []
+    assert row["outcomes"] == {"left out: no tool": 1}
+
+
 @pytest.mark.whole
 def test_a_fault_whose_minutes_are_over_is_tried_no_further():
     rows = command.run_family("examples", quick=False, words="survived", minutes=0)

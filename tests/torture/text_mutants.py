@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import random
 
+from support.yaml_bombs import BOMBS, ENDLESS
+
 WORDS = [
     "null", "true", "-1", "1e400", ".nan", ".inf", "[]", "{}", "''", "[1, 2, 3]", "{a: 1}", "&a",
     "*a", "!!python/object:os.system", "!!binary x", "|", ">", "- ", "? ", "\t", "9" * 400, "0x1f",
     "2020-01-01", "<<: *a", "base: a.yaml", "base: [b.yaml]", "\x00", "\ufeff", "%", "@", "\u2028",
     "&a [*a]", "{<<: &b {<<: *b}}", "simclr", "a.b.c", "...", "---", "!!set {a}", "1_000", "0o7",
 ]  # fmt: skip
-BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{chr(98 + k)}: &{chr(98 + k)} [{', '.join(['*' + chr(97 + k)] * 9)}]\n" for k in range(9)
-)
-"""Nine lists of nine of the list before: 387 million words when written out."""
-DEEP = ["[" * 2000, "{a: " * 500, "a: " + "- " * 3000, "- " * 3000, "a:\n" + " " * 9 + "- [" * 900]
 
 
 def damaged_bytes(content: bytes, choose: random.Random) -> bytes:
@@ -54,7 +51,7 @@ def mutated_text(text: str, choose: random.Random) -> str:
     """A YAML text with other words in it, lines lost, moved or repeated, or one made to explode."""
     kind = choose.randrange(12)
     if kind == 0:
-        return choose.choice([BOMB, *DEEP, "", "\n", "a", "5", "- a"])
+        return choose.choice([*(text for text, _ in BOMBS.values()), *ENDLESS, "", "\n", "a", "5"])
     if kind == 1:
         return damaged_bytes(text.encode(), choose).decode("utf-8", "replace")
     lines = text.split("\n")
