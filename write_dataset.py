@@ -224,6 +224,7 @@ def _removing_on_signals() -> Iterator[None]:
             os.write(2, f"write_dataset.py: ended by {name}, nothing is left\n".encode())
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)  # so that the caller sees which signal it was
+        os._exit(128 + number)  # the first process of a container does not get that signal
 
     try:
         if threading.current_thread() is threading.main_thread():

@@ -39,8 +39,11 @@ def check_target(path: StrPath) -> str:
 
     A link is followed, so that the file it points to is replaced, on that file's disk, and the link
     stays. Raises UserError for a device, a pipe, a socket, a folder and a path that cannot be
-    looked up: a rename would put a file in place of the first three.
+    looked up: a rename would put a file in place of the first three. Raises it for an empty path
+    too, which would lead to the current folder.
     """
+    if not os.fspath(path):
+        raise UserError("got an empty path, expected the name of a file to write")
     try:
         kind = _kind_at(path)
     except (OSError, ValueError) as error:
@@ -70,13 +73,19 @@ def _refuse(path: StrPath, kind: str | None) -> None:
         )
 
 
-# What to do about an error of writing, besides trying again.
 _REMEDIES = {
     errno.ENOSPC: "free some space", errno.EDQUOT: "free some space in your quota",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
     errno.EROFS: "make the disk writable", errno.EIO: "check the disk",
     errno.EACCES: "make it writable for you", errno.EPERM: "make it writable for you",
+    errno.ENOENT: "make its folder first", errno.ENOTDIR: "name a file in a folder",
+    errno.ENAMETOOLONG: "give it a shorter name",
 }  # fmt: skip
+
+
+def remedy_for(error: OSError) -> str:
+    """What to do about an error of writing, besides trying again."""
+    return _REMEDIES.get(error.errno or 0, "make room for it or mend the disk")
 
 
 @contextlib.contextmanager
@@ -134,9 +143,8 @@ def explained(path: StrPath, more: str = "") -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
-        remedy = _REMEDIES.get(error.errno or 0, "make room for it or mend the disk")
         raise CheckpointError(
-            f"{path}: cannot be written ({reason}); {remedy} and start again{more}"
+            f"{path}: cannot be written ({reason}); {remedy_for(error)} and start again{more}"
         ) from error
 
 

@@ -41,7 +41,7 @@ class Encoded(NamedTuple):
 
 
 class SampleError(Exception):
-    """A sample could not be encoded; the text says which one, and why."""
+    """A sample could not be encoded, or none; the text says which one, and why."""
 
 
 class SampleEncoder:
@@ -161,7 +161,8 @@ def encode_in_order(
     """Yield the encoded samples of all chunks, in order.
 
     One worker means this process. More workers are forked (spawned where there is no fork), and end
-    with the generator. Raises SampleError for a sample that fails and for a worker that dies.
+    with the generator. Raises SampleError for a sample that fails, for a worker that dies and where
+    workers cannot be started.
     """
     if num_workers == 1:
         for chunk in chunks:
@@ -188,12 +189,18 @@ class _Pool:
         self._finished: set[int] = set()
         method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
         context: Any = multiprocessing.get_context(method)
-        # (sample, dataset index) that each worker is encoding, for the error message if it dies
-        self._current = context.RawArray("q", 2 * num_workers)
         self._workers: list[_Worker] = []
         try:
+            # (sample, dataset index) that each worker is encoding, for the message if it dies
+            self._current = context.RawArray("q", 2 * num_workers)
             for index in range(num_workers):
                 self._workers.append(self._start(context, index, encoder))
+        except OSError as error:
+            self.stop()
+            raise SampleError(
+                f"cannot start {num_workers} worker processes ({error.strerror or error}); use "
+                "fewer workers"
+            ) from error
         except BaseException:
             self.stop()
             raise
@@ -322,6 +329,8 @@ def _work(
         parents_end.close()
 
     def on_sample(sample: int, source: int) -> None:
+        if os.getppid() != parent:  # a killed parent's workers must not go on for a whole chunk
+            sys.exit()
         current[2 * index], current[2 * index + 1] = sample, source
 
     try:

@@ -17,8 +17,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from typing import Any, BinaryIO
+from contextlib import closing, contextmanager, suppress
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +36,7 @@ from ffcv_ssl.writer.pool import (
     add_counts,
     encode_in_order,
 )
-from ffcv_ssl.writer.unfinished import unfinished
+from ffcv_ssl.writer.unfinished import UnfinishedFile, unfinished
 
 MIN_PAGE_SIZE = beton.MIN_PAGE_BYTES
 MAX_PAGE_SIZE = beton.MAX_PAGE_BYTES
@@ -151,7 +151,7 @@ class DatasetWriter:
 
     def _write(
         self,
-        file: BinaryIO,
+        file: UnfinishedFile,
         encoder: SampleEncoder,
         chunks: list[Chunk],
         num_samples: int,
@@ -192,7 +192,7 @@ class _Body:
 
     def __init__(
         self,
-        file: BinaryIO,
+        file: UnfinishedFile,
         fields: Mapping[str, Field],
         metadata_type: np.dtype,
         num_samples: int,
@@ -308,8 +308,7 @@ class _Body:
         ):
             self._file.seek(offset)
             self._file.write(raw)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._file.sync()
         self._file.seek(0)
         self._file.write(parts["header"])  # `unfinished` flushes it to disk
 
@@ -357,6 +356,7 @@ def _progress(path: str, total: int) -> Iterator[Callable[[int], None]]:
         if now - spoke >= _PROGRESS_INTERVAL_S:
             spoke = now
             rate = done / (now - began)
-            print(f"{path}: {done} of {total} samples, {rate:.0f} per second", file=sys.stderr)
+            with suppress(OSError):  # a full or closed stderr is no reason not to write
+                print(f"{path}: {done} of {total} samples, {rate:.0f} per second", file=sys.stderr)
 
     yield advance

@@ -18,6 +18,7 @@ import write_dataset
 from ffcv_ssl import BetonError, DatasetWriter, Reader
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.fields import BytesField
+from ffcv_ssl.writer import unfinished
 
 BLOB = {"blob": BytesField()}
 
@@ -97,12 +98,22 @@ def test_a_link_to_itself_is_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
+OTHER_MACHINE = "ffffffff"
+
+
+def leave(path, age_s):
+    path.write_bytes(b"left")
+    os.utime(path, (time.time() - age_s,) * 2)
+
+
 def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
-    (tmp_path / ".a.4711.tmp").write_bytes(b"left by an older version")
-    (tmp_path / f".a.{'0f' * 8}.tmp").write_bytes(b"left")
+    leave(tmp_path / ".a.4711.tmp", age_s=700)  # the name that an older version gave
+    leave(tmp_path / f".a.{'0f' * 8}.tmp", age_s=700)  # and a later one
+    leave(tmp_path / f".a.{OTHER_MACHINE}-{'0f' * 8}.tmp", age_s=700)
+    leave(tmp_path / f".a.{unfinished._machine()}-{'0f' * 8}.tmp", age_s=0)
     kept = [".b.4711.tmp", ".a.notes.tmp", "a.4711.tmp", ".a.b.4711.tmp"]
     for name in kept:
-        (tmp_path / name).write_bytes(b"of others")
+        leave(tmp_path / name, age_s=700)
     os.mkfifo(tmp_path / ".a.12.tmp")
     write(tmp_path / "a", BLOB, [(b"x",)])
     assert sorted(os.listdir(tmp_path)) == sorted(["a", ".a.12.tmp", *kept])
@@ -110,7 +121,8 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
 
 def test_the_file_of_a_living_writer_is_not_removed(tmp_path):
     name = f".a.{'0f' * 8}.tmp"
-    with open(tmp_path / name, "wb") as living:
+    leave(tmp_path / name, age_s=700)
+    with open(tmp_path / name, "rb") as living:
         fcntl.flock(living, fcntl.LOCK_EX)
         write(tmp_path / "a", BLOB, [(b"x",)])
         assert sorted(os.listdir(tmp_path)) == [name, "a"]
@@ -118,12 +130,66 @@ def test_the_file_of_a_living_writer_is_not_removed(tmp_path):
     assert os.listdir(tmp_path) == ["a"]
 
 
+def test_the_file_of_a_writer_whose_lock_is_not_seen_from_here_is_not_removed(tmp_path):
+    # Lustre with localflock, NFS with local_lock: another machine's lock is not seen
+    names = [f".a.{OTHER_MACHINE}-{'0f' * 8}.tmp", ".a.4711.tmp", f".a.{'0f' * 8}.tmp"]
+    for name in names:
+        leave(tmp_path / name, age_s=60)
+    write(tmp_path / "a", BLOB, [(b"x",)])
+    assert sorted(os.listdir(tmp_path)) == sorted([*names, "a"])
+
+
+def test_a_writer_does_not_even_lock_the_unfinished_files_of_its_own_process(tmp_path):
+    with unfinished.unfinished(str(tmp_path / "a")):
+        (own,) = os.listdir(tmp_path)
+        opened, os_open = [], os.open
+
+        def watched(path, *flags):
+            opened.append(path)
+            return os_open(path, *flags)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(unfinished.os, "open", watched)
+            unfinished._remove_leftovers(str(tmp_path), "a")
+        assert opened == [] and os.listdir(tmp_path) == [own]
+
+
+def test_a_folder_that_cannot_be_listed_is_written_to(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(unfinished.os, "listdir", refuse)
+        write(tmp_path / "a", BLOB, [(b"x",)])
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_forked_process_that_lives_on_does_not_keep_its_parents_lock(tmp_path):
+    with unfinished._new_file(str(tmp_path / "a"), str(tmp_path), "a") as (file, temporary):
+        started, told = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(told, b"x")
+            time.sleep(60)
+            os._exit(0)
+        try:
+            os.read(started, 1)
+            with open(os.devnull, "wb") as null, open(temporary, "rb") as other:
+                os.dup2(null.fileno(), file.fileno())  # as when this process is killed
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            os.close(started)
+            os.close(told)
+
+
 def test_leftovers_stay_where_there_are_no_locks_and_writing_works(tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    (tmp_path / ".a.4711.tmp").write_bytes(b"maybe of a living writer")
+    leave(tmp_path / ".a.4711.tmp", age_s=700)  # maybe of a living writer
     write(tmp_path / "a", BLOB, [(b"x",)])
     assert sorted(os.listdir(tmp_path)) == [".a.4711.tmp", "a"]
 
@@ -226,19 +292,8 @@ def test_what_a_killed_command_left_is_removed_at_the_next_start(tmp_path):
     process.kill()
     process.communicate()
     assert len(os.listdir(out.parent)) == 1
-    deadline = time.monotonic() + 10
-    while process_group_lives(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.1)  # workers notice their parent's end within a second
-    write(out, BLOB, [(b"x",)])
+    write(out, BLOB, [(b"x",)])  # its workers live for a moment still
     assert os.listdir(out.parent) == ["a.beton"]
-
-
-def process_group_lives(group):
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_the_command_restores_the_handlers_that_it_found(tmp_path):
@@ -274,6 +329,25 @@ def test_the_command_works_in_a_thread_that_may_set_no_handlers(tmp_path):
     thread.start()
     thread.join()
     assert codes == [0]
+
+
+def test_an_empty_path_is_refused_before_anything_is_encoded():
+    with pytest.raises(UserError, match="got an empty path, expected the name of a file to write"):
+        DatasetWriter("", BLOB)
+
+
+def test_a_signal_ends_the_process_where_the_system_drops_it(tmp_path, monkeypatch):
+    # the first process of a container gets no signal of its own that has no handler
+    sent = []
+
+    def end(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(write_dataset.os, "kill", lambda *given: sent.append(given))
+    monkeypatch.setattr(write_dataset.os, "_exit", end)
+    with write_dataset._removing_on_signals(), pytest.raises(SystemExit) as ended:
+        signal.getsignal(signal.SIGTERM)(signal.SIGTERM, None)
+    assert sent == [(os.getpid(), signal.SIGTERM)] and ended.value.code == 128 + signal.SIGTERM
 
 
 def test_a_link_into_a_missing_folder_is_one_line_and_stays(tmp_path):

@@ -1,5 +1,7 @@
 """A writer that fails or is killed: one line that names the sample, and nothing left behind."""
 
+import contextlib
+import errno
 import multiprocessing
 import os
 import resource
@@ -16,7 +18,7 @@ from support.beton_files import PAGE_BYTES, pattern, write
 from ffcv_ssl import BetonError, beton
 from ffcv_ssl import fields as f
 from ffcv_ssl.reader import Reader
-from ffcv_ssl.writer import DatasetWriter
+from ffcv_ssl.writer import DatasetWriter, pool
 
 IMAGE = {"image": f.RGBImageField("raw")}
 BLOB = {"blob": f.BytesField()}
@@ -74,7 +76,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, num_workers):
     resource.setrlimit(resource.RLIMIT_FSIZE, (PAGE_BYTES + 100_000, before[1]))
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        with pytest.raises(BetonError, match="cannot be written") as error:
+        line = r"a: cannot be written \(File too large\); raise the limit on the size of files"
+        with pytest.raises(BetonError, match=line) as error:
             write(tmp_path / "a", BLOB, [(bytes(9000),)] * 30, num_workers, chunksize=4)
         assert "\n" not in str(error.value)
         assert not multiprocessing.active_children()
@@ -82,6 +85,51 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, num_workers):
         signal.signal(signal.SIGXFSZ, handler)
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EMFILE])
+def test_workers_that_cannot_be_started_are_told_with_what_to_do(tmp_path, monkeypatch, number):
+    starts, start = [], multiprocessing.context.ForkProcess.start
+
+    def refuse(process):
+        starts.append(process)
+        if len(starts) == 3:
+            raise OSError(number, os.strerror(number))
+        start(process)
+
+    monkeypatch.setattr(multiprocessing.context.ForkProcess, "start", refuse)
+    line = rf"a: cannot start 4 worker processes \({os.strerror(number)}\); use fewer workers$"
+    with pytest.raises(BetonError, match=line):
+        write(tmp_path / "a", BLOB, [(b"x",)] * 8, 4, chunksize=2)
+    assert os.listdir(tmp_path) == [] and not multiprocessing.active_children()
+
+
+def test_a_stderr_that_takes_nothing_does_not_end_the_writing(tmp_path, monkeypatch):
+    monkeypatch.setattr("ffcv_ssl.writer.writer._PROGRESS_INTERVAL_S", 0.0)
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        write(tmp_path / "a", BLOB, [(b"x",)])
+        with contextlib.suppress(OSError):
+            full.close()
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_worker_whose_parent_is_gone_ends_at_the_next_sample(monkeypatch):
+    monkeypatch.setattr(pool.signal, "signal", lambda *given: None)
+    monkeypatch.setattr(pool, "_limit_threads", lambda: None)
+    done = []
+
+    class Slow:
+        def __getitem__(self, index):
+            done.append(index)
+            return (b"x",)
+
+    ours, theirs = multiprocessing.Pipe()
+    ours.send(0)
+    encoder, chunk = pool.SampleEncoder(BLOB, Slow()), pool.Chunk(0, list(range(9)))
+    with pytest.raises(SystemExit):
+        pool._work(theirs, encoder, [chunk], [0, 0], 0, os.getppid() + 1, [])
+    assert done == []
 
 
 def test_chunks_larger_than_a_pipe_do_not_block_the_writer(tmp_path):
@@ -97,7 +145,8 @@ def test_chunks_larger_than_a_pipe_do_not_block_the_writer(tmp_path):
 
 
 def test_a_folder_that_is_missing_is_one_line(tmp_path):
-    with pytest.raises(BetonError, match="cannot be written") as error:
+    line = r"a: cannot be written \(No such file or directory\); make its folder first$"
+    with pytest.raises(BetonError, match=line) as error:
         write(tmp_path / "none" / "a", BLOB, [(b"x",)])
     assert "\n" not in str(error.value)
 
