@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterable
 from io import FileIO
 from pathlib import Path
@@ -40,9 +41,10 @@ def read_file(path: StrPath, max_bytes: int | None = None, may_be_pipe: bool = F
         data = _read(file, max_bytes, status.st_size)
     if len(data) > max_bytes:
         raise SourceError(f"{path}: got more than {max_bytes} bytes, expected at most that many")
-    if len(data) < status.st_size:
+    if status.st_size and len(data) != status.st_size:  # 0: a pipe, or a file that the system makes
+        change = "shorter" if len(data) < status.st_size else "longer"
         raise SourceError(
-            f"{path}: got {len(data)} of {status.st_size} bytes, the file became shorter while it "
+            f"{path}: got {len(data)} of {status.st_size} bytes, the file became {change} while it "
             "was read; write again once it no longer changes"
         )
     return data
@@ -67,7 +69,7 @@ def folders_in(folder: Path) -> list[str]:
     return sorted(entry.name for entry in _entries(folder) if _is_folder(entry))
 
 
-class Found(NamedTuple):
+class ListedFile(NamedTuple):
     """A file below a folder."""
 
     name: str  # path relative to the folder, with `/`
@@ -75,27 +77,30 @@ class Found(NamedTuple):
     is_link: bool
 
 
-def find_files(folder: Path, is_wanted: Callable[[str], bool]) -> list[Found]:
+def find_files(
+    folder: Path, is_wanted: Callable[[str], bool], with_hidden: bool = False
+) -> list[ListedFile]:
     """All files under `folder`, also through links to folders, sorted by the parts of their paths.
 
-    is_wanted: says by a name whether a file counts. Hidden files and folders are skipped. Raises
-    SourceError for a folder that cannot be read, for a folder that is reached twice by links, and
-    for a wanted name that is a device, a pipe or a socket. A link to nothing is found.
+    is_wanted: says by a name whether a file counts. with_hidden: do not skip hidden files and
+    folders. Raises SourceError for a folder that cannot be read, for a folder that is reached twice
+    by links, and for a wanted name that is a device, a pipe or a socket. A link to nothing is
+    listed.
     """
     root = os.path.realpath(folder)
     seen: dict[tuple[int, int], str] = {}
-    found: list[Found] = []
+    files: list[ListedFile] = []
     pending = [""]
     while pending:
         place = pending.pop()
         _check_first_visit(folder, place, root, seen)
-        for entry in _entries(folder / place):
+        for entry in _entries(folder / place, with_hidden):
             name = f"{place}/{entry.name}" if place else entry.name
             if _is_folder(entry):
                 pending.append(name)
             elif is_wanted(entry.name):
-                found.append(_found(name, entry))
-    return sorted(found, key=lambda file: file.name.split("/"))
+                files.append(_listed(name, entry))
+    return sorted(files, key=lambda file: file.name.split("/"))
 
 
 def _check_first_visit(
@@ -117,11 +122,11 @@ def _check_first_visit(
         )
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder and not hidden. Raises SourceError."""
+def _entries(folder: Path, with_hidden: bool = False) -> list[os.DirEntry[str]]:
+    """What is in a folder; without `with_hidden` what is not hidden. Raises SourceError."""
     try:
         with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
+            return [entry for entry in entries if with_hidden or not entry.name.startswith(".")]
     except OSError as error:
         raise SourceError(f"{folder}: cannot be listed ({error.strerror})") from None
 
@@ -133,32 +138,50 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         raise SourceError(f"{entry.path}: {error.strerror}; remove or rename it") from None
 
 
-def _found(name: str, entry: os.DirEntry[str]) -> Found:
+def _listed(name: str, entry: os.DirEntry[str]) -> ListedFile:
     if entry.is_file(follow_symlinks=False):
-        return Found(name, entry.inode(), False)
+        return ListedFile(name, entry.inode(), False)
     try:
         status = os.stat(entry.path)
     except FileNotFoundError:
-        return Found(name, 0, True)  # an error when it is read, which it need not be
+        return ListedFile(name, 0, True)  # an error when it is read, which it need not be
     except OSError as error:
-        raise SourceError(f"{entry.path}: {error.strerror}") from None
+        raise SourceError(f"{entry.path}: {error.strerror}; remove or rename it") from None
     _check_kind(entry.path, status)
-    return Found(name, status.st_ino, entry.is_symlink())
+    return ListedFile(name, status.st_ino, entry.is_symlink())
 
 
-def find_shared(folder: Path, files: Iterable[Found]) -> list[tuple[str, str]]:
-    """[(name, earlier name)] of files that are another file here too, by links to files.
+def find_hard_links(folder: Path, files: Iterable[ListedFile]) -> list[tuple[str, str]]:
+    """[(name, earlier name)] of files that are an earlier file here too, by hard links.
 
-    Hard links do not count: in a copy of the folder they are files of their own.
+    They may stay: in a copy of the folder they are files of their own. Raises SourceError for a
+    file that is here a second time by a symbolic link.
     """
     files = list(files)
-    linked = {file.inode for file in files if file.is_link and file.inode}
-    first: dict[tuple[int, int], Found] = {}
-    shared = []
-    for file in files:
-        if file.inode in linked:
+    first: dict[tuple[int, int], ListedFile] = {}
+    again = []
+    for file in _maybe_again(files):
+        try:
             status = os.stat(folder / file.name)
-            former = first.setdefault((status.st_dev, status.st_ino), file)
-            if former is not file and (former.is_link or file.is_link):
-                shared.append((file.name, former.name))
-    return shared
+        except OSError:  # gone meanwhile: an error when it is read, which it need not be
+            continue
+        former = first.setdefault((status.st_dev, status.st_ino), file)
+        if former is file:
+            continue
+        if former.is_link or file.is_link:
+            link, other = (file, former) if file.is_link else (former, file)
+            raise SourceError(
+                f"{folder / link.name}: leads by a link to the file of {folder / other.name}, so "
+                "that this image would count twice; remove one of them"
+            )
+        again.append((file.name, former.name))
+    return again
+
+
+def _maybe_again(files: list[ListedFile]) -> list[ListedFile]:
+    """The files to compare: those whose inode numbers are not alone. With links to files it is all
+    of them, as some file systems list other numbers than those of the files."""
+    if any(file.is_link for file in files):
+        return [file for file in files if file.inode]
+    count = Counter(file.inode for file in files)
+    return [file for file in files if count[file.inode] > 1]

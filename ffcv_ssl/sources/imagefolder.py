@@ -15,7 +15,7 @@ from ffcv_ssl.errors import SourceError
 from ffcv_ssl.fields import EncodedImage, IntField
 from ffcv_ssl.files import StrPath
 from ffcv_ssl.sources.base import Source
-from ffcv_ssl.sources.disk import Found, find_files, find_shared, folders_in, read_file
+from ffcv_ssl.sources.disk import ListedFile, find_files, find_hard_links, folders_in, read_file
 
 IMAGE_SUFFIXES = frozenset(
     [".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
@@ -47,9 +47,9 @@ def open_imagefolder(root: StrPath, split: str | None = None) -> Source:
     beside the class folders have label -1. Without class folders there is no label at all. Where
     `root/train` exists its classes number those of all splits, so that a class missing from another
     split shifts no label. Folders within a class belong to that class. Hidden files and files that
-    are not images are skipped. Links to files and folders elsewhere are followed; each name is a
-    sample, also where several are links to one file, which `remarks` tells. A folder that links
-    lead to twice is refused, and so is all that is no regular file. Raises SourceError.
+    are not images are skipped. Links to files and folders elsewhere are followed. A file or folder
+    that links lead to twice is refused, and so is all that is no regular file. Each hard link is a
+    sample, which `remarks` tells. Raises SourceError.
     """
     root = Path(root)
     folder = _split_folder(root, split)
@@ -60,7 +60,7 @@ def open_imagefolder(root: StrPath, split: str | None = None) -> Source:
         known = " ".join(sorted(IMAGE_SUFFIXES))
         raise SourceError(f"{folder}: no image files, expected some ending in {known}")
     made = {"source": "imagefolder", "split": folder.name if folder != root else None}
-    remarks = [*_same_but_for_case(folder, classes), *_several_names(folder, files)]
+    remarks = [*_same_but_for_case(folder, classes), *_hard_links(folder, files)]
     if not classes:
         return Source(ImageFiles(folder, names), {}, made=made, names=names, remarks=remarks)
     class_names = _shared_class_names(root, folder, classes)
@@ -83,8 +83,8 @@ def _split_folder(root: Path, split: str | None) -> Path:
             )
         return root / "train" if (root / "train").is_dir() else root
     if not (root / split).is_dir():
-        found = ", ".join(folders_in(root)[:5]) or "no folders"
-        raise SourceError(f"--split: {root / split}: no such folder, {root} has {found}")
+        known = ", ".join(folders_in(root)[:5]) or "no folders"
+        raise SourceError(f"--split: {root / split}: no such folder, {root} has {known}")
     return root / split
 
 
@@ -112,13 +112,13 @@ def _same_but_for_case(folder: Path, classes: list[str]) -> list[str]:
     ]
 
 
-def _several_names(folder: Path, files: list[Found]) -> list[str]:
-    shared = find_shared(folder, files)
-    if not shared:
+def _hard_links(folder: Path, files: list[ListedFile]) -> list[str]:
+    again = find_hard_links(folder, files)
+    if not again:
         return []
     return [
-        f"{folder}: {len(shared)} of {len(files)} images are links to images that have another "
-        f"name here, such as {shared[0][0]!r} and {shared[0][1]!r}; each name is a sample"
+        f"{folder}: {len(again)} of {len(files)} images are hard links of images that have another "
+        f"name here, such as {again[0][0]!r} and {again[0][1]!r}; each name is a sample"
     ]
 
 

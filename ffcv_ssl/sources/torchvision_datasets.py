@@ -16,7 +16,7 @@ from ffcv_ssl.errors import SourceError
 from ffcv_ssl.fields import EncodedImage, IntField
 from ffcv_ssl.files import StrPath
 from ffcv_ssl.sources.base import Source
-from ffcv_ssl.sources.disk import read_file
+from ffcv_ssl.sources.disk import find_files, find_hard_links, read_file
 
 EXAMPLES = ("cifar10", "cifar100", "stl10", "svhn", "mnist", "food101", "flowers102", "eurosat")
 # Names of the held-out split in datasets that only know train=True and train=False.
@@ -99,7 +99,9 @@ def _make(name: str, dataset_class: Any, root: StrPath | None, split: str, downl
 
 def _call(name: str, dataset_class: Any, arguments: dict[str, Any]) -> Any:
     try:
-        return dataset_class(**arguments)
+        return _with_checked_folder(dataset_class)(**arguments)
+    except SourceError:
+        raise
     except (RuntimeError, ValueError, OSError, TypeError, ImportError) as error:
         text = " ".join(str(error).split())
         can_fetch = arguments.get("download") is False
@@ -123,21 +125,30 @@ def _keep_bytes(dataset: Any) -> list[str] | None:
 
     if not isinstance(dataset, DatasetFolder):
         return None
-    _check_folders(dataset.samples)
     dataset.loader = lambda path: EncodedImage(read_file(path))
     return [Path(os.path.relpath(path, dataset.root)).as_posix() for path, _ in dataset.samples]
 
 
-def _check_folders(samples: list[tuple[str, Any]]) -> None:
-    """Raise SourceError if links lead to a folder of images again: torchvision walks in circles."""
-    first: dict[str, str] = {}
-    for folder in dict.fromkeys(os.path.dirname(path) for path, _ in samples):
-        former = first.setdefault(os.path.realpath(folder), folder)
-        if former != folder:
-            raise SourceError(
-                f"{folder}: leads by a link to the folder {former} again, so that its images would "
-                "count several times; remove the link"
-            )
+def _with_checked_folder(dataset_class: Any) -> Any:
+    """The class, but a folder of files is looked through for links before torchvision walks it: two
+    links to a folder above would be 2^40 paths to it."""
+    from torchvision.datasets import DatasetFolder
+
+    if not issubclass(dataset_class, DatasetFolder):
+        return dataset_class
+
+    class Checked(dataset_class):
+        def make_dataset(self, directory: StrPath, *args: Any, **kwargs: Any) -> Any:
+            find_hard_links(Path(directory), find_files(Path(directory), _is_image, True))
+            return super().make_dataset(directory, *args, **kwargs)
+
+    return Checked
+
+
+def _is_image(name: str) -> bool:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    return name.lower().endswith(IMG_EXTENSIONS)
 
 
 def _class_names(dataset: Any) -> list[str] | None:

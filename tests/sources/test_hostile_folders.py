@@ -87,6 +87,25 @@ def test_a_file_cut_while_it_is_read_is_said(tmp_path, monkeypatch):
         disk.read_file(path)
 
 
+def test_a_file_that_grows_while_it_is_read_is_said(tmp_path, monkeypatch):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(bytes(5000))
+    read = disk._read
+
+    def grow(file, *limits):
+        with open(path, "ab") as more:
+            more.write(bytes(7))
+        return read(file, *limits)
+
+    monkeypatch.setattr(disk, "_read", grow)
+    with pytest.raises(SourceError, match="got 5007 of 5000 bytes, the file became longer"):
+        disk.read_file(path)
+
+
+def test_a_file_that_the_system_makes_has_no_size_and_is_read():
+    assert disk.read_file("/proc/self/status").startswith(b"Name:")
+
+
 @pytest.mark.parametrize("target", ["..", ".", "../..", "/"])
 def test_a_link_to_a_folder_above_is_refused(photographs, target):
     (photographs / "dog/up").symlink_to(target)
@@ -110,14 +129,43 @@ def test_links_to_folders_and_files_elsewhere_are_followed(tmp_path, photographs
     assert source.dataset[0][0].data == (photographs / "cat/1.png").read_bytes()
 
 
-def test_links_to_one_file_are_samples_and_are_told(photographs):
+def test_a_link_to_a_file_that_is_in_the_data_set_is_refused(photographs):
     (photographs / "dog/4.png").symlink_to("../cat/1.png")
-    (photographs / "dog/5.png").symlink_to("../cat/1.png")
+    with pytest.raises(
+        SourceError,
+        match=r"dog/4.png: leads by a link to the file of .*cat/1.png, so that this image would "
+        "count twice; remove one of them",
+    ):
+        open_source("imagefolder", photographs)
+
+
+def test_two_links_to_one_file_elsewhere_are_refused(tmp_path, photographs):
+    (tmp_path / "elsewhere.png").write_bytes(b"x")
+    for name in ("cat/4.png", "dog/5.png"):
+        (photographs / name).symlink_to(tmp_path / "elsewhere.png")
+    with pytest.raises(SourceError, match=r"dog/5.png: leads by a link to the file of .*cat/4.png"):
+        open_source("imagefolder", photographs)
+
+
+def test_a_link_is_found_where_a_folder_lists_other_inode_numbers(photographs, monkeypatch):
+    (photographs / "dog/4.png").symlink_to("../cat/1.png")
+    listed = disk.ListedFile
+
+    def numbered(name, inode, is_link):  # as overlay file systems do
+        return listed(name, inode if is_link else inode + 1000, is_link)
+
+    monkeypatch.setattr(disk, "ListedFile", numbered)
+    with pytest.raises(SourceError, match="leads by a link to the file"):
+        open_source("imagefolder", photographs)
+
+
+def test_hard_links_of_one_file_are_samples_and_are_told(photographs):
     os.link(photographs / "cat/2.png", photographs / "cat/same.png")
     source = open_source("imagefolder", photographs)
-    assert len(source.names) == 6
+    assert len(source.names) == 4
     (remark,) = source.remarks
-    assert "2 of 6 images are links" in remark and "'dog/4.png' and 'cat/1.png'" in remark
+    assert "1 of 4 images are hard links" in remark
+    assert "'cat/same.png' and 'cat/2.png'" in remark and "each name is a sample" in remark
 
 
 def test_a_link_to_nothing_counts_only_if_it_is_chosen(tmp_path, photographs, capsys):
@@ -212,7 +260,9 @@ def test_a_subset_may_come_from_another_command(photographs, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["samples"] == 2
 
 
-def test_torchvisions_folders_are_held_to_the_same(tmp_path, monkeypatch):
+@pytest.fixture
+def pets(tmp_path, monkeypatch):
+    """The folder of a torchvision dataset `pets`, with one image."""
     from torchvision import datasets
 
     class Pets(datasets.ImageFolder):
@@ -220,15 +270,41 @@ def test_torchvisions_folders_are_held_to_the_same(tmp_path, monkeypatch):
             super().__init__(root)
 
     monkeypatch.setattr(datasets, "Pets", Pets, raising=False)
-    (tmp_path / "cat").mkdir()
-    Image.new("RGB", (4, 4)).save(tmp_path / "cat/1.png")
-    os.mkfifo(tmp_path / "cat/0.png")
+    (tmp_path / "pets/cat").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "pets/cat/1.png")
+    return tmp_path / "pets"
+
+
+def test_torchvisions_folders_are_held_to_the_same(pets):
+    os.mkfifo(pets / "cat/0.png")
     with pytest.raises(SourceError, match=r"cat/0.png: is a pipe"):
-        open_source("pets", tmp_path)
-    os.unlink(tmp_path / "cat/0.png")
-    (tmp_path / "cat/up").symlink_to("..")
+        open_source("pets", pets)
+    os.unlink(pets / "cat/0.png")
+    (pets / "cat/up").symlink_to("..")
     with pytest.raises(SourceError, match=r"leads by a link to the folder .* again"):
-        open_source("pets", tmp_path)
+        open_source("pets", pets)
+    os.unlink(pets / "cat/up")
+    (pets / "dog").symlink_to("cat")
+    with pytest.raises(SourceError, match=r"(cat|dog): leads by a link to the folder .* again"):
+        open_source("pets", pets)
+    os.unlink(pets / "dog")
+    (pets / "cat/2.png").symlink_to("1.png")
+    with pytest.raises(SourceError, match=r"2.png: leads by a link to the file of .*cat/1.png"):
+        open_source("pets", pets)
+
+
+@pytest.mark.parametrize("names", [("up", "again"), (".up", ".again")])
+def test_torchvision_does_not_walk_a_folder_in_circles(pets, monkeypatch, names):
+    from torchvision.datasets import folder
+
+    def walk(*args, **kwargs):
+        raise AssertionError("two links to a folder above are 2^40 paths")
+
+    for name in names:
+        (pets / "cat" / name).symlink_to("..")
+    monkeypatch.setattr(folder, "make_dataset", walk)
+    with pytest.raises(SourceError, match=r"leads by a link to the folder .* again"):
+        open_source("pets", pets)
 
 
 def test_clevrs_scenes_name_no_file_elsewhere(tmp_path):

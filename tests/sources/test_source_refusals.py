@@ -77,14 +77,6 @@ def test_folders_that_links_lead_to_again_are_named(tmp_path):
         "count several times; remove the link",
     ):
         disk.find_files(tmp_path, lambda name: True)
-    (tmp_path / "dog").symlink_to("cat")
-    samples = [(str(tmp_path / name / "1.png"), 0) for name in ("cat", "dog")]
-    with pytest.raises(
-        SourceError,
-        match=r"dog: leads by a link to the folder .*cat again, so that its images would "
-        "count several times; remove the link",
-    ):
-        torchvision_datasets._check_folders(samples)
 
 
 def test_a_file_that_grows_past_the_limit_while_it_is_read_is_refused(tmp_path, monkeypatch):
