@@ -92,32 +92,46 @@ def remedy_for(error: OSError) -> str:
 def replacing(
     path: StrPath,
     temporary: StrPath | None = None,
-    before: Callable[[Path], object] | None = None,
+    check_new: Callable[[Path], object] | None = None,
 ) -> Iterator[BinaryIO]:
     """Yield a binary file that replaces `path` when the block ends, after it is flushed to disk.
 
     If the block fails, the new file is deleted and the old `path` stays as it was. temporary: the
     new file's name until then, in the same folder; the default is `path` with `.tmp` added, so that
     the next writer overwrites what a killed one left. Where several processes may write at once,
-    give each its own temporary name. Raises UserError where either name is a device, a pipe, a
-    socket or a folder; a link at `path` is replaced, not what it leads to.
+    give each its own temporary name. check_new: called with the new file once it is on disk; what
+    it raises keeps the old one. Raises UserError where either name is a device, a pipe, a socket or
+    a folder; a link at `path` is replaced, not what it leads to, and one at `temporary` is refused.
     """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp") if temporary is None else Path(temporary)
     check_kind(path)
     check_kind(temporary)  # to open a pipe would wait for its reader
+    _refuse(temporary, "a link" if temporary.is_symlink() else None)
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "wb", opener=_open_no_link) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if before is not None:
-            before(temporary)
+        if check_new is not None:
+            check_new(temporary)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def own_temporary(path: StrPath) -> Path:
+    """A hidden name beside `path` for `replacing`: where the user names the file, `path` with
+    `.tmp` added may be the user's as well."""
+    path = Path(path)
+    short = os.fsdecode(os.fsencode(path.name)[:200])  # a name may have 255 bytes
+    return path.with_name(f".{short}.{os.getpid()}.tmp")
 
 
 def write_text(path: StrPath, text: str) -> None:
@@ -126,10 +140,14 @@ def write_text(path: StrPath, text: str) -> None:
         file.write(text.encode("utf-8"))
 
 
-def save_figure(figure: Figure, path: StrPath, dpi: int = 90) -> None:
+def save_figure(
+    figure: Figure, path: StrPath, dpi: int = 90, temporary: StrPath | None = None
+) -> None:
     """Write a matplotlib figure atomically, in the format of the name's ending, else as a PNG.
-    Raises OSError, UserError, and ValueError for a format that matplotlib does not write."""
-    with replacing(path) as file:
+
+    temporary: see `replacing`. Raises OSError, UserError, and ValueError for a format that
+    matplotlib does not write."""
+    with replacing(path, temporary) as file:
         figure.savefig(file, format=Path(path).suffix[1:] or "png", dpi=dpi)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ffcv_ssl.files import save_figure
+from ffcv_ssl.files import own_temporary, save_figure
 from ffcv_ssl.transforms import ImageOp
 from pipelines.view import OPS
 
@@ -60,7 +60,7 @@ def draw_grid(
         axis.set_title(name, fontsize=9, color=colors.get(name, "black"))
     figure.suptitle(title, fontsize=10)
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    save_figure(figure, path, dpi=110)
+    save_figure(figure, path, 110, own_temporary(path))
 
 
 def _colors(draws: Sequence[tuple]) -> dict[str, str]:

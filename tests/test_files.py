@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ffcv_ssl import files
 from ffcv_ssl.errors import CheckpointError, UserError
 from ffcv_ssl.files import explained, hold_folder, locked, replacing, write_text
 from ffcv_ssl.training import checkpoint
@@ -78,6 +79,30 @@ def test_only_a_regular_file_is_replaced(tmp_path, monkeypatch, make, kind, name
         write_text("a.txt", "text")
     assert os.listdir() == [name]
     assert os.path.samestat(os.lstat(name), before)
+
+
+def test_a_link_at_the_temporary_name_is_refused_and_what_it_leads_to_stays(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "a.txt.tmp").symlink_to("precious")
+    with pytest.raises(UserError, match=r"a.txt.tmp: is a link, expected a regular file"):
+        write_text(tmp_path / "a.txt", "text")
+    assert (tmp_path / "precious").read_text() == "mine"
+    with pytest.raises(OSError, match="symbolic links"):  # made at the last moment
+        files._open_no_link(str(tmp_path / "a.txt.tmp"), os.O_WRONLY)
+
+
+@pytest.mark.parametrize("name", ["a.png", "n" * 251 + ".png"])
+def test_a_picture_that_the_user_names_leaves_the_files_beside_it_alone(tmp_path, name):
+    neighbours = [tmp_path / "a.png.tmp", tmp_path / "a.tmp"]
+    for neighbour in neighbours:
+        neighbour.write_text("mine")
+    path = tmp_path / name
+    left = files.own_temporary(path)
+    left.write_text("left by a killed process of this number, and longer than what comes next")
+    with files.replacing(path, files.own_temporary(path)) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new" and not left.exists()
+    assert [neighbour.read_text() for neighbour in neighbours] == ["mine", "mine"]
 
 
 def test_a_checkpoint_takes_no_pipes_place_nor_does_the_one_before_it(tmp_path):

@@ -59,7 +59,7 @@ def save(path: StrPath, state: dict[str, Any], previous: StrPath | None = None) 
             if previous is not None and not is_first:
                 former.enter_context(_second_name(path, Path(previous)))
 
-        with replacing(path, before=before) as file:
+        with replacing(path, check_new=before) as file:
             _write_archive(state, file)
     sync_folder(path.parent)
 
@@ -276,6 +276,6 @@ def save_weights(path: StrPath, module: torch.nn.Module, about: dict[str, str]) 
     def before(new):
         _read_back(path, weights_damage, new)
 
-    with explained(path), replacing(path, before=before) as file:
+    with explained(path), replacing(path, check_new=before) as file:
         file.write(header)
         file.write(data)
