@@ -33,6 +33,7 @@ import torch.nn.functional as F
 
 import train
 from ffcv_ssl.config.messages import OneLineParser, one_line
+from ffcv_ssl.config.stdout import has_told, say
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.loader import OrderOption
 from ffcv_ssl.training import checkpoint
@@ -210,21 +211,21 @@ def choose(
 
 def look_at_machine(started: float) -> Choice:
     """Measure this machine, choose, and say both. `started`: the demo's, of time.perf_counter."""
-    print("\n-- timing some training steps", flush=True)
+    say("\n-- timing some training steps")
     idle, bf16 = idle_cores(), has_bf16()
     speed = functools.cache(images_per_second)
     elapsed_s = time.perf_counter() - started
     choice = choose(speed, idle, bf16, TARGET_S - OTHER_S - elapsed_s)
     total_s = time.perf_counter() - started + choice.seconds + OTHER_S
     cores, timed_px = len(os.sched_getaffinity(0)), max(choice.plan.px, QUICK_PX)
-    print(
+    say(
         f"   this machine: {idle:.1f} of {cores} cores idle, {'' if bf16 else 'no '}bf16; "
         f"{choice.images_per_s:.0f} images/s at {timed_px} px with {choice.threads} "
         f"torch thread{'s' * (choice.threads > 1)} in {choice.precision}"
     )
     plan = choice.plan
     reason = "all of it" if plan == PLANS[0] else f"less than the full {PLANS[0].epochs} epochs"
-    print(f"   chosen: {plan.px} px, {plan.epochs} epochs ({reason}): about {total_s:.0f} s in all")
+    say(f"   chosen: {plan.px} px, {plan.epochs} epochs ({reason}): about {total_s:.0f} s in all")
     return choice
 
 
@@ -233,14 +234,19 @@ def look_at_machine(started: float) -> Choice:
 
 def run_step(title: str, *command: str) -> None:
     """Run one of the project's commands and show what it prints for people."""
-    print(f"\n-- {title}\n   python {' '.join(command)}", flush=True)
+    say(f"\n-- {title}\n   python {' '.join(command)}")
     process = subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    for line in process.stdout:
-        if not line.startswith("{"):  # the summary as JSON
-            print("   " + line, end="", flush=True)
+    try:
+        for line in process.stdout:
+            if not line.startswith("{"):  # the summary as JSON
+                say("   " + line, end="")
+    except BaseException:
+        process.kill()  # what it makes is of no use alone
+        process.wait()
+        raise
     if process.wait() != 0:
         raise UserError(f"demo: {command[0]} ended with exit code {process.returncode}; see above")
 
@@ -342,7 +348,10 @@ def show_table(start: dict[str, float], trained: dict[str, float], chance: float
         gain = trained[row] - start[row]
         table.add_row(row, f"{start[row]:.1f}", f"{trained[row]:.1f}", f"{gain:+.1f}")
     table.add_row("chance", f"{chance:.1f}", "", "")
-    Console().print(table)
+    console = Console()
+    with console.capture() as text:  # by itself it prints, and ends the process if that fails
+        console.print(table)
+    say(text.get(), end="")
 
 
 def run(out: Path) -> tuple[int, dict]:
@@ -359,11 +368,11 @@ def run(out: Path) -> tuple[int, dict]:
     torch.set_num_threads(config.system.torch_threads or torch.get_num_threads())
     train_set, val_set = (open_dataset(out / name) for name in (TRAIN_FILE, VAL_FILE))
     ends = [out / f"checkpoint_epoch_{epoch:04d}.pt" for epoch in (0, config.epochs)]
-    print("\n-- probes on the frozen encoder, at step 0 and trained", flush=True)
+    say("\n-- probes on the frozen encoder, at step 0 and trained")
     start, trained = (measure(path, config, train_set, val_set) for path in ends)
     chance = 100 / train_set.num_classes
     show_table(start, trained, chance)
-    print(f"picture of the run: {out / REPORT_FILE}")
+    say(f"picture of the run: {out / REPORT_FILE}")
     probe = "linear probe, backbone"
     summary: dict[str, Any] = {
         "seconds": round(time.perf_counter() - started, 1),
@@ -385,12 +394,14 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(one_line(error), file=sys.stderr)
         return EXIT_USER_ERROR
+    except BrokenPipeError:  # nobody watches any more
+        return 1
     if code:
         gain = summary["gain_points"]
         message = f"demo: the probe gained {gain} points, expected at least {LEAST_GAIN_POINTS}"
         print(message, file=sys.stderr)
-    print(json.dumps(summary), flush=True)
-    return code
+    is_told = has_told("demo", "all steps are done", lambda: print(json.dumps(summary)))
+    return code if is_told else EXIT_USER_ERROR
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ The file's bytes depend on the images and the settings alone, never on the numbe
 default mode `smart` keeps the original JPEG bytes where that is possible, stores small images as
 raw pixels, and encodes all other images anew. The summary counts each kind. The last line on stdout
 is JSON. Exit codes: 0 the file is written; 2 a user's mistake, or an image that cannot be read:
-then nothing is written; 130 interrupted: nothing is written. SIGTERM and SIGHUP end it by the
-signal once its unfinished file is removed; what SIGKILL leaves goes when the file is written again.
+then nothing is written, or a full stdout: then the line says that the file is written; 130
+interrupted: nothing is written. SIGTERM and SIGHUP end it by the signal once its unfinished file is
+removed; what SIGKILL leaves goes when the file is written again.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ffcv_ssl.config.messages import OneLineParser, one_line
+from ffcv_ssl.config.stdout import has_told
 from ffcv_ssl.errors import BetonError, SourceError, UserError
 from ffcv_ssl.fields import RGBImageField
 from ffcv_ssl.sources import Source, open_source, select
@@ -195,7 +197,7 @@ def _summary(
 
 
 def show(summary: dict) -> None:
-    """Print the summary for people."""
+    """Print the summary for people, and as JSON."""
     images = summary["images"]
     # one line, and printable also where the path is not UTF-8
     print(
@@ -205,6 +207,7 @@ def show(summary: dict) -> None:
     for what, count in sorted(images.items(), key=lambda pair: -pair[1]):
         print(f"  images {what}: {count}")
     print(f"  {summary['seconds']:.1f} s, {summary['samples_per_s']:.0f} samples per second")
+    print(json.dumps(summary))
 
 
 @contextlib.contextmanager
@@ -248,9 +251,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("write_dataset.py: interrupted, nothing was written", file=sys.stderr)
         return 130
-    show(summary)
-    print(json.dumps(summary), flush=True)
-    return 0
+    is_told = has_told("write_dataset.py", f"{summary['out']} is written", lambda: show(summary))
+    return 0 if is_told else EXIT_USER_ERROR
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
     python -m ffcv_ssl.inspect train.beton --grid images.png   # a picture of a few dozen images
 
 The last line on stdout is one JSON object. Exit code 0: the file is sound; 1: --verify found bad
-samples; 2: the file cannot be read.
+samples, or nobody reads on; 2: the file cannot be read, or stdout is full.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ import numpy as np
 
 from ffcv_ssl import beton
 from ffcv_ssl.config.messages import one_line
+from ffcv_ssl.config.stdout import say
 from ffcv_ssl.errors import BetonError, UserError
 from ffcv_ssl.fields import Field, IntField, NDArrayField, RGBImageField
-from ffcv_ssl.files import save_figure
+from ffcv_ssl.files import own_temporary, save_figure
 from ffcv_ssl.reader import Reader
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def draw_grid(reader: Reader, path: str) -> None:
         axes.set_title(_title(reader, sample, label_name), fontsize=8)
         axes.axis("off")
     try:
-        save_figure(figure, path, dpi=80)
+        save_figure(figure, path, 80, own_temporary(path))
     except UserError:
         raise
     except (OSError, ValueError) as error:
@@ -276,8 +277,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (BetonError, UserError) as error:
         print(one_line(error), file=sys.stderr)
         return 2
-    except BrokenPipeError:  # `| head` has read enough: print nothing more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `| head` has read enough
         return 1
 
 
@@ -292,15 +292,18 @@ def _inspect(reader: Reader, options: argparse.Namespace) -> int:
     from rich.console import Console
 
     facts = summarize(reader)
-    _print_tables(facts, Console(markup=False, emoji=False, highlight=False))
+    console = Console(markup=False, emoji=False, highlight=False)
+    with console.capture() as tables:  # by itself it prints, and ends the process if that fails
+        _print_tables(facts, console)
+    say(tables.get(), end="")
     num_bad = 0
     if options.verify:
-        num_bad = verify(reader)
+        num_bad = verify(reader, say)
         facts["verify"] = {"bad": num_bad, "values": reader.num_samples * len(reader.fields)}
     if options.grid is not None:
         draw_grid(reader, options.grid)
         facts["grid"] = options.grid
-    print(json.dumps(facts))
+    say(json.dumps(facts))
     return 1 if num_bad else 0
 
 

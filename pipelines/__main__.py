@@ -23,6 +23,7 @@ from jsonargparse.typing import PositiveInt, restricted_number_type
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.config.parsing import parse_config
 from ffcv_ssl.config.settings import Seed
+from ffcv_ssl.config.stdout import has_told
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.fields import RGBImageField
 from ffcv_ssl.loader import Loader, OrderOption
@@ -157,9 +158,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:  # includes BetonError, and settings that contradict each other
         print(f"pipelines: {one_line(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
-    print(f"{summary['out']}: {len(summary['images'])} images, {len(summary['views'])} views")
-    print(json.dumps(summary), flush=True)
-    return 0
+    is_told = has_told("pipelines", f"{summary['out']} is drawn", lambda: _show(summary))
+    return 0 if is_told else EXIT_USER_ERROR
+
+
+def _show(summary: dict[str, Any]) -> None:
+    out = one_line(summary["out"])
+    print(f"{out}: {len(summary['images'])} images, {len(summary['views'])} views")
+    print(json.dumps(summary))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """The demo's parts, what it chooses to train, and the whole of it on next to no data."""
 
 import json
+import sys
 import time
 
 import pytest
 import torch
+from support.outputs import closed_stdout, full_stdout
 
 import demo
 import train
@@ -156,6 +158,28 @@ def test_a_folder_with_other_peoples_files_is_not_deleted(tmp_path, capsys):
     assert (tmp_path / "thesis.tex").exists()
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and "not the demo's" in message
+
+
+def test_a_full_or_closed_stdout_is_no_traceback(tmp_path, monkeypatch, capsys):
+    def run(out):
+        demo.say("-- a step")
+        return 0, {}
+
+    monkeypatch.setattr(demo, "run", run)
+    with full_stdout() as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert demo.main([f"--out={tmp_path}"]) == 2
+    err = capsys.readouterr().err
+    assert err == "stdout: cannot be written (No space left on device); free some space\n"
+    with closed_stdout() as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert demo.main([f"--out={tmp_path}"]) == 1
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(demo, "run", lambda out: (0, {}))
+    with full_stdout() as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert demo.main([f"--out={tmp_path}"]) == 2
+    assert "all steps are done; free some space" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 
 import pytest
 from PIL import Image
@@ -14,6 +15,7 @@ from support.beton_files import (
     without_integrity,
     write_all_fields,
 )
+from support.outputs import closed_stdout, full_stdout
 
 from ffcv_ssl import fields as f
 from ffcv_ssl.inspect import main
@@ -154,3 +156,22 @@ def test_a_wrong_option_is_one_line_and_exit_2(capsys):
         main(["a.beton", "--verfy"])
     assert error.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_grid_leaves_a_users_file_of_a_similar_name_alone(labelled, tmp_path, capsys):
+    (tmp_path / "grid.png.tmp").write_text("mine")
+    assert main([str(labelled), f"--grid={tmp_path / 'grid.png'}"]) == 0
+    assert (tmp_path / "grid.png.tmp").read_text() == "mine"
+
+
+@pytest.mark.parametrize("options", [[], ["--verify"]])
+def test_a_full_or_closed_stdout_is_no_traceback(labelled, monkeypatch, capsys, options):
+    with full_stdout() as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main([str(labelled), *options]) == 2
+    err = capsys.readouterr().err
+    assert err == "stdout: cannot be written (No space left on device); free some space\n"
+    with closed_stdout() as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert main([str(labelled), *options]) == 1
+    assert capsys.readouterr().err == ""

@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import math
+import sys
 from dataclasses import dataclass, field, fields
 
 import numpy as np
 import pytest
 from jsonargparse import ArgumentError, ArgumentParser
+from support.outputs import closed_stdout, full_stdout
 
 from ffcv_ssl import Loader, Reader
 from ffcv_ssl import transforms as T
@@ -383,6 +385,22 @@ def test_the_command_draws_every_recipe(recipe, small_beton, tmp_path, capsys):
     assert summary["views"] == list(RECIPES[recipe]()) and summary["images"] == [0, 48]
     pixels = np.asarray(Image.open(out).convert("RGB"))
     assert pixels.shape[1] > 150 * (1 + len(summary["views"])) and pixels.std() > 10
+
+
+def test_a_full_or_closed_stdout_is_no_traceback_and_the_picture_is_drawn(
+    small_beton, tmp_path, capsys, monkeypatch
+):
+    out = tmp_path / "views.png"
+    words = ["simclr", f"--beton={small_beton}", f"--out={out}", "--images=1", "--samples=1"]
+    with full_stdout() as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert __main__.main(words) == 2
+    line = f"stdout: cannot be written (No space left on device); {out} is drawn; free some space"
+    assert capsys.readouterr().err == f"pipelines: {line}\n" and out.exists()
+    with closed_stdout() as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert __main__.main(words) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_the_recipe_may_stand_behind_settings():

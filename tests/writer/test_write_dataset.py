@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support.outputs import closed_stdout, full_stdout
 
 import write_dataset
 from ffcv_ssl import Reader
@@ -248,3 +249,22 @@ def test_real_photographs_keep_their_bytes(tmp_path, data_folder, capsys):
     files = sorted(root.glob("*/*/*"))
     with Reader(out) as reader:
         assert [reader.read(i, "image") for i in range(40)] == [f.read_bytes() for f in files]
+
+
+def test_a_full_or_closed_stdout_is_no_traceback_and_the_file_is_written(
+    tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "a"
+    arguments = ["--source=shapes", "--num_samples=2", "--workers=1", "--size_px=8", f"--out={out}"]
+    with full_stdout() as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert write_dataset.main(arguments) == 2
+    line = f"stdout: cannot be written (No space left on device); {out} is written; free some space"
+    assert capsys.readouterr().err == f"write_dataset.py: {line}\n"
+    out.unlink()
+    with closed_stdout() as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert write_dataset.main(arguments) == 0
+    assert capsys.readouterr().err == "" and out.exists()
+    monkeypatch.setattr(sys, "stdout", None)  # as with `>&-`
+    assert write_dataset.main(arguments) == 0
