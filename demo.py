@@ -248,7 +248,10 @@ def run_step(title: str, *command: str) -> None:
         process.wait()
         raise
     if process.wait() != 0:
-        raise UserError(f"demo: {command[0]} ended with exit code {process.returncode}; see above")
+        code = process.returncode
+        raise UserError(
+            f"demo: {command[0]} ended with exit code {code}; correct what its last line above says"
+        )
 
 
 def write_shapes(out: Path, split: str, num_samples: int) -> None:

@@ -2,7 +2,8 @@
 
 The lines are read off the sources (benchmarks/refusals.py); `python -m benchmarks.readme` writes
 the page. Cause and cure are said by the messages themselves and by the condition in the code: to
-change what stands here, change the message.
+change what stands here, change the message. Where a message only says what is wrong, its cure is in
+benchmarks/cures.py.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from benchmarks.cures import ACTIONS, cure_by_words, last_cure
 from benchmarks.refusals import Refusal, find_refusals
 
 # Title of a room, and the beginnings of the paths that belong to it; the first that fits counts.
@@ -68,9 +70,8 @@ def entry(refusal: Refusal) -> str:
     """One message: its line, when it comes, and what to do."""
     line = refusal.shown()
     tick = "``" if "`" in line else "`"
-    cure = cure_of(line)
-    lines = [f"- {tick}{line}{tick}", f"  - when: {cause_of(refusal)}"]
-    return "\n".join(lines + [f"  - to do: {cure}"] * bool(cure))
+    cure = cure_of(refusal)
+    return f"- {tick}{line}{tick}\n  - when: {cause_of(refusal)}\n  - to do: {cure}"
 
 
 def cause_of(refusal: Refusal) -> str:
@@ -91,12 +92,25 @@ def error_of(name: str) -> str:
     return ", ".join(parts)
 
 
-def cure_of(line: str) -> str:
-    """What a message asks for: its remedy, else what it expected."""
-    *_, remedy = line.rpartition("; ")
-    if "; " in line and not remedy.startswith("its first"):
-        return remedy
+def cure_of(refusal: Refusal) -> str:
+    """What to do: what the message asks for, else a cure of this kind of message, else what the
+    message expected. Empty if none is known."""
+    line = refusal.shown()
+    return _asked_for(line) or cure_by_words(refusal) or _expected(line) or last_cure(refusal)
+
+
+def _asked_for(line: str) -> str:
+    """What follows the first semicolon of a message, from the first clause that begins with a word
+    of action."""
+    _, _, remedy = line.partition("; ")
+    clauses = re.finditer(r"(?:^|[,:;?] )([a-z-]+)", remedy)
+    begins = [clause.start(1) for clause in clauses if clause[1] in ACTIONS]
+    return remedy[begins[0] :] if begins else ""
+
+
+def _expected(line: str) -> str:
+    """What a message expected, without the facts that follow."""
     for word in ("expected ", "must be "):
         if word in line:
-            return f"give {line.rpartition(word)[2]}"
+            return f"give {line.rpartition(word)[2].partition('; ')[0]}"
     return ""

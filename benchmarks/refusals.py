@@ -232,7 +232,8 @@ class Scope:
         if isinstance(node, ast.FormattedValue):
             return self.texts(node.value, depth)
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-            return self._joined([node.left, node.right], depth)
+            texts = self._joined([node.left, node.right], depth)
+            return texts if any(map(_has_words, texts)) else [f"{OPEN}{_placeholder(node)}{CLOSE}"]
         if isinstance(node, ast.BinOp) and _is_text(node.left):  # `"s" * (count > 1)`
             return ["", *self.texts(node.left, depth)]
         if isinstance(node, ast.IfExp):
@@ -280,16 +281,29 @@ class Scope:
         return [] if is_top else self.module.scope_of(self.node)._of_name(node, depth)
 
     def _of_parameter(self, name: str, depth: int) -> list[str]:
-        """What callers in the same module pass for it."""
-        place, texts = self.parameters.index(name), []
-        if self.parameters[0] in ("self", "cls"):
-            place -= 1
+        """What callers in the same module pass for it, and its default."""
+        place, texts = self.parameters.index(name), self._default(name)
+        is_method = self.parameters[0] in ("self", "cls")
         for node in self.module.calls:
-            if _called(node) == getattr(self.node, "name", None):
-                given = [k.value for k in node.keywords if k.arg == name] or node.args[place:][:1]
+            # `library.decode(...)` is not the function `decode` of this module
+            is_meant = is_method or isinstance(node.func, ast.Name)
+            if is_meant and _called(node) == getattr(self.node, "name", None):
+                given = [k.value for k in node.keywords if k.arg == name]
+                given = given or node.args[place - is_method :][:1]
                 for value in given:
                     texts += self.module.scope_of(node).texts(value, depth)
         return texts
+
+    def _default(self, name: str) -> list[str]:
+        """The words that a parameter has by default; one word is a value, such as 'raise'."""
+        given = self.node.args
+        names = [a.arg for a in [*given.posonlyargs, *given.args]]
+        pairs = [
+            *zip(reversed(names), reversed(given.defaults)),
+            *zip([a.arg for a in given.kwonlyargs], given.kw_defaults),
+        ]
+        texts = [node.value for key, node in pairs if key == name and node and _is_text(node)]
+        return [text for text in texts if " " in text]
 
     def _of_item(self, node: ast.expr, item: object, depth: int) -> list[str]:
         """One item of a tuple that a function of the project returns."""
@@ -371,14 +385,29 @@ def _placeholder(node: ast.expr) -> str:
         return node.id.strip("_")
     if isinstance(node, ast.Attribute):
         return "type" if node.attr == "__name__" else node.attr.strip("_")
+    if isinstance(node, ast.BinOp):
+        return _in_short(node)
     if isinstance(node, ast.Call):
         name = _called(node)
         if name == "len":
             return "number"
+        if name == "getattr" and _is_text(node.args[1]):
+            return node.args[1].value
         if name in (*_TEXT_OF, "join", "removeprefix") and (node.args or name == "removeprefix"):
             base = node.func.value if name == "removeprefix" else node.args[-1]
             return _placeholder(base)
-        return name.strip("_") or "..."
+        return name.strip("_").removesuffix("_for") or "..."
     if isinstance(node, ast.Starred | ast.FormattedValue | ast.Subscript):
         return _placeholder(node.value)
     return "..."
+
+
+def _in_short(node: ast.BinOp) -> str:
+    """A sum or the like, if it is of names and numbers: `num_samples - 1`."""
+    parts = {ast.Sub: "-", ast.Add: "+", ast.Mult: "*"}
+    sides = [
+        str(side.value) if isinstance(side, ast.Constant) else _placeholder(side)
+        for side in (node.left, node.right)
+    ]
+    sign = parts.get(type(node.op))
+    return "..." if sign is None or "..." in sides else f"{sides[0]} {sign} {sides[1]}"

@@ -137,7 +137,7 @@ def test_a_method_with_settings_needs_the_name_of_a_group():
 def test_a_part_of_the_demo_that_fails_is_named(monkeypatch):
     process = types.SimpleNamespace(stdout=[], wait=lambda: 3, returncode=3)
     monkeypatch.setattr("subprocess.Popen", lambda *_, **__: process)
-    with pytest.raises(UserError, match=r"demo: train.py ended with exit code 3; see above"):
+    with pytest.raises(UserError, match=r"demo: train.py ended with exit code 3; correct what its"):
         demo.run_step("title", "train.py")
 
 
