@@ -166,8 +166,8 @@ def test_a_sample_that_cannot_be_read_is_named(copy, monkeypatch):
         patch(copy, pointer, b"\x5a\x5a")
         with pytest.raises(
             BetonError,
-            match=r"sample 0, field 'note': checksum does not match; re-write it, or load with "
-            r"on_error='replace'",
+            match=r"copy.beton: sample 0, field 'note': checksum does not match; re-write it, or "
+            r"load with on_error='replace'",
         ):
             reader.read(0, "note")
 
@@ -177,7 +177,7 @@ def test_a_value_that_its_payload_contradicts_is_an_error_of_that_sample(foreign
         patch(foreign, int(reader.extents("note").pointer[0]), b"\x5a" * 8)
         with pytest.raises(
             BetonError,
-            match=r"sample 0, field 'note': .*; re-write it, or load with on_error='replace'",
+            match=r": sample 0, field 'note': .*; re-write it, or load with on_error='replace'",
         ):
             reader.decode(0, "note")
 

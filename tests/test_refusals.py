@@ -3,6 +3,11 @@
 A template (benchmarks/refusals.py) counts as shown if a string of a test has a run of at least
 three of its fixed words, or a whole fixed text of it, that no other message has; or all of its
 fixed texts in their order. An f-string and a regular expression count with their fixed parts.
+
+Strings count where they are compared: in `match=`, in an `assert`, in `parametrize`, and in what
+such a place names: a name of the test, of its module or of its parameters. This cannot see whether
+the test reaches the line: only whether a test expects those words of some message. Nor does it see
+messages that another program words, and lines that no `raise` of the project's classes makes.
 """
 
 import ast
@@ -15,16 +20,63 @@ from support.small_files import REPOSITORY
 from benchmarks import refusals
 
 FEWEST_WORDS = 3
+# Calls whose arguments are compared; an argument of another call is no expected text.
+COMPARING = ("escape", "param", "join", "startswith", "endswith", "fullmatch", "search", "match")
 GAP = "\0"  # in a test's text: what an f-string or a regular expression leaves open
 
 
 def shown_texts(folder=REPOSITORY / "tests"):
-    """The strings of all tests but this file, without docstrings."""
+    """The strings that tests compare with; not of this file, the torture rows and the support."""
     texts = []
-    for path in sorted(Path(folder).rglob("*.py")):
-        if path.name != Path(__file__).name:
-            texts += strings_of(ast.parse(path.read_text()))
+    for path in sorted(Path(folder).rglob("test_*.py")):
+        if path.name != Path(__file__).name and "torture" not in path.parts:
+            texts += compared_strings(ast.parse(path.read_text()))
     return [plain(text) for text in texts]
+
+
+def compared_strings(tree):
+    """The strings in `match=`, asserts and `parametrize`, and in the values of the names there."""
+    assigned = defaultdict(list)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                for name in ast.walk(target):
+                    if isinstance(name, ast.Name):
+                        assigned[name.id].append(node.value)
+        if isinstance(node, ast.For | ast.comprehension):
+            for name in ast.walk(node.target):
+                if isinstance(name, ast.Name):
+                    assigned[name.id].append(node.iter)
+    pending = [part for node in ast.walk(tree) for part in compared_parts(node)]
+    seen = set()
+    while pending:
+        part = pending.pop()
+        if part in seen or is_call(part):
+            continue
+        seen.add(part)
+        if isinstance(part, ast.Name):
+            pending += assigned[part.id]
+        elif isinstance(part, ast.JoinedStr) or is_text(part):
+            yield from strings_of(part)
+        pending += ast.iter_child_nodes(part)
+
+
+def is_text(node):
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def is_call(node):
+    """Whether what a node is given is not what it is compared as: an argument is no result."""
+    name = getattr(getattr(node, "func", None), "attr", "")
+    return isinstance(node, ast.Lambda | ast.Call) and name not in COMPARING
+
+
+def compared_parts(node):
+    if isinstance(node, ast.Assert):
+        return [node.test]
+    if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "parametrize":
+        return node.args[1:]
+    return [word.value for word in getattr(node, "keywords", ()) if word.arg == "match"]
 
 
 def strings_of(tree):
@@ -39,7 +91,7 @@ def strings_of(tree):
                 getattr(part, "value", None) if isinstance(part, ast.Constant) else GAP
                 for part in node.values
             )
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in parts:
+        elif is_text(node) and node not in parts:
             yield node.value
 
 
@@ -132,6 +184,22 @@ def use():
     ]
 
 
+def test_a_parameter_has_its_default_words_and_no_argument_of_a_library(tmp_path):
+    source = """
+def decode(data, mode, remedy="write it again", on_error="raise"):
+    if mode:
+        raise ValueError(f"{data}: bad {mode}, see {on_error}; {remedy}")
+
+def use(library, error):
+    library.decode("png", "a long word")
+    raise ValueError(f"item {len(error) + 1}: {getattr(error, 'strerror', None)} happened")
+"""
+    assert made_of(tmp_path, source) == [
+        "<data>: bad <mode>, see <on_error>; write it again",
+        "item <number + 1>: <strerror> happened",
+    ]
+
+
 def of(template, line):
     template = template.replace("<", refusals.OPEN).replace(">", refusals.CLOSE)
     return refusals.Refusal(template, "a.py", line, "f", "UserError", "")
@@ -145,6 +213,22 @@ def test_a_refusal_without_its_words_in_a_test_is_found():
     assert not_shown(found, [plain("expected at least 1")]) == found
     assert not_shown(found, [plain(r"size: got 0, .* at least 1")]) == [count, place]
     assert not_shown(found, [plain("a: the place of it"), plain("count: got 3")]) == [size]
+
+
+def test_strings_count_where_they_are_compared():
+    source = """
+LINES = ["of a table"]
+
+@pytest.mark.parametrize("line", LINES)
+def test_a(line):
+    write("given to a function")
+    part = "of a name"
+    with pytest.raises(ValueError, match="of a match" + part):
+        call("not compared")
+    assert "of an assert" in seen
+"""
+    shown = set(compared_strings(ast.parse(source)))
+    assert shown == {"of a table", "of a match", "of a name", "of an assert"}
 
 
 def test_strings_of_a_test_leave_gaps_and_no_docstrings():
