@@ -44,9 +44,12 @@ BY_WORDS = (
     ("not a regular file", "give the path of a regular file"),
     ("not a run's folder", "give the folder of a run of train.py"),
     ("--subset: <error>", "give a text file of names or indices"),
+    ("labels.file: <error>", "give a text file of names or indices"),
     ("format version", "give a .beton file, or write it again"),
     ("jobs submitted before it", "correct what the line says, and submit again; jobs that it names "
      "run on"),
+    ("got a file of <st_size> bytes", "remove this file, or make it smaller"),
+    ("got more than <max_bytes> bytes", "remove this file, or make it smaller"),
     # images and fields
     ("JPEG is <width>", DAMAGED),
     ("a readable image", "restore the image, or remove it"),

@@ -112,5 +112,11 @@ def _expected(line: str) -> str:
     """What a message expected, without the facts that follow."""
     for word in ("expected ", "must be "):
         if word in line:
-            return f"give {line.rpartition(word)[2].partition('; ')[0]}"
+            wanted = line.rpartition(word)[2].partition("; ")[0]
+            if re.match(r"[-\d<]\S* to ", wanted):
+                return f"give a value from {wanted}"
+            is_limit = re.match(
+                r"(at most|at least|below|above|more than|less than|-1 or) ", wanted
+            )
+            return f"give a value that is {wanted}" if is_limit else f"give {wanted}"
     return ""

@@ -46,6 +46,8 @@ def of(template, error="UserError", file="train.py"):
         ),
         ("<key>: got <got>, expected one of <known>", "give one of <known>"),
         ("got <got>, expected a or b; <name> is another", "give a or b"),
+        ("<key>: got <got>, expected at most 1", "give a value that is at most 1"),
+        ("<key>: got <got>, expected 0 to <n - 1>", "give a value from 0 to <n - 1>"),
         ("<key>: got <got>, expected <in_words>", "give a value of the kind that the line names"),
         ("<path>: cannot be written (<reason>)", cures.cure_by_words(of("x cannot be written"))),
     ],
