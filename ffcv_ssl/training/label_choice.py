@@ -10,13 +10,13 @@ machine. With the same seed, a larger fraction or count contains the smaller one
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 
-from ffcv_ssl.errors import UserError
+from ffcv_ssl.errors import SourceError, UserError
 from ffcv_ssl.kernels.random import fill_uniforms, shuffle_
 from ffcv_ssl.seeding import derive_key
+from ffcv_ssl.sources.disk import read_file
 
 SCHEMES = ("bernoulli", "balanced", "file")
 _WHERE = "labelled.labels"  # where a run's configuration has these settings
@@ -167,10 +167,13 @@ def _from_file(path, labels, names):
 def _entries(path):
     """{line number: entry} of a text file."""
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+        text = read_file(path, may_be_pipe=True).decode("utf-8-sig")
+    except SourceError as error:
+        raise UserError(f"{_WHERE}.file: {error}") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise UserError(f"{_WHERE}.file: {path}: {reason}") from None
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     entries = {number: line.strip() for number, line in enumerate(lines, 1)}
     entries = {number: e for number, e in entries.items() if e and not e.startswith("#")}
     if not entries:

@@ -180,6 +180,12 @@ def test_a_line_that_names_no_label_is_an_error_with_its_number(write, text, nam
     assert "\n" not in str(error.value)
 
 
+def test_a_list_that_is_a_device_is_refused(tmp_path):
+    (tmp_path / "split.txt").symlink_to("/dev/null")
+    with pytest.raises(UserError, match=r"file: .*split.txt: is a device, expected a regular file"):
+        from_file(tmp_path / "split.txt", NAMES)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
