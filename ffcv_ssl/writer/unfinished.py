@@ -95,6 +95,10 @@ class _Raw(io.FileIO):
         with _explained(self.path):
             return super().write(data)
 
+    def close(self) -> None:
+        with _explained(self.path):  # NFS may tell here that it could not write
+            super().close()
+
 
 class UnfinishedFile(io.BufferedWriter):
     """What `unfinished` yields: a buffered binary file. Its methods raise BetonError."""
@@ -120,8 +124,10 @@ def _new_file(path: str, folder: str, name: str) -> Iterator[tuple[UnfinishedFil
         try:
             with UnfinishedFile(temporary, path) as file:
                 _ours[temporary] = file.fileno()
-                _lock(file.fileno())
-                if _is_at(file.fileno(), temporary):
+                with _explained(path):
+                    _lock(file.fileno())
+                    is_ours = _is_at(file.fileno(), temporary)
+                if is_ours:
                     yield file, temporary
                     return
         except BaseException:

@@ -350,6 +350,15 @@ def test_a_signal_ends_the_process_where_the_system_drops_it(tmp_path, monkeypat
     assert sent == [(os.getpid(), signal.SIGTERM)] and ended.value.code == 128 + signal.SIGTERM
 
 
+def test_a_file_that_fails_when_it_is_closed_is_one_line(tmp_path):
+    with pytest.raises(
+        BetonError, match=r"a: cannot be written \(Bad file descriptor\); make room"
+    ):
+        with unfinished.unfinished(str(tmp_path / "a")) as file:
+            os.close(file.fileno())
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_link_into_a_missing_folder_is_one_line_and_stays(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "none" / "a")
     with pytest.raises(BetonError, match="cannot be written"):
