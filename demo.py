@@ -33,7 +33,7 @@ import torch.nn.functional as F
 
 import train
 from ffcv_ssl.config.messages import OneLineParser, one_line
-from ffcv_ssl.config.stdout import has_told, say
+from ffcv_ssl.config.stdout import has_told, printing, say
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.loader import OrderOption
 from ffcv_ssl.training import checkpoint
@@ -352,9 +352,10 @@ def show_table(start: dict[str, float], trained: dict[str, float], chance: float
         table.add_row(row, f"{start[row]:.1f}", f"{trained[row]:.1f}", f"{gain:+.1f}")
     table.add_row("chance", f"{chance:.1f}", "", "")
     console = Console()
-    with console.capture() as text:  # by itself it prints, and ends the process if that fails
-        console.print(table)
-    say(text.get(), end="")
+    with printing():
+        with console.capture() as text:  # by itself it ends the process where nobody reads
+            console.print(table)
+        print(text.get(), end="")
 
 
 def run(out: Path) -> tuple[int, dict]:

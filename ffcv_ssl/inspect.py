@@ -24,7 +24,7 @@ import numpy as np
 
 from ffcv_ssl import beton
 from ffcv_ssl.config.messages import one_line
-from ffcv_ssl.config.stdout import say
+from ffcv_ssl.config.stdout import printing, say
 from ffcv_ssl.errors import BetonError, UserError
 from ffcv_ssl.fields import Field, IntField, NDArrayField, RGBImageField
 from ffcv_ssl.files import own_temporary, save_figure
@@ -293,9 +293,10 @@ def _inspect(reader: Reader, options: argparse.Namespace) -> int:
 
     facts = summarize(reader)
     console = Console(markup=False, emoji=False, highlight=False)
-    with console.capture() as tables:  # by itself it prints, and ends the process if that fails
-        _print_tables(facts, console)
-    say(tables.get(), end="")
+    with printing():
+        with console.capture() as tables:  # by itself it ends the process where nobody reads
+            _print_tables(facts, console)
+        print(tables.get(), end="")
     num_bad = 0
     if options.verify:
         num_bad = verify(reader, say)

@@ -164,9 +164,12 @@ def test_a_grid_leaves_a_users_file_of_a_similar_name_alone(labelled, tmp_path, 
     assert (tmp_path / "grid.png.tmp").read_text() == "mine"
 
 
+@pytest.mark.parametrize("is_buffered", [True, False])
 @pytest.mark.parametrize("options", [[], ["--verify"]])
-def test_a_full_or_closed_stdout_is_no_traceback(labelled, monkeypatch, capsys, options):
-    with full_stdout() as full:
+def test_a_full_or_closed_stdout_is_no_traceback(
+    labelled, monkeypatch, capsys, options, is_buffered
+):
+    with full_stdout(is_buffered) as full:
         monkeypatch.setattr(sys, "stdout", full)
         assert main([str(labelled), *options]) == 2
     err = capsys.readouterr().err
