@@ -42,6 +42,18 @@ def say(text: str, end: str = "\n") -> None:
         print(text, end=end)
 
 
+def say_if_possible(text: str) -> None:
+    """Print a text at once. Where stdout takes no more, stderr says so once, and the work goes on
+    without its lines: a terminal that is closed costs no training."""
+    try:
+        with printing():
+            print(text)
+    except (UserError, BrokenPipeError) as error:
+        reason = error if isinstance(error, UserError) else "stdout: nobody reads it any more"
+        with contextlib.suppress(OSError):
+            print(f"{one_line(reason)}; the work goes on without its lines", file=sys.stderr)
+
+
 def has_told(command: str, done: str, show: Callable[[], object]) -> bool:
     """Print the result of a command whose work is done; show() prints it.
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ffcv_ssl.config.messages import one_line
+from ffcv_ssl.config.stdout import has_told
 from ffcv_ssl.errors import (
     BetonError,
     CheckpointError,
@@ -103,7 +104,8 @@ def run_ranks(run: Callable[[Sequence[str]], tuple[int, Any]], argv: Sequence[st
             _end_process(1, traceback.format_exc())
         raise
     if os.environ.get("RANK", "0") == "0":
-        print(json.dumps(summary), flush=True)
+        is_told = has_told("summary", "all is saved", lambda: print(json.dumps(summary)))
+        code = code if is_told else code or EXIT_USER_ERROR
     if world.was_connected() and exit_process is os._exit:
         _end_finished_rank(code)
     return code

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ffcv_ssl.config.stdout import say_if_possible
 from ffcv_ssl.errors import ToldBefore, UserError
 from ffcv_ssl.training import lost_ranks, meeting
 
@@ -152,7 +153,9 @@ class World:
 
     def say(self, text: object, file: TextIO | None = None) -> None:
         """Print a line in the first rank only; on stdout if no file is given."""
-        if self.is_first:
+        if self.is_first and file is None:
+            say_if_possible(str(text))
+        elif self.is_first:
             print(text, file=file, flush=True)
 
     def gather(self, tensor: torch.Tensor, dim: int = 0, partial: bool = False) -> torch.Tensor:
