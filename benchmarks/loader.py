@@ -27,7 +27,7 @@ from benchmarks.peers import PEERS
 from benchmarks.peers.ours import Ours
 from benchmarks.photographs import Files, write_photographs
 from benchmarks.recipe import BATCH_SIZE, COLUMNS, SIZE_PX
-from benchmarks.record import write_record
+from benchmarks.record import cpu_name, write_record
 from benchmarks.server import PeerProcess
 
 # Largest difference between a peer's views and ours in mean and in standard deviation, in levels of
@@ -110,16 +110,6 @@ def ratios(results: dict[str, dict[str, dict]]) -> dict[str, dict[str, float]]:
                 ratio = row["images_per_s"] / columns[column]["images_per_s"]
                 found[column][f"times_{peer}"] = round(ratio, 2)
     return found
-
-
-def cpu_name() -> str:
-    """The processor's name, if the system tells it."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
-        return names[0]
-    except (OSError, IndexError):
-        return platform.processor() or platform.machine()
 
 
 def machine(threads: int) -> dict:

@@ -1,8 +1,9 @@
-"""Where a benchmark's numbers go."""
+"""Where a benchmark's numbers go, and where they come from."""
 
 from __future__ import annotations
 
 import json
+import platform
 
 
 def write_record(record: dict, path: str | None) -> None:
@@ -11,3 +12,13 @@ def write_record(record: dict, path: str | None) -> None:
         with open(path, "w") as file:
             json.dump(record, file, indent=1)
             file.write("\n")
+
+
+def cpu_name() -> str:
+    """The processor's name, if the system tells it."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
+        return names[0]
+    except (OSError, IndexError):
+        return platform.processor() or platform.machine()

@@ -9,7 +9,7 @@ from importlib import metadata
 import torch
 from rich.table import Table
 
-from benchmarks.loader import cpu_name
+from benchmarks.record import cpu_name
 from benchmarks.step_case import CLIPPING, OPTIMIZER, WHOLE
 from ffcv_ssl.errors import UserError
 

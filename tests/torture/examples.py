@@ -1,6 +1,9 @@
 """A fault of every end, for the tests of the frame; not part of the table."""
 
+import atexit
 import os
+import subprocess
+import tempfile
 import time
 from collections import Counter
 
@@ -47,3 +50,16 @@ def is_wrong(trial: Trial) -> str:
     """its line is kept"""
     print("said before")
     raise AssertionError("two is not one")
+
+
+@fault("leaves a child and a folder", quick=1, full=1)
+def leaves_a_child(trial: Trial) -> str:
+    """both go with the process of the trials"""
+    child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    return f"{child.pid} {tempfile.mkdtemp()}"
+
+
+@fault("ends the process badly", quick=1, full=1)
+def ends_badly(trial: Trial) -> None:
+    """a row says so"""
+    atexit.register(os._exit, 3)

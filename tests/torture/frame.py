@@ -121,10 +121,13 @@ def run_trial(fault: Fault, number: int, quick: bool) -> dict[str, Any]:
     return {"outcomes": dict(outcomes), "figures": figures, "error": error}
 
 
-def serve(family: str, quick: bool, words: str, minutes: float, skip: int, pipe: int) -> None:
+def serve(
+    family: str, quick: bool, words: str, minutes: float, skip: int, spent: dict, pipe: int
+) -> None:
     """Run a family's trials from number `skip` on, of each fault until `minutes` are over, and
-    write a line of JSON for each to `pipe`, before (its fault) and after (its outcome). What trials
-    print is kept for a failure only."""
+    write lines of JSON to `pipe`: one of all faults, then one before (its fault) and one after (its
+    outcome) each trial. spent: seconds of each fault's trials before. What trials print is kept for
+    a failure only."""
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
     global IS_QUICK
@@ -135,27 +138,35 @@ def serve(family: str, quick: bool, words: str, minutes: float, skip: int, pipe:
             lines.write(json.dumps(line) + "\n")
             lines.flush()
 
-        spent: Counter = Counter()
-        for fault, number in trials_of(family, quick, words)[skip:]:
-            if spent[fault.name] > 60 * minutes:
+        trials = trials_of(family, quick, words)
+        asked = Counter(fault for fault, _ in trials)
+        wanted = [{"fault": f.name, "promise": f.promise, "asked": n} for f, n in asked.items()]
+        tell(faults=[fault.name for fault in faults_of(family)], wanted=wanted)
+        seconds = Counter(spent)
+        for fault, number in trials[skip:]:
+            if seconds[fault.name] > 60 * minutes:
                 tell(left_out=True)
                 continue
-            about = {"number": number, "limit_s": fault.limit_s, "promise": fault.promise}
-            tell(fault=fault.name, **about)
-            began, printed = time.perf_counter(), io.StringIO()
-            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-                outcome = run_trial(fault, number, quick)
-            if outcome["error"]:
-                print(printed.getvalue()[-2000:], outcome["error"], file=sys.stderr, flush=True)
-                outcome["error"] = outcome["error"].strip().splitlines()[-1]
-            seconds = time.perf_counter() - began
-            spent[fault.name] += seconds
-            tell(seconds=seconds, **outcome)
+            tell(fault=fault.name, number=number, limit_s=fault.limit_s)
+            outcome = timed_trial(fault, number, quick)
+            seconds[fault.name] += outcome["seconds"]
+            tell(**outcome)
+
+
+def timed_trial(fault: Fault, number: int, quick: bool) -> dict[str, Any]:
+    """`run_trial`, with its seconds and the last line of its error; all else that a trial prints
+    goes to stderr where it fails."""
+    began, printed = time.perf_counter(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        outcome = run_trial(fault, number, quick)
+    if outcome["error"]:
+        print(printed.getvalue()[-2000:], outcome["error"], file=sys.stderr, flush=True)
+        outcome["error"] = outcome["error"].strip().splitlines()[-1]
+    return {"seconds": time.perf_counter() - began, **outcome}
 
 
 if __name__ == "__main__":
-    name, is_quick, wanted, most, number, descriptor = sys.argv[1:]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from torture import frame  # the module that families import, not this __main__
 
-    frame.serve(name, is_quick == "1", wanted, float(most), int(number), int(descriptor))
+    frame.serve(**json.loads(sys.argv[1]))
