@@ -54,8 +54,9 @@ bench: setup
 bench-train: setup
 	$(BIN)/python -m benchmarks.train_step $(if $(ROOT),--root "$(ROOT)") --results benchmarks/results/train_step.json
 
-# faults made on purpose, hours of them; QUICK=1: a little of everything, in two minutes; MINUTES: at most, of each fault;
-# ONLY: a family, or words of a fault's name (tests/torture/__init__.py). Rows of benchmarks/results/reliability.json are replaced where RESULTS names it.
+# faults made on purpose, about an hour of them; QUICK=1: a little of everything, in two minutes;
+# MINUTES: at most, of each fault; ONLY: a family, or words of a fault's name; RESULTS: the file
+# whose rows are replaced, such as benchmarks/results/reliability.json (tests/torture/__init__.py)
 torture: setup
 	PYTHONPATH=tests:. $(BIN)/python -m torture $(if $(QUICK),--quick) $(if $(ONLY),--only "$(ONLY)") \
 		$(if $(MINUTES),--minutes $(MINUTES)) \
