@@ -100,7 +100,7 @@ def read_results(folder: str | Path) -> list[dict[str, Any]]:
     """All records in a folder, in order; an empty list where there are none.
 
     Settings have their new names in records of before, too. Lines that are not a JSON object (a
-    killed writer's last one) are left out, and a record that is not as it was written is named: a
+    killed writer's last one) and records that are not as they were written are left out, with a
     line on stderr each. Raises UserError for a file that cannot be read.
     """
     path = Path(folder) / RESULTS_FILE
@@ -120,7 +120,8 @@ def read_results(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def _intact(line: str, where: str) -> dict[str, Any] | None:
-    """The record of a line, without its digest; None for a line that is none."""
+    """The record of a line, without its digest; None for a line that is none, or not as it was
+    written."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -133,8 +134,9 @@ def _intact(line: str, where: str) -> dict[str, Any] | None:
     if record[last] == _digest(rest):  # even if the digest's own name is damaged
         return rest
     if last == DIGEST:
-        tell_once(f"{where}: changed since it was written; this result may be wrong")
-    return rest if last == DIGEST else record  # records of before have no digest
+        tell_once(f"{where}: changed since it was written, this result is left out")
+        return None
+    return record  # records of before have no digest
 
 
 def _digest(record: dict[str, Any]) -> str:

@@ -48,6 +48,20 @@ def test_a_killed_writers_half_line_is_left_out(tmp_path):
     assert read_results(tmp_path) == [written] and read_results(tmp_path / "none") == []
 
 
+@pytest.mark.parametrize("old, new", [("0.5", "0.7"), ('"digest": "', '"digest": "0')])
+def test_a_record_that_changed_since_it_was_written_is_left_out_and_named(
+    tmp_path, capsys, old, new
+):
+    first = report({"a": 1}, tmp_path)
+    report({"top1": 0.5}, tmp_path)
+    path = tmp_path / RESULTS_FILE
+    path.write_text(path.read_text().replace(old, new))
+    kept = [] if old != "0.5" else [first]
+    assert read_results(tmp_path) == kept
+    line = f"{path}:2: changed since it was written, this result is left out\n"
+    assert capsys.readouterr().err.endswith(line)
+
+
 @pytest.mark.parametrize("half", ['{"a": 2, "b', '{"a": 2, "b": 1}'])
 def test_the_record_after_a_killed_writers_half_line_is_kept(tmp_path, half):
     first = report({"a": 1}, tmp_path)

@@ -15,12 +15,16 @@ from ffcv_ssl.fields import IntField, RGBImageField
 from ffcv_ssl.kernels.hash import xxh3_64
 
 
-def write_many(path, num_samples, side_px=1, num_classes=1000, has_checksums=True, labels=None):
+def write_many(
+    path, num_samples, side_px=1, num_classes=1000, has_checksums=True, labels=None, images=None
+):
     """Write a `.beton` of `num_samples` black images, fields image and label; returns its path.
 
     side_px: of the square images, which lie one after another. labels: int64 (N,); default: classes
-    in random order. has_checksums: False leaves the integrity section out, as FFCV does.
+    in random order. has_checksums: False leaves the integrity section out, as FFCV does. images:
+    {sample: uint8 (side, side, 3)} of those that are not black.
     """
+    images = images or {}
     fields = {"image": RGBImageField(), "label": IntField()}
     image_bytes = 3 * side_px * side_px
     metadata = np.zeros(num_samples, beton.metadata_type(fields.values()))
@@ -48,8 +52,11 @@ def write_many(path, num_samples, side_px=1, num_classes=1000, has_checksums=Tru
     )
     pieces = [(0, header), (regions.descriptors, descriptors), (regions.metadata, metadata)]
     pieces.append((end + section_bytes, table))
+    pieces += [(int(pointer[sample]), pixels.tobytes()) for sample, pixels in images.items()]
     if has_checksums:
         checksums = np.full(num_samples, xxh3_64(bytes(image_bytes)), np.uint64)
+        for sample, pixels in images.items():
+            checksums[sample] = xxh3_64(pixels.tobytes())
         parts = {"header": header, "descriptors": descriptors}
         parts |= {"metadata": metadata.view(np.uint8), "table": table.view(np.uint8)}
         locator, section = beton.pack_integrity(

@@ -5,11 +5,8 @@
 from __future__ import annotations
 
 import json
-import resource
-import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from io import StringIO
 
 import numpy as np
@@ -30,21 +27,9 @@ from ffcv_ssl.training.metrics_log import METRICS_FILE, MetricsLog
 from ffcv_ssl.training.world import World
 from ffcv_ssl.traversal_order import ClassStratified
 from torture.frame import Trial, fault
+from torture.usage import MB, peak_bytes, reset_peak, timed
 
 NUM_CLASSES = 22_000
-
-
-def peak_mb() -> float:
-    """The largest memory that this process had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-@contextmanager
-def cpu_seconds(figures: dict[str, float], name: str) -> Iterator[None]:
-    """Keep what `with` costs: other processes may be at work, so seconds of the CPU."""
-    began = time.process_time()
-    yield
-    figures[name] = round(time.process_time() - began, 2)
 
 
 def clusters(num_rows: int, num_classes: int, random: np.random.Generator, width: int = 128):
@@ -57,75 +42,90 @@ def clusters(num_rows: int, num_classes: int, random: np.random.Generator, width
 
 @fault("22,000 classes: k-NN with 12 settings, confusion, picture", quick=1, full=1, limit_s=3600)
 def many_classes(trial: Trial) -> dict[str, float]:
-    """50,000 queries against 200,000 images take less than 4 GB, and find what float64 finds."""
+    """50,000 queries find the nearest of 200,000 images as plain products of float32 do, and the
+    accuracies of 22,000 classes; in less than 4 GB."""
     size, num_classes = (200, 1200) if trial.quick else (50_000, NUM_CLASSES)
     queries, labels = clusters(size, num_classes, trial.random)
     bank, bank_labels = clusters(4 * size, num_classes, trial.random)
     config = KNNConfig(ks=[20, 1, 5], temperatures=[0.1, 0.05, 0.2, 1.0])
-    began, scorer = time.perf_counter(), KNNScorer(config, unit_rows(queries), num_classes)
-    for begin in range(0, len(bank), BANK_ROWS):
-        part = slice(begin, begin + BANK_ROWS)
-        scorer.add(unit_rows(bank[part]), bank_labels[part])
-    tally = Tally(num_classes)
-    tally.add(scorer, labels)
-    metrics = tally.metrics()
-    draw_confusion(metrics["confusion"], trial.folder / "a.png", "title")
-    seconds, memory_mb = time.perf_counter() - began, peak_mb()
+    figures: dict[str, float] = {}
+    reset_peak()
+    with timed(figures, "for all"):
+        scorer = KNNScorer(config, unit_rows(queries), num_classes)
+        for begin in range(0, len(bank), BANK_ROWS):
+            part = slice(begin, begin + BANK_ROWS)
+            scorer.add(unit_rows(bank[part]), bank_labels[part])
+        tally = Tally(num_classes)
+        tally.add(scorer, labels)
+        metrics = tally.metrics()
+        draw_confusion(metrics["confusion"], trial.folder / "a.png", "title")
+    figures["MB"] = round(peak_bytes() / MB)
     some = slice(0, 500)
     exact = (unit_rows(queries[some]) @ unit_rows(bank).T).argmax(dim=1)
     assert torch.equal(scorer.neighbours.nearest()[1][some, 0], bank_labels[exact])
-    assert metrics["k1_t0.1"]["top1"] > 0.05 and memory_mb < 4000, (metrics["k1_t0.1"], memory_mb)
-    return {"seconds": round(seconds, 1), "peak MB": round(memory_mb)}
+    assert metrics["k1_t0.1"]["top1"] > 0.05 and figures["MB"] < 4000, (metrics["k1_t0.1"], figures)
+    return figures
 
 
 @fault("14 million labels: choices and stratified order", quick=1, full=1, limit_s=1800)
 def many_labels(trial: Trial) -> dict[str, float]:
-    """A choice takes at most 30 s of CPU, an epoch's order 120 s, both at most 4 GB."""
+    """A choice of labels takes at most 30 s of CPU, an epoch's order 120 s, both at most 4 GB; each
+    chosen label is its sample's, and each batch has as many of a class as was asked."""
     size, num_classes = (140_000, 220) if trial.quick else (14_000_000, NUM_CLASSES)
     labels = trial.random.integers(0, num_classes, size)
-    figures = {}
+    figures: dict[str, float] = {}
+    reset_peak()
     for name, scheme, settings in (
         ("1 %", "bernoulli", {"fraction": 0.01}),
         ("10 %", "bernoulli", {"fraction": 0.1}),
         ("per class", "balanced", {"count": 13 * num_classes}),
     ):
-        with cpu_seconds(figures, f"seconds for {name}"):
+        with timed(figures, f"for {name}"):
             chosen = choose_labels(labels, num_classes, scheme, **settings)
-        assert figures[f"seconds for {name}"] < 30
+        assert figures[f"CPU seconds for {name}"] < 30
         kept = chosen >= 0
         assert (chosen[kept] == labels[kept]).all()
     assert (np.bincount(chosen[kept], minlength=num_classes) == 13).all()
-    with cpu_seconds(figures, "seconds for an order"):
+    with timed(figures, "for an order"):
         order = ClassStratified(labels, 128, 2)
         samples = order.sequence(None, np.arange(size), 0, 0)
-    batch = np.bincount(labels[samples[: order.batch_size]], minlength=num_classes)
-    assert set(batch.tolist()) == {0, 2} and figures["seconds for an order"] < 120
-    assert len(np.unique(samples)) > 0.9 * size and peak_mb() < 4000
-    return {**figures, "peak MB": round(peak_mb())}
+    figures["MB"] = round(peak_bytes() / MB)
+    for begin in range(0, 1000 * order.batch_size, order.batch_size):
+        batch = np.bincount(labels[samples[begin : begin + order.batch_size]])
+        assert set(batch.tolist()) == {0, 2}
+    assert figures["CPU seconds for an order"] < 120
+    assert len(np.unique(samples)) > 0.9 * size and figures["MB"] < 4000, figures
+    return figures
 
 
 @fault("a bit flipped in results.jsonl", quick=1, full=1)
 def flipped_results(trial: Trial) -> Counter:
-    """The record is equal, or a line on stderr names it."""
+    """All records that are read are as they were written, and in their order; stderr names the line
+    of each that is not read."""
     written = [report({"protocol": "knn", "top1": 0.5, "n": n}, trial.folder) for n in range(3)]
-    path = trial.folder / RESULTS_FILE
-    whole, outcomes = path.read_bytes(), Counter()
-    for number in range(50 if trial.quick else 500):
+    whole, outcomes = (trial.folder / RESULTS_FILE).read_bytes(), Counter()
+    for number in range(50 if trial.quick else 1000):
+        at = int(trial.random.integers(len(whole)))
         damaged = bytearray(whole)
-        damaged[trial.random.integers(len(whole))] ^= 1 << int(trial.random.integers(8))
+        damaged[at] ^= 1 << int(trial.random.integers(8))
         folder = trial.folder / str(number)
         folder.mkdir()
         (folder / RESULTS_FILE).write_bytes(damaged)
         with redirect_stderr(StringIO()) as said:
             records = read_results(folder)
-        assert records == written or RESULTS_FILE in said.getvalue(), bytes(damaged)
-        outcomes["equal" if records == written else "named"] += 1
+        # a newline that is none any more makes one line of two
+        line, lost = whole[:at].count(b"\n"), 1 + (whole[at : at + 1] == b"\n")
+        is_read = records == written
+        assert is_read or records == written[:line] + written[line + lost :], bytes(damaged)
+        assert is_read or f"{RESULTS_FILE}:{line + 1}: " in said.getvalue(), bytes(damaged)
+        outcomes["equal" if is_read else "left out and named"] += 1
     return outcomes
 
 
 @fault("a bit flipped in a features cache", quick=1, full=1, limit_s=3600)
 def flipped_features(trial: Trial) -> Counter:
-    """Whichever file it is in, features and ids are the true ones: computed again."""
+    """An evaluation notices the bit, whichever file it is in, and computes the features again:
+    they and their ids are the true ones."""
     data = write_small(trial.folder / "a.beton", 24, (16, 16), mode="raw")
     write_run(trial.folder / "run", data, data)
     encoder, folder = load_encoder(trial.folder / "run"), trial.folder / "features"
@@ -161,7 +161,7 @@ def long_metrics(trial: Trial) -> dict[str, float]:
         json.dumps({"epoch": step / 1000, "step": step, **dict(zip(names, row))}) + "\n"
         for step, row in enumerate(values, 1)
     ]
-    path, figures = trial.folder / METRICS_FILE, {}
+    path, figures = trial.folder / METRICS_FILE, dict[str, float]()
     MetricsLog(trial.folder).close()  # so that there are events
     for where, last_step in (
         ("end", size),
@@ -169,13 +169,13 @@ def long_metrics(trial: Trial) -> dict[str, float]:
         ("middle", size // 2),
     ):
         path.write_text("".join(lines))
-        with cpu_seconds(figures, f"seconds to open, checkpoint at the {where}"):
+        with timed(figures, f"to open, checkpoint at the {where}"):
             log = MetricsLog(trial.folder, last_step, tensorboard=True)
             newest = log.latest("train/")
         log.write({"step": last_step + 1, "train/loss": 0.5})
         log.close()
+        assert figures[f"CPU seconds to open, checkpoint at the {where}"] < 5, figures
         assert newest == json.loads(lines[last_step - 1])
         *kept, last = path.read_text().splitlines(keepends=True)
         assert kept == lines[:last_step] and json.loads(last)["step"] == last_step + 1
-    assert max(figures.values()) < 5, figures
     return figures

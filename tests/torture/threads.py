@@ -27,6 +27,7 @@ from ffcv_ssl.loader.slots import SlotPool
 from ffcv_ssl.loader.workers import WorkerPool
 from ffcv_ssl.reader import Reader
 from torture.frame import fault
+from torture.usage import census
 
 STAGES = [
     (EpochIterator, "_start_job"),
@@ -74,11 +75,6 @@ def delays(random, most_s=0.004):
         yield
 
 
-def census():
-    """(threads, open descriptors) of this process."""
-    return threading.active_count(), len(os.listdir("/proc/self/fd"))
-
-
 def expect_census(before, seconds=10):
     """Wait until as many threads and descriptors are left as before."""
     until = time.monotonic() + seconds
@@ -90,7 +86,7 @@ def expect_census(before, seconds=10):
 
 @fault("random delays between all stages", quick=3, full=200, limit_s=60)
 def random_delays(trial):
-    """The same pixels in the same order, wherever threads are late."""
+    """A loader gives the same pixels in the same order, wherever its threads are late."""
     path, expected = small_file()
     workers, ahead = (int(n) for n in trial.random.integers(1, 7, 2))
     with (
@@ -132,8 +128,8 @@ def leave_by_new_iter(loader, random):
 
 @fault("short-lived loaders", quick=40, full=1000, limit_s=60)
 def short_lived(trial):
-    """Left by break, exception, close or garbage collection at any moment: no deadlock, and no
-    thread and no descriptor stays."""
+    """A loader that is left by break, exception, close or garbage collection, at any moment, ends
+    without a deadlock and leaves no thread and no descriptor."""
     path, _ = small_file()
     gc.collect()
     before = census()
@@ -151,7 +147,7 @@ def short_lived(trial):
 
 @fault("one iterator in several threads", quick=2, full=100, limit_s=60)
 def shared_iterator(trial):
-    """Every batch reaches exactly one of the threads."""
+    """Each batch of an epoch reaches exactly one of the threads that share its iterator."""
     path, expected = small_file()
     found = []
     with delays(trial.random, 0.002), make_loader(path, 4) as loader:
@@ -166,7 +162,8 @@ def shared_iterator(trial):
 
 @fault("a fork in the middle of an epoch", quick=3, full=100, limit_s=60)
 def forked(trial):
-    """The child gets one line and ends; the parent's epoch goes on."""
+    """A fork gets one line for whatever it asks of the loader, and ends; the parent's epoch goes
+    on."""
     path, expected = small_file()
     with make_loader(path, 8) as loader:
         iterator = iter(loader)
@@ -198,7 +195,8 @@ def use_in_child(loader, iterator):
 
 @fault("copies at random moments", quick=3, full=200, limit_s=60)
 def copied(trial):
-    """Loaders refuse, readers open the file again; nothing of the original is closed."""
+    """A loader refuses to be copied, a copied reader opens the file again, and the original goes
+    on."""
     path, expected = small_file()
     before = census()
     found = []
@@ -220,7 +218,8 @@ def copied(trial):
 
 @fault("hundreds of threads with loaders of their own", quick=1, full=1, limit_s=600)
 def many_threads(trial):
-    """64 threads (full: 512), each with a loader of its own on the same file: the same pixels."""
+    """512 threads (quick: 64), each with a loader of its own on one file, all get the same
+    pixels."""
     path, expected = small_file()
     before = census()
     wrong: list[object] = []
