@@ -77,7 +77,10 @@ def answer(folder, monkeypatch, capsys):
     return ask
 
 
-TRAINING = [
+TRAIN_WITH = (
+    "--data.train=a.beton --epochs=2 --optim.warmup_epochs=0 --system.device=cpu --out=folder/run"
+)
+TRAIN = [
     ("--epochs=nan", "epochs: got 'nan', expected a whole number above 0"),
     ("--epochs=-1", "epochs: got -1, expected a whole number above 0"),
     ("--epochs=1e999", "epochs: got inf, expected a whole number above 0"),
@@ -98,7 +101,7 @@ TRAINING = [
     ("--optim.warmup_epochs=99", "optim.warmup_epochs: got 99.0, expected less than epochs (2)"),
     ("--optim.nothing=1", "optim: unknown key 'nothing'"),
     ("--data=3", "data: got 3, expected a mapping of settings"),
-    ("--data.train=", "data.train"),
+    ("--data.train=", "data.train or data.val: no file ''; write one with write_dataset.py"),
     (
         "--data.train=none.beton",
         "data.train or data.val: no file 'none.beton'; write one with write_dataset.py",
@@ -108,7 +111,10 @@ TRAINING = [
         "--data.train=text.txt",
         "text.txt: header needs 24 bytes at 0, the file has 6; truncated or damaged",
     ),
-    ("--data.train=loop", "loop"),
+    (
+        "--data.train=loop",
+        "data.train or data.val: no file 'loop'; write one with write_dataset.py",
+    ),
     (
         "--data.label_field=x --labelled.loss=suncet --labelled.labels.fraction=0.5",
         "a.beton: no labels in field 'x', but method simclr with labelled.loss suncet needs them",
@@ -145,14 +151,14 @@ TRAINING = [
     ("--config=", "--config: got nothing, expected a YAML file"),
     ("--config=empty", "empty: got nothing, expected a mapping of settings"),
     ("--config=list.yaml", "list.yaml: got a list, expected a mapping of settings"),
-    ("--config=bad.yaml", "bad.yaml: line 2: "),
+    ("--config=bad.yaml", "bad.yaml: line 2: expected the node content, but found"),
     ("--config=latin.yaml", "latin.yaml: got bytes that are not UTF-8, expected YAML"),
-    ("--config=nul.yaml", "nul.yaml: "),
-    ("--config=tag.yaml", "tag.yaml: line 1: "),
+    ("--config=nul.yaml", "nul.yaml: unacceptable character #x0000: special characters are not"),
+    ("--config=tag.yaml", "tag.yaml: line 1: could not determine a constructor for the tag"),
     ("--config=twice.yaml", "twice.yaml: line 2: key 'epochs' is given twice"),
     ("--config=number.yaml", "number.yaml: unknown key '1'"),
     ("--config=group.yaml", "group.yaml: data: got None, expected a mapping of settings"),
-    ("--config=no_views.yaml", "no_views.yaml: views"),
+    ("--config=no_views.yaml", "views.view_0: got [1], expected a mapping of settings"),
     (
         "--labelled.loss=suncet --labelled.labels.fraction=5",
         "labelled.labels.fraction: got 5, expected above 0, at most 1",
@@ -190,15 +196,8 @@ TRAINING = [
         "--slurm.time=soon",
         "slurm.time: got 'soon', expected minutes, hours:minutes:seconds or days-hours",
     ),
-    ("word", ""),
+    ("word", "unknown key 'word'"),
 ]
-
-
-@pytest.mark.parametrize("words, start", TRAINING)
-def test_train_refuses_bad_settings_in_one_line(answer, words, start):
-    given = ["--data.train=a.beton", "--epochs=2", "--optim.warmup_epochs=0", "--system.device=cpu"]
-    line = answer(train.main, [*given, "--out=folder/run", *words.split()])
-    assert start in line
 
 
 CHECKPOINT = "--checkpoint=run --out=folder/results --data.num_workers=1"
@@ -220,7 +219,7 @@ EVALUATIONS = [
     ("linear --checkpoint=empty", "empty: not a readable checkpoint ("),
     ("linear --nothing=1", "unknown key 'nothing'"),
     (f"linear {CHECKPOINT} --lrs=[]", "lrs: got an empty list, expected one value at least"),
-    (f"linear {CHECKPOINT} --lrs=nan", "lrs: got "),
+    (f"linear {CHECKPOINT} --lrs=nan", "lrs: got ['nan'], expected a list, each a number above 0"),
     (f"linear {CHECKPOINT} --momentum=1", "momentum: got 1, expected below 1"),
     (f"linear {CHECKPOINT} --data.train=none", "no file 'none'"),
     (
@@ -246,7 +245,10 @@ EVALUATIONS = [
         f"knn {CHECKPOINT} --ks=1000",
         "ks: got 1000, but the bank has 40 images; give smaller --ks or more labels",
     ),
-    (f"knn {CHECKPOINT} --temperatures=nan", "temperatures"),
+    (
+        f"knn {CHECKPOINT} --temperatures=nan",
+        "temperatures: got ['nan'], expected a list, each a number",
+    ),
     (
         f"snn {CHECKPOINT} --temperatures=[]",
         "temperatures: got an empty list, expected one value at least",
@@ -288,7 +290,7 @@ EVALUATIONS = [
         "protocols: got an empty list, expected linear, mlp, knn or snn",
     ),
     ("suite --checkpoint=run", "suite: got none, expected --suite configs/suites/NAME.yaml"),
-    ("suite --checkpoint=run --suite=none", "none: "),
+    ("suite --checkpoint=run --suite=none", "none: cannot be read (No such file or directory)"),
     (
         "suite --checkpoint=run --suite=epochs.yaml",
         "epochs.yaml: expected a list of {name, train, val, ...}",
@@ -303,13 +305,8 @@ EVALUATIONS = [
     ),
     ("table", "checkpoint: got none, expected --checkpoint RUN RUN ..."),
     ("table --checkpoint=run", "run: no results.jsonl with results; evaluate something there"),
-    ("linear --slurm.batch=none", "none: "),
+    ("linear --slurm.batch=none", "none: cannot be read (No such file or directory)"),
 ]
-
-
-@pytest.mark.parametrize("words, start", EVALUATIONS)
-def test_evaluate_refuses_bad_settings_in_one_line(answer, words, start):
-    assert start in answer(evaluate.main, words.split())
 
 
 SHAPES = "--source=shapes --num_samples=4 --out=folder/o.beton"
@@ -361,17 +358,15 @@ DATASETS = [
     (f"{FOLDER} --root=images", "cat/a.jpg, field 'image': not a readable image ("),
     (f"{FOLDER} --root=images --split=x", "--split: images/x: no such folder, images has train"),
     ("--source=cifar10 --out=o", "--root: missing, expected the folder that cifar10 lies in"),
-    ("--source=clevr --out=o --root=none", "--root: none/"),
+    (
+        "--source=clevr --out=o --root=none",
+        "expected CLEVR_v1.0 with the folders images and scenes",
+    ),
     (
         "--source=clevr --out=o --root=none --split=test",
         "--split: got 'test', expected train or val, which have labels",
     ),
 ]
-
-
-@pytest.mark.parametrize("words, start", DATASETS)
-def test_write_dataset_refuses_bad_settings_in_one_line(answer, words, start):
-    assert start in answer(write_dataset.main, words.split())
 
 
 PICTURE = "simclr --beton=a.beton --out=folder/views.png"
@@ -396,13 +391,8 @@ PICTURES = [
     ),
     (f"{PICTURE} --out=folder", "out: got 'folder', expected a file to write, such as views.png"),
     (f"{PICTURE} --out=text.txt/x.png", "text.txt: File exists"),
-    (f"{PICTURE} --out=folder/v.nothing", "nothing"),
+    (f"{PICTURE} --out=folder/v.nothing", "Format 'nothing' is not supported (supported formats: "),
 ]
-
-
-@pytest.mark.parametrize("words, start", PICTURES)
-def test_pipelines_refuses_bad_settings_in_one_line(answer, words, start):
-    assert start in answer(pipelines_command.main, words.split())
 
 
 FILES_TO_INSPECT = [
@@ -423,11 +413,6 @@ FILES_TO_INSPECT = [
 ]
 
 
-@pytest.mark.parametrize("words, start", FILES_TO_INSPECT)
-def test_inspect_refuses_bad_settings_in_one_line(answer, words, start):
-    assert start in answer(inspect.main, words.split())
-
-
 DEMOS = [
     ("word", "unrecognized arguments: word; see --help"),
     ("--out={folder}/text.txt", "text.txt: cannot be made (Not a directory); use another --out"),
@@ -438,11 +423,6 @@ DEMOS = [
     ("--out={folder}/images", "images: holds files that are not the demo's; use another --out"),
     ("--out=" + "x" * 300, "cannot be made (File name too long); use another --out"),
 ]
-
-
-@pytest.mark.parametrize("words, start", DEMOS)
-def test_the_demo_refuses_bad_settings_in_one_line(answer, folder, words, start):
-    assert start in answer(demo.main, words.format(folder=folder).split())
 
 
 CHAINS = [
@@ -460,6 +440,23 @@ CHAINS = [
 ]
 
 
-@pytest.mark.parametrize("words, start", CHAINS)
-def test_a_chain_refuses_bad_settings_in_one_line(answer, words, start):
-    assert start in answer(chain.main, words.split())
+COMMANDS = (
+    (train.main, TRAIN),
+    (evaluate.main, EVALUATIONS),
+    (write_dataset.main, DATASETS),
+    (pipelines_command.main, PICTURES),
+    (inspect.main, FILES_TO_INSPECT),
+    (demo.main, DEMOS),
+    (chain.main, CHAINS),
+)
+CASES = [
+    pytest.param(main, words, said, id=f"{main.__module__} {words}"[:120])
+    for main, lines in COMMANDS
+    for words, said in lines
+]
+
+
+@pytest.mark.parametrize("main, words, said", CASES)
+def test_a_command_refuses_a_bad_command_line_in_one_line(answer, folder, main, words, said):
+    given = TRAIN_WITH.split() if main is train.main else []
+    assert said in answer(main, [*given, *words.replace("{folder}", str(folder)).split()])

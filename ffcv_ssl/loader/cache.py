@@ -3,6 +3,7 @@ being read."""
 
 from __future__ import annotations
 
+import mmap
 import os
 
 import numpy as np
@@ -34,7 +35,10 @@ class SystemCache:
             return
         for extents in self._extents:
             for begin, stop in merge_ranges(extents.pointer[samples], extents.size[samples]):
-                os.posix_fadvise(self._fd, begin, stop - begin, getattr(os, advice))
+                # whole pages: the system keeps a page of which only a part is not needed
+                first = begin // mmap.PAGESIZE * mmap.PAGESIZE
+                size = -(-(stop - first) // mmap.PAGESIZE) * mmap.PAGESIZE
+                os.posix_fadvise(self._fd, first, size, getattr(os, advice))
 
 
 def merge_ranges(pointers: np.ndarray, sizes: np.ndarray) -> list[tuple[int, int]]:

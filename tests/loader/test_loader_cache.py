@@ -1,16 +1,17 @@
 """os_cache=False: the system keeps only the part of the file that is being read."""
 
+import mmap
 import os
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 from support.small_files import write_small
 
-from ffcv_ssl import Loader
+from ffcv_ssl import Loader, Reader
+from ffcv_ssl.loader.cache import SystemCache
 from ffcv_ssl.transforms import RandomResizedCrop, ToTensor
-
-pytestmark = pytest.mark.whole
 
 
 def cached_bytes(path):
@@ -25,6 +26,7 @@ def forget(path):
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+@pytest.mark.whole
 def test_pages_are_dropped_after_use_without_the_systems_cache(tmp_path):
     if shutil.which("fincore") is None:
         pytest.skip("no fincore (util-linux) to look into the page cache with")
@@ -42,3 +44,16 @@ def test_pages_are_dropped_after_use_without_the_systems_cache(tmp_path):
     size = os.path.getsize(path)
     assert peaks[True] > 0.5 * size
     assert peaks[False] < 0.3 * size
+
+
+def test_pages_of_which_a_sample_has_only_a_part_are_dropped_too(tmp_path, monkeypatch):
+    path, advised = write_small(tmp_path / "a.beton", 20, (100, 100), mode="raw"), []
+    with Reader(path) as reader:
+        cache = SystemCache(reader, ["image"], os_cache=False)
+        monkeypatch.setattr(os, "posix_fadvise", lambda fd, *range_: advised.append(range_))
+        cache.drop(np.array([7]))
+        extents = reader.extents("image")
+        begin, stop = (int(n) for n in (extents.pointer[7], extents.pointer[7] + extents.size[7]))
+    ((first, size, _),) = advised
+    assert first <= begin and first + size >= stop
+    assert first % mmap.PAGESIZE == size % mmap.PAGESIZE == 0 and size < stop - begin + 8192
