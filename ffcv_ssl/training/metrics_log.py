@@ -12,21 +12,24 @@ import json
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ffcv_ssl.files import StrPath
+from ffcv_ssl.training.event_file import EVENTS_PREFIX, EventFile
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FOLDER = "tensorboard"
-_EVENTS = "events.out.tfevents."
 MEASURED = (
     "seconds", "train/images_per_s", "train/data_wait", "train/copy_wait", "train/rank_wait",
     "train/peak_memory_mib",
 )  # fmt: skip
 """What equal runs need not have in common: times and memory."""
+MAX_STEPS = 1 << 63
+"""Steps are fewer than this; TensorBoard's counter has 64 bits."""
 X_AXES = ("epoch", "step", "updates", "images", "views", "flops", "seconds")
 
 
@@ -71,7 +74,7 @@ class MetricsLog:
         self, folder: StrPath, last_step: int | None = None, tensorboard: bool = True
     ) -> None:
         self.folder = Path(folder)
-        self._events: Any = None
+        self._events: EventFile | None = None
         _cut_back(self.folder / METRICS_FILE, last_step)
         self._file = (self.folder / METRICS_FILE).open("a", encoding="utf-8")
         if tensorboard:
@@ -79,8 +82,6 @@ class MetricsLog:
 
     def _open_events(self, last_step: int | None) -> None:
         """Begin the events anew, or add a file to them that hides those from `last_step` on."""
-        from torch.utils.tensorboard import SummaryWriter  # slow to import: only where needed
-
         folder = self.folder / EVENTS_FOLDER
         if last_step is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -88,8 +89,9 @@ class MetricsLog:
         # Lines after `last_step` are gone. Lines of `last_step` may have been written after the
         # last sync, so that their events were lost in a kill: these are written again. Where there
         # are no events (the setting was off), all lines are.
-        self._events = SummaryWriter(str(folder), purge_step=last_step if goes_on else None)
-        for record in each_metric(self.folder) if not goes_on else self._of_step(last_step)[::-1]:
+        self._events = EventFile(folder, hide_from=last_step if goes_on else None)
+        unseen = self._of_step(last_step)[::-1] if goes_on else each_metric(self.folder)
+        for record in unseen:
             self._write_events(record)
 
     def write(self, record: dict[str, Any]) -> None:
@@ -99,12 +101,10 @@ class MetricsLog:
         self._file.flush()
         self._write_events(json.loads(line))
 
-    def _write_events(self, record):
-        if self._events is None:
-            return
-        for key, value in record.items():
-            if key not in X_AXES and isinstance(value, int | float):
-                self._events.add_scalar(key, value, record["step"])
+    def _write_events(self, record: dict[str, Any]) -> None:
+        if self._events is not None:
+            scalars = {k: v for k, v in record.items() if k not in X_AXES and _is_scalar(v)}
+            self._events.add(scalars, record["step"])
 
     def _of_step(self, step: int | None) -> list[dict[str, Any]]:
         """The records of one of the last steps, the newest first."""
@@ -134,7 +134,7 @@ class MetricsLog:
         never behind the checkpoint."""
         os.fsync(self._file.fileno())
         if self._events is not None:
-            self._events.flush()
+            self._events.sync()
 
     def close(self) -> None:
         """Close the file and the events; a second call does nothing."""
@@ -147,6 +147,11 @@ class MetricsLog:
 def is_evaluation(record: dict[str, Any]) -> bool:
     """Whether a record holds an evaluation rather than training figures."""
     return any(key.startswith("val/") for key in record)
+
+
+def _is_scalar(value: Any) -> bool:
+    """Whether TensorBoard can show a value; float64 has no integer of 400 digits."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _line(record):
@@ -162,8 +167,8 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         record = json.loads(line)
     except (ValueError, RecursionError):  # also bytes that are not UTF-8
         return None
-    is_record = isinstance(record, dict) and isinstance(record.get("step"), int)
-    return record if is_record else None
+    step = record.get("step") if isinstance(record, dict) else None
+    return record if type(step) is int and 0 <= step < MAX_STEPS else None
 
 
 def _lines_from_the_end(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -206,8 +211,8 @@ def _let_events_sort_first(folder: Path) -> bool:
     """Whether a folder has event files. TensorBoard reads them in the order of their names, which
     begin with the second in which they were made: if that is not over (or the clock was put back),
     give them names of a time long ago."""
-    before = sorted(folder.glob(f"{_EVENTS}*"))
-    if before and before[-1].name >= f"{_EVENTS}{int(time.time()):010d}":
+    before = sorted(folder.glob(f"{EVENTS_PREFIX}*"))
+    if before and before[-1].name >= f"{EVENTS_PREFIX}{int(time.time()):010d}":
         for number, path in enumerate(before):
-            path.rename(folder / f"{_EVENTS}{number:010d}.before")
+            path.rename(folder / f"{EVENTS_PREFIX}{number:010d}.before")
     return bool(before)

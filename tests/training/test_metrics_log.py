@@ -1,12 +1,14 @@
 """A run's metrics: long files are read from their end, and cut back where a run resumes."""
 
 import json
+import threading
 import tracemalloc
 
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ffcv_ssl.errors import CheckpointError
 from ffcv_ssl.training import metrics_log
 from ffcv_ssl.training.metrics_log import (
     METRICS_FILE,
@@ -132,3 +134,53 @@ def test_a_run_that_had_no_events_shows_all_its_lines_once_it_has_them(tmp_path)
     write(tmp_path, [1, 2, 3]).close()
     write(tmp_path, [3], last_step=2, tensorboard=True).close()
     assert [step for step, _ in shown_by_tensorboard(tmp_path)] == [1, 2, 3]
+
+
+def test_events_are_those_that_torchs_writer_would_write(tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    rng = np.random.default_rng(0)
+    records = [
+        {"step": step, "train/loss": float(rng.normal()), "lr": 1e-9 * step, "val/n": step}
+        for step in range(5)
+    ]
+    log = MetricsLog(tmp_path, tensorboard=True)
+    theirs = SummaryWriter(str(tmp_path / "theirs" / "tensorboard"))
+    for record in records:
+        log.write({**record, "epoch": 1.5, "val/text": "a", "val/none": None})
+        for tag in ("train/loss", "lr", "val/n"):
+            theirs.add_scalar(tag, record[tag], record["step"])
+    log.close()
+    theirs.close()
+    shown = []
+    for folder in (tmp_path, tmp_path / "theirs"):
+        events = EventAccumulator(str(folder / "tensorboard"))
+        events.Reload()
+        tags = events.Tags()["scalars"]
+        shown.append({tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags})
+    assert shown[0] == shown[1] and len(shown[0]) == 3
+
+
+def test_events_are_in_the_file_when_they_are_logged_and_no_thread_writes_them(tmp_path):
+    before = threading.active_count()
+    log = MetricsLog(tmp_path, tensorboard=True)
+    log.write({"step": 1, "train/loss": 0.25})
+    assert threading.active_count() == before
+    assert shown_by_tensorboard(tmp_path) == [(1, 0.25)]
+    log.close()
+
+
+def test_events_that_a_full_disk_does_not_take_are_one_line(tmp_path):
+    log = MetricsLog(tmp_path, tensorboard=True)
+    log._events.records._writer = open("/dev/full", "wb", 0)  # noqa: SIM115
+    with pytest.raises(CheckpointError, match=r"tensorboard/events.*No space left on device"):
+        log.write({"step": 1, "train/loss": 0.25})
+    log.close()
+
+
+def test_numbers_that_tensorboard_cannot_hold_are_left_out(tmp_path):
+    huge = "1" + "0" * 400
+    lines = [f'{{"step": {huge}, "a": 1}}', f'{{"step": 1, "a": {huge}, "b": 2}}']
+    (tmp_path / METRICS_FILE).write_text("".join(f"{line}\n" for line in lines))
+    MetricsLog(tmp_path, 1, tensorboard=True).close()
+    assert shown_by_tensorboard(tmp_path, "b") == [(1, 2.0)]
