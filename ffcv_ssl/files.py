@@ -134,9 +134,10 @@ def own_temporary(path: StrPath) -> Path:
     return path.with_name(f".{short}.{os.getpid()}.tmp")
 
 
-def write_text(path: StrPath, text: str) -> None:
-    """Write a small text file atomically. Raises OSError."""
-    with replacing(path) as file:
+def write_text(path: StrPath, text: str, temporary: StrPath | None = None) -> None:
+    """Write a small text file atomically. temporary: as of `replacing`. Raises OSError and
+    UserError."""
+    with replacing(path, temporary) as file:
         file.write(text.encode("utf-8"))
 
 

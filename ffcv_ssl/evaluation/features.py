@@ -13,6 +13,7 @@ import errno
 import functools
 import hashlib
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from ffcv_ssl.evaluation.encoder import Encoder
 from ffcv_ssl.evaluation.image_loaders import clean_loader
 from ffcv_ssl.evaluation.protocol_run import stop_if_asked
 from ffcv_ssl.evaluation.results import results_folder
-from ffcv_ssl.files import write_text
+from ffcv_ssl.files import check_kind, write_text
 from ffcv_ssl.kernels.hash import xxh3_64
 from ffcv_ssl.training.command import StopSignal
 from ffcv_ssl.training.run_data import RunData, tell_once
@@ -199,6 +200,7 @@ class _Files:
     def _is_whole(self, path: Path) -> bool:
         """Whether a file is there and has its digest; a line on stderr says so if it has not."""
         try:
+            _check_kinds(path)  # a reader of a pipe would wait
             digest = path.with_suffix(DIGEST).read_text(encoding="ascii", errors="replace")
             about = path.stat()
             is_whole = _known_digest(path, about.st_size, about.st_mtime_ns) == digest
@@ -216,8 +218,10 @@ class _Files:
     def write(self, batches: Iterable[tuple[dict, np.ndarray]], depths: Sequence[str]) -> None:
         """Write all rows, then give the files their final names, the ids last."""
         shapes = {depth: (self.num_rows, self.widths[depth]) for depth in depths}
-        self._check_space(sum(rows * width for rows, width in shapes.values()))
-        temporary = {name: self.path(f"{name}.tmp{os.getpid()}") for name in [*depths, "ids"]}
+        self._check_target([*depths, "ids"], sum(rows * width for rows, width in shapes.values()))
+        # several processes, of several machines too, may compute the same features at once
+        mine = f"tmp{os.getpid()}-{secrets.token_hex(4)}"
+        temporary = {name: self.path(f"{name}.{mine}") for name in [*depths, "ids"]}
         id_parts = []
         try:
             files = {depth: _start(temporary[depth], shapes[depth], self.dtype) for depth in depths}
@@ -239,7 +243,8 @@ class _Files:
             for name, path in temporary.items():
                 digest = _digest(path)
                 os.replace(path, self.path(name))
-                write_text(self.path(name).with_suffix(DIGEST), digest)
+                beside = self.path(name).with_suffix(DIGEST)
+                write_text(beside, digest, beside.with_suffix(f"{DIGEST}.{mine}"))
         except OSError as error:
             raise self._disk_error(error) from None
         finally:
@@ -256,11 +261,13 @@ class _Files:
             raise UserError(f"{self.checkpoint}: features at {depth} are not finite; {remedy}")
         return values
 
-    def _check_space(self, num_values: int) -> None:
-        """Refuse at once what cannot fit."""
+    def _check_target(self, names: Sequence[str], num_values: int) -> None:
+        """Refuse at once what cannot fit, and names that are taken by something else."""
         needed = num_values * self.dtype.itemsize
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            for name in names:
+                _check_kinds(self.path(name))
             free = shutil.disk_usage(self.folder).free
         except OSError as error:
             raise self._disk_error(error) from None
@@ -280,6 +287,12 @@ class _Files:
             f"{self.folder}: features cannot be written ({error.strerror}); "
             "use another --features.folder"
         )
+
+
+def _check_kinds(path: Path) -> None:
+    """Refuse a file of features that is none, and such a digest. Raises UserError and OSError."""
+    check_kind(path)
+    check_kind(path.with_suffix(DIGEST))
 
 
 def _digest(path: Path) -> str:

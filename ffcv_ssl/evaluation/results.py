@@ -20,7 +20,7 @@ from ffcv_ssl.config.plain import config_dict, flatten_as_text
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.evaluation.encoder import Encoder
 from ffcv_ssl.evaluation.former_names import with_new_names, with_old_names
-from ffcv_ssl.files import locked
+from ffcv_ssl.files import check_kind, locked
 from ffcv_ssl.training.checkpoint import to_plain
 from ffcv_ssl.training.run_data import tell_once
 
@@ -82,6 +82,7 @@ def report(record: dict[str, Any], folder: str | Path) -> dict[str, Any]:
 
 def _append(path: Path, line: bytes) -> None:
     """Append a line in one write, and flush it to disk; where that fails, cut it off again."""
+    check_kind(path)  # a device takes any line and keeps none
     with open(path, "ab", buffering=0) as file:
         size = file.tell()
         if not _ends_in_newline(path):  # a killed writer left half a line
@@ -105,6 +106,8 @@ def read_results(folder: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(folder) / RESULTS_FILE
     try:
+        if not path.is_dir():  # its error says enough
+            check_kind(path)  # a reader of a pipe would wait
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
@@ -178,6 +181,7 @@ def writable_folder(folder: str | Path) -> Path:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        check_kind(folder / RESULTS_FILE)
     except OSError as error:
         raise UserError(f"{folder}: cannot hold results ({error.strerror}); use --out") from None
     if not os.access(folder, os.W_OK):

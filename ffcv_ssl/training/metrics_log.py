@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ffcv_ssl.files import StrPath
+from ffcv_ssl.files import StrPath, check_kind
 from ffcv_ssl.training.event_file import EVENTS_PREFIX, EventFile
 
 METRICS_FILE = "metrics.jsonl"
@@ -40,11 +40,12 @@ def each_metric(folder: StrPath) -> Iterator[dict[str, Any]]:
     """The complete lines of a run's metrics as dicts, in order; nothing without a file.
 
     A last line without newline (the writer was killed) is left out; so is every line that is not a
-    JSON object.
+    JSON object. Raises UserError for a pipe, a device or a folder of that name.
     """
     path = Path(folder) / METRICS_FILE
     if not path.exists():
         return
+    check_kind(path)  # a reader of a pipe would wait
     with path.open("rb") as file:
         for line in file:
             if line.endswith(b"\n") and (record := _parsed(line)) is not None:
@@ -176,6 +177,7 @@ def _lines_from_the_end(path: Path) -> Iterator[tuple[int, bytes]]:
     first; nothing without a file."""
     if not path.exists():
         return
+    check_kind(path)
     with path.open("rb") as file:
         position = end = file.seek(0, os.SEEK_END)
         first, is_complete = b"", False  # what follows the last newline is no complete line
@@ -197,6 +199,7 @@ def _cut_back(path: Path, last_step: int | None) -> None:
     The lines are in order of steps. Cutting is one system call: a kill leaves the file as it was,
     or cut.
     """
+    check_kind(path)  # a device takes any line and keeps none
     kept_bytes = 0
     for end, line in _lines_from_the_end(path) if last_step is not None else ():
         record = _parsed(line)

@@ -152,6 +152,45 @@ def test_features_that_are_not_finite_are_refused(encoder, tmp_path, value, dtyp
     assert os.listdir(tmp_path) == []
 
 
+def store(folder, num_rows=6):
+    """The files of a few samples' features, without an encoder, and their batches."""
+    files = features._Files.__new__(features._Files)
+    files.folder, files.key, files.checkpoint = folder, "key", "a.pt"
+    files.dtype, files.widths, files.num_rows = np.dtype(np.float32), {"backbone": 3}, num_rows
+    rows = np.arange(3.0 * num_rows, dtype=np.float32).reshape(num_rows, 3)
+    return files, [({"backbone": rows}, np.arange(num_rows))]
+
+
+def test_writers_of_the_same_features_do_not_disturb_each_other(tmp_path, monkeypatch):
+    files, batches = store(tmp_path)
+    replace, done = os.replace, []
+
+    def replace_after_another_writer(source, target):
+        if str(target).endswith(features.DIGEST) and not done:  # between its file and its digest
+            done.append("begun")
+            files.write(batches, ["backbone"])
+            done.append("ended")
+        replace(source, target)
+
+    monkeypatch.setattr(features.os, "replace", replace_after_another_writer)
+    files.write(batches, ["backbone"])
+    assert done == ["begun", "ended"] and files.have(["backbone"])
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("ending", [".npy", features.DIGEST])
+@pytest.mark.parametrize("name", ["backbone", "ids"])
+def test_a_pipe_in_place_of_a_file_is_refused_before_any_is_computed(tmp_path, name, ending):
+    files, batches = store(tmp_path)
+    files.write(batches, ["backbone"])
+    path = files.path(name).with_suffix(ending)
+    path.unlink()
+    os.mkfifo(path)
+    for use in (files.have, lambda depths: files.write(iter(()), depths)):
+        with pytest.raises(UserError, match=f"{path}: is a pipe, expected a regular file"):
+            use(["backbone"])
+
+
 def test_features_that_cannot_fit_are_refused_before_any_is_computed(
     encoder, tmp_path, monkeypatch
 ):

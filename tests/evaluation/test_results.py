@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,7 +13,13 @@ from ffcv_ssl.config.plain import flatten_as_text
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.evaluation import results
 from ffcv_ssl.evaluation.former_names import with_new_names, with_old_names
-from ffcv_ssl.evaluation.results import RESULTS_FILE, read_results, report, settings_key
+from ffcv_ssl.evaluation.results import (
+    RESULTS_FILE,
+    read_results,
+    report,
+    settings_key,
+    writable_folder,
+)
 
 
 def test_a_record_is_a_line_of_json_and_nothing_else_is_written(tmp_path):
@@ -120,6 +127,19 @@ def test_a_damaged_record_is_left_out_equal_or_named(tmp_path, capsys):
         named = capsys.readouterr().err
         assert named.count("\n") <= 2
         assert records == written or f"{folder / RESULTS_FILE}:" in named, damaged
+
+
+def test_a_pipe_or_a_device_is_no_file_of_results_and_the_result_is_on_stdout(tmp_path, capsys):
+    path = tmp_path / RESULTS_FILE
+    path.symlink_to("/dev/null")
+    for use in (lambda: report({"n": 1}, tmp_path), lambda: writable_folder(tmp_path)):
+        with pytest.raises(UserError, match=rf"{RESULTS_FILE}: is a device, expected a regular"):
+            use()
+    assert json.loads(capsys.readouterr().out)["n"] == 1
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=f"{RESULTS_FILE}: is a pipe, expected a regular file"):
+        read_results(tmp_path)
 
 
 def test_a_full_disk_loses_no_result_and_costs_one_line(tmp_path, monkeypatch, capsys):

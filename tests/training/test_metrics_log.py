@@ -1,6 +1,7 @@
 """A run's metrics: long files are read from their end, and cut back where a run resumes."""
 
 import json
+import os
 import threading
 import tracemalloc
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ffcv_ssl.errors import CheckpointError
+from ffcv_ssl.errors import CheckpointError, UserError
 from ffcv_ssl.training import metrics_log
 from ffcv_ssl.training.metrics_log import (
     METRICS_FILE,
@@ -184,3 +185,13 @@ def test_numbers_that_tensorboard_cannot_hold_are_left_out(tmp_path):
     (tmp_path / METRICS_FILE).write_text("".join(f"{line}\n" for line in lines))
     MetricsLog(tmp_path, 1, tensorboard=True).close()
     assert shown_by_tensorboard(tmp_path, "b") == [(1, 2.0)]
+
+
+def test_a_pipe_or_a_device_is_no_file_of_metrics(tmp_path):
+    path = tmp_path / METRICS_FILE
+    for make, kind in ((os.mkfifo, "pipe"), (lambda p: p.symlink_to("/dev/null"), "device")):
+        make(path)
+        for use in (MetricsLog, read_metrics, lambda f: list(each_metric_from_the_end(f))):
+            with pytest.raises(UserError, match=f"is a {kind}, expected a regular file"):
+                use(tmp_path)
+        path.unlink()
