@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
+import torch
 
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.evaluation.datasets import EvalDatasets
@@ -135,6 +136,14 @@ def extract_labelled(
         encoder, dataset, datasets, config.depths, folder, config.features.dtype, world, stop,
         indices,
     )  # fmt: skip
+
+
+def check_finite(checkpoint: str, depth: str, rows: torch.Tensor) -> None:
+    """Raise UserError where features (B, D) of a depth are not finite: they are near nothing."""
+    if not rows.isfinite().all():
+        raise UserError(
+            f"{checkpoint}: features at {depth} are not finite; take another checkpoint"
+        )
 
 
 def _encode(
@@ -254,11 +263,12 @@ class _Files:
     def _rounded(self, rows: np.ndarray, depth: str) -> np.ndarray:
         with np.errstate(over="ignore"):
             values = np.ascontiguousarray(rows, self.dtype)
+        check_finite(self.checkpoint, depth, torch.from_numpy(rows))
         if not np.isfinite(values).all():
-            remedy = "take another checkpoint"
-            if np.isfinite(rows).all():
-                remedy = f"{self.dtype.name} cannot hold them; use --features.dtype float32"
-            raise UserError(f"{self.checkpoint}: features at {depth} are not finite; {remedy}")
+            raise UserError(
+                f"{self.checkpoint}: features at {depth} are not finite; {self.dtype.name} cannot "
+                "hold them; use --features.dtype float32"
+            )
         return values
 
     def _check_target(self, names: Sequence[str], num_values: int) -> None:

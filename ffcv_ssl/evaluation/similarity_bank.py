@@ -2,7 +2,9 @@
 
 Guarantees: exact over the whole bank, in memory that grows neither with it nor with the number of
 settings; of equally similar images the earlier one in the bank counts first, of classes with equal
-scores the smaller one.
+scores the smaller one. Similarities are rounded to float64: where a product of matrices computes
+them, as it does for many neighbours or for collapsed features, those of copies may differ in the
+last bit, so that a later copy may count first.
 """
 
 # Q queries, B of them at once, M images of a part of the bank, D features, K classes, C classes
@@ -28,7 +30,12 @@ from ffcv_ssl.errors import UserError
 from ffcv_ssl.evaluation.confusion import confusion_matrix, per_class_accuracy
 from ffcv_ssl.evaluation.datasets import EvalDatasets, open_datasets
 from ffcv_ssl.evaluation.encoder import Encoder
-from ffcv_ssl.evaluation.features import Features, FeaturesConfig, extract_labelled
+from ffcv_ssl.evaluation.features import (
+    Features,
+    FeaturesConfig,
+    check_finite,
+    extract_labelled,
+)
 from ffcv_ssl.evaluation.image_loaders import augmented_loader
 from ffcv_ssl.evaluation.protocol_run import finish_frozen, open_frozen, stop_if_asked
 from ffcv_ssl.evaluation.protocol_settings import FrozenConfig
@@ -44,8 +51,8 @@ TOP_KS = (1, 5)
 MAX_SIMILARITIES = 1 << 23
 """Similarities, or scores, that are computed at once: 64 MB."""
 MAX_STATE = 1 << 28
-"""Numbers that scorers keep at once: 2 GB. More queries are taken in several passes over the
-bank."""
+"""Numbers that scorers keep at once, with their queries' features: 2 GB. More queries are taken in
+several passes over the bank."""
 
 BankPart = tuple[dict[str, torch.Tensor], torch.Tensor]
 """({depth: (M, D)}, labels (M,) in [0, K), -1: none)."""
@@ -72,7 +79,8 @@ class BankConfig(FrozenConfig):
         return 0
 
     def state_size(self, num_classes: int) -> int:
-        """Numbers that a scorer keeps for each query, while it is shown the bank."""
+        """Numbers that a scorer keeps for each query, besides its features, while it is shown the
+        bank."""
         return 1
 
 
@@ -122,9 +130,10 @@ def classify(
         train = extract_labelled("train", config, encoder, datasets, world, stop)
     labels = torch.from_numpy(datasets.val_labels[val.ids]).to(world.device)
     num_classes = datasets.num_classes
-    passes = query_slices(
-        len(labels), config.state_size(num_classes) * len(config.depths), MAX_STATE
+    numbers_per_query = config.state_size(num_classes) * len(config.depths) + sum(
+        encoder.widths[depth] for depth in config.depths
     )
+    passes = query_slices(len(labels), numbers_per_query, MAX_STATE)
     tallies = {depth: Tally(num_classes) for depth in config.depths}
     with _open_bank(config, encoder, datasets, train, len(passes), world) as show_bank:
         for chosen in passes:
@@ -186,7 +195,8 @@ def _stored_bank(
 def _augmented_bank(
     config: BankConfig, encoder: Encoder, datasets: EvalDatasets, world: World
 ) -> Iterator[BankPart]:
-    """Yield `config.num_views` crops and flips of each image, which is decoded once."""
+    """Yield `config.num_views` crops and flips of each image, which is decoded once. Raises
+    UserError where a feature is not finite."""
     loader = augmented_loader(
         datasets.train, datasets, world, derive_seed(config.seed, "bank"),
         num_views=config.num_views, indices=datasets.chosen,
@@ -199,6 +209,8 @@ def _augmented_bank(
             labels = torch.from_numpy(np.where(np.asarray(batch.valid), labels, -1))
             for view in range(config.num_views):
                 features = encoder.encode(getattr(batch, f"view_{view}"))
+                for depth in config.depths:
+                    check_finite(encoder.path, depth, features[depth][labels >= 0])
                 yield {depth: features[depth] for depth in config.depths}, labels
 
 
@@ -236,6 +248,8 @@ class _Repeated:
                         self.files[depth] = tempfile.TemporaryFile(dir=self.folder)
                         self.widths[depth] = values.shape[1]
                     self.files[depth].write(values.float().cpu().contiguous().numpy().data)
+            for file in self.files.values():
+                file.flush()
         except BaseException as error:
             self.__exit__()
             if isinstance(error, OSError):
@@ -248,7 +262,8 @@ class _Repeated:
 
     def __exit__(self, *_: object) -> None:
         for file in self.files.values():
-            file.close()
+            with contextlib.suppress(OSError):  # of bytes that a full disk has not taken
+                file.close()
 
     def __call__(self) -> Iterator[BankPart]:
         for file in self.files.values():
@@ -318,6 +333,9 @@ class Tally:
 
 
 def query_slices(num_queries: int, num_columns: int, max_numbers: int | None = None) -> list[slice]:
-    """Slices of the queries that bound what is held at once, by default MAX_SIMILARITIES."""
-    step = max(1, (max_numbers or MAX_SIMILARITIES) // max(1, num_columns))
+    """Slices of the queries whose columns are at most `max_numbers` numbers in each; None:
+    MAX_SIMILARITIES."""
+    if max_numbers is None:
+        max_numbers = MAX_SIMILARITIES
+    step = max(1, max_numbers // max(1, num_columns))
     return [slice(begin, begin + step) for begin in range(0, num_queries, step)]

@@ -1,5 +1,7 @@
 """k-NN and SuNCEt's non-parametric inference against scikit-learn and a float64 twin."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ffcv_ssl.errors import UserError
 from ffcv_ssl.evaluation import similarity_bank
 from ffcv_ssl.evaluation.protocols import knn
 from ffcv_ssl.evaluation.protocols.knn import (
@@ -16,8 +19,8 @@ from ffcv_ssl.evaluation.protocols.knn import (
     first_largest,
     vote,
 )
-from ffcv_ssl.evaluation.protocols.snn import ClassSimilarity
-from ffcv_ssl.evaluation.similarity_bank import Scores, Tally, unit_rows
+from ffcv_ssl.evaluation.protocols.snn import ClassSimilarity, NPIConfig
+from ffcv_ssl.evaluation.similarity_bank import Scores, Tally, classify, unit_rows
 
 
 def features(num_rows, seed=0, width=12, num_classes=5):
@@ -295,6 +298,76 @@ class TensorMemory(TorchDispatchMode):
         return made
 
 
+def test_the_queries_own_features_count_in_what_is_held_at_once(monkeypatch):
+    widths, num_queries, passes = {"a": 2048, "b": 128}, 200_000, []
+
+    class Passed(Exception):
+        """Ends `classify` once the passes are known."""
+
+    def take_slices(*args):
+        passes.extend(slices(*args))
+        raise Passed
+
+    slices = similarity_bank.query_slices
+    labels = np.zeros(num_queries, np.int64)
+    datasets = SimpleNamespace(chosen=range(50), val_labels=labels, num_classes=10)
+    replaced = {
+        "open_frozen": lambda *_: SimpleNamespace(widths=widths),
+        "open_datasets": lambda *_: datasets,
+        "extract_labelled": lambda *_: SimpleNamespace(ids=np.arange(num_queries)),
+        "query_slices": take_slices,
+    }
+    for name, function in replaced.items():
+        monkeypatch.setattr(similarity_bank, name, function)
+    config = KNNConfig(depths=list(widths))
+    with pytest.raises(Passed):
+        classify("knn", config, SimpleNamespace(device="cpu"), None, KNNScorer)
+    numbers = config.state_size(10) * 2 + sum(widths.values())
+    assert passes[0].stop * numbers <= similarity_bank.MAX_STATE and len(passes) > 1
+
+
+def test_more_images_than_the_disk_takes_are_refused_when_they_are_kept(tmp_path, monkeypatch):
+    def full(**_):
+        return open("/dev/full", "r+b")
+
+    monkeypatch.setattr(similarity_bank.tempfile, "TemporaryFile", full)
+    bank = similarity_bank._Repeated([({"a": torch.zeros(4, 2)}, torch.zeros(4))], tmp_path)
+    line = (
+        r"cannot be kept there \(No space left on device\); free some space, or use another --out"
+    )
+    with pytest.raises(UserError, match=line):
+        bank.__enter__()
+
+
+class Batches(list):
+    """A loader of given batches."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("valid", [True, False])
+def test_crops_whose_features_are_not_finite_are_refused(monkeypatch, valid):
+    batch = SimpleNamespace(
+        indices=np.arange(2), valid=np.array([True, valid]), view_0=torch.zeros(2, 3)
+    )
+    broken = torch.tensor([[1.0, 2.0], [torch.nan, 0.0]])
+    encoder = SimpleNamespace(path="runs/a", encode=lambda images: {"a": broken})
+    monkeypatch.setattr(similarity_bank, "augmented_loader", lambda *_, **__: Batches([batch]))
+    datasets = SimpleNamespace(
+        train=None, chosen=None, labels=np.arange(2), loading=SimpleNamespace(batch_size=2)
+    )
+    bank = similarity_bank._augmented_bank(NPIConfig(depths=["a"]), encoder, datasets, None)
+    if valid:
+        with pytest.raises(UserError, match=r"^runs/a: features at a are not finite; take"):
+            list(bank)
+    else:  # a row of padding
+        assert len(list(bank)) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["knn", "snn"])
 @pytest.mark.parametrize("num_views", [0, 2])
@@ -312,11 +385,11 @@ def test_several_passes_over_the_bank_measure_what_one_does(
     monkeypatch.setattr(  # the first call is for the passes
         similarity_bank, "query_slices", lambda *args: passes.append(slices(*args)) or passes[-1]
     )
-    for max_state in (1 << 28, 700):
+    for max_state in (1 << 28, 9000):
         passes.clear()
         monkeypatch.setattr(similarity_bank, "MAX_STATE", max_state)
         code, record = evaluate.run([*words, f"--out={tmp_path / str(max_state)}"])
         record["metrics"]["backbone"].pop("confusion")
         found.append(record["metrics"])
-        assert (len(passes[0]) > 1) == (max_state == 700)
+        assert (len(passes[0]) > 1) == (max_state == 9000)
     assert code == 0 and found[0] == found[1]
