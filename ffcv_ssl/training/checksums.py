@@ -131,9 +131,8 @@ def _digest(header, parts) -> str:
 
 
 def _canonical(header: dict[str, Any]) -> bytes:
-    return json.dumps(
-        header, sort_keys=True, separators=(",", ":"), ensure_ascii=False
-    ).encode("utf-8")  # fmt: skip
+    text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode("utf-8", "surrogatepass")  # a damaged header may have half a code point
 
 
 def _chunks(file: BinaryIO, size_bytes: int | None) -> Iterator[bytes]:

@@ -267,3 +267,11 @@ def test_weights_of_other_programs_need_no_digest(tmp_path):
     assert weights_damage(tmp_path / "a") is None and weights_damage(tmp_path / "b") is None
     checkpoint.save_weights(tmp_path / "c", layer(), {})
     assert f'"{DIGEST}"'.encode() in (tmp_path / "c").read_bytes()
+
+
+def test_half_a_code_point_in_the_names_of_weights_is_damage_and_no_traceback(tmp_path):
+    path = tmp_path / "a.safetensors"
+    header = {"__metadata__": {DIGEST: "0" * 32, "a": "\ud800"}}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    assert weights_damage(path) == "it is damaged: it fails its checksum"
