@@ -101,7 +101,7 @@ def read_results(folder: str | Path) -> list[dict[str, Any]]:
     """All records in a folder, in order; an empty list where there are none.
 
     Settings have their new names in records of before, too. Lines that are not a JSON object (a
-    killed writer's last one) and records that are not as they were written are left out, with a
+    killed writer's last one), and records that are not as they were written, are left out with a
     line on stderr each. Raises UserError for a file that cannot be read.
     """
     path = Path(folder) / RESULTS_FILE
@@ -123,8 +123,8 @@ def read_results(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def _intact(line: str, where: str) -> dict[str, Any] | None:
-    """The record of a line, without its digest; None for a line that is none, or not as it was
-    written."""
+    """The record of a line, without its digest; None for a line that is none, and for a record that
+    its digest contradicts: one of its numbers may be wrong."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -137,7 +137,10 @@ def _intact(line: str, where: str) -> dict[str, Any] | None:
     if record[last] == _digest(rest):  # even if the digest's own name is damaged
         return rest
     if last == DIGEST:
-        tell_once(f"{where}: changed since it was written, this result is left out")
+        tell_once(
+            f"{where}: changed since it was written, this result is left out; measure it again, or "
+            f"remove its {DIGEST!r} if you changed it by hand"
+        )
         return None
     return record  # records of before have no digest
 

@@ -129,6 +129,20 @@ def test_a_damaged_record_is_left_out_equal_or_named(tmp_path, capsys):
         assert records == written or f"{folder / RESULTS_FILE}:" in named, damaged
 
 
+def test_a_changed_record_is_left_out_until_its_digest_is_removed(tmp_path, capsys):
+    report({"protocol": "knn", "metrics": {"backbone": {"top1": 0.5}}}, tmp_path)
+    path = tmp_path / RESULTS_FILE
+    path.write_text(path.read_text().replace("0.5", "0.9"))
+    assert read_results(tmp_path) == []
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{path}:1: changed since it was written, this result is left out; ")
+    assert line.endswith("measure it again, or remove its 'digest' if you changed it by hand")
+    record = json.loads(path.read_text())
+    del record["digest"]
+    path.write_text(json.dumps(record) + "\n")
+    assert read_results(tmp_path)[0]["metrics"]["backbone"]["top1"] == 0.9
+
+
 def test_a_pipe_or_a_device_is_no_file_of_results_and_the_result_is_on_stdout(tmp_path, capsys):
     path = tmp_path / RESULTS_FILE
     path.symlink_to("/dev/null")
