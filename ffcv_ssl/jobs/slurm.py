@@ -24,6 +24,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -44,6 +45,8 @@ from ffcv_ssl.training.world import World
 
 TIME = r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}"  # as sbatch --time: minutes, or days and hours
 FOLDER, SUBMITTED = "slurm", "submitted.yaml"
+_NOT_ON_A_LINE = ("Cc", "Zl", "Zp", "Cs")
+"""Unicode's categories of control characters, of breaks of lines and paragraphs, of no text."""
 
 
 @dataclass(frozen=True)
@@ -235,13 +238,22 @@ def _check(job: Job) -> None:
 
 
 def _check_texts(job: Job) -> None:
-    """Refuse what would not stay on its line of the script that sbatch runs. Quotes do not help
-    there: after a line break in a #SBATCH comment the shell begins to read. Raises UserError."""
+    """Refuse what would not stay on its line of the script that sbatch runs, and folders that
+    sbatch would rename. Quotes do not help there: after a line break in a #SBATCH comment the shell
+    begins to read. Raises UserError."""
     texts = {f"slurm.{f.name}": getattr(job.slurm, f.name) for f in fields(job.slurm)}
     texts |= {"out": job.command.folder, "the command": job.command.script}
     for key, text in texts.items():
-        if isinstance(text, str) and not text.isprintable():
-            raise UserError(f"{key}: got {text!r}, expected text without line breaks, for sbatch")
+        if isinstance(text, str) and any(unicodedata.category(c) in _NOT_ON_A_LINE for c in text):
+            raise UserError(
+                f"{key}: got {text!r}, expected text without line breaks and control characters, "
+                "for sbatch"
+            )
+    if "%" in job.command.folder:  # %j, %x... in the names of logs; submitit undoes a doubled one
+        raise UserError(
+            f"out: got {job.command.folder!r}, expected a folder without %, which sbatch and "
+            "submitit replace in the names of logs; use another --out"
+        )
 
 
 def check_sbatch() -> None:

@@ -21,10 +21,11 @@ HOSTILE = [
     "a b && touch owned",
     "a | touch owned #",
     "-rf $HOME ${IFS}touch",
-    "%j %x *",
+    "*",
     "ü 漢 字",
+    "10\u00a0000\u3000a",
 ]
-TWO_LINES = ["a\ntouch owned\n", "a\rtouch owned", "a\x1bb", "a\x0btouch owned"]
+TWO_LINES = ["a\ntouch owned\n", "a\rtouch owned", "a\x1bb", "a\x0btouch owned", "a\u2028b"]
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def submit(out, **options):
 @pytest.mark.whole
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_folder_or_setting_is_submitted_as_text_and_nothing_of_it_runs(cluster, name):
-    (made,) = submit(cluster / "runs" / name, comment=name, nodelist=name)
+    (made,) = submit(cluster / "runs" / name, comment=f"%j %x {name}", nodelist=f"%j %x {name}")
     assert made["job_id"] == "7" and (cluster / "runs" / name / "slurm").is_dir()
     assert sorted(path.name for path in cluster.iterdir()) == ["runs"]
 
@@ -68,3 +69,16 @@ def test_text_of_two_lines_is_refused_before_anything_is_written(cluster, name, 
         slurm.submit_jobs([[job]])
     assert "\n" not in str(error.value)
     assert list(Path(cluster).iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["%j", "50%", "a%%x/b"])
+def test_a_folder_whose_logs_sbatch_would_rename_is_refused(cluster, name):
+    job = slurm.make_job("train.py", [], {"out": f"runs/{name}"}, SlurmConfig(partition="p"))
+    with pytest.raises(UserError, match=r"^out: got '.*%.*', expected a folder without %, which"):
+        slurm.submit_jobs([[job]])
+    assert list(Path(cluster).iterdir()) == []
+
+
+def test_spaces_that_do_not_print_as_such_are_text(cluster):
+    job = slurm.make_job("train.py", [], {"out": "10\u00a0000\u3000a"}, SlurmConfig(partition="p"))
+    slurm._check_texts(job)
