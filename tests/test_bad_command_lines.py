@@ -99,6 +99,11 @@ TRAIN = [
     ("--optim.lr=1e400", "optim.lr: got inf, expected"),
     ("--optim.betas=1", "optim.betas: got 1, expected a list of 2, each a number"),
     ("--optim.warmup_epochs=99", "optim.warmup_epochs: got 99.0, expected less than epochs (2)"),
+    (f"--optim.lr=1{'0' * 5000}", "optim.lr"),
+    (
+        "--system.patience_minutes=1e13",
+        "system.patience_minutes: got 10000000000000.0, expected a number above 0 and of at most",
+    ),
     ("--optim.nothing=1", "optim: unknown key 'nothing'"),
     ("--data=3", "data: got 3, expected a mapping of settings"),
     ("--data.train=", "data.train or data.val: no file ''; write one with write_dataset.py"),

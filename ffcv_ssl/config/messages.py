@@ -140,7 +140,7 @@ def _fits_plain(kind: Any, value: Any) -> bool:
     if hasattr(kind, "_restrictions"):
         try:
             return kind(value) is not None
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             return False
     if kind in (int, float):
         kinds = (int,) if kind is int else (int, float)

@@ -24,6 +24,7 @@ _RESNETS = (
     "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2",
 )  # fmt: skip
 Workers = restricted_number_type("Workers", int, (">=", -1))
+Minutes = restricted_number_type("Minutes", float, [(">", 0), ("<=", 7 * 24 * 60)])
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**63)])
 MAX_SIDE_PX = 65535
 Pixels = restricted_number_type("Pixels", int, [(">", 0), ("<=", MAX_SIDE_PX)])
@@ -341,9 +342,9 @@ class SystemConfig:
     all ranks on GPUs."""
     compile: bool = False
     """Compile the model with torch.compile. It does not affect evaluation or the saved weights."""
-    patience_minutes: PositiveFloat = 20.0
-    """How long ranks wait for one another. A rank that does not answer for so long is lost: the
-    others name it and end."""
+    patience_minutes: Minutes = 20.0
+    """How long ranks wait for one another, at most a week. A rank that does not answer for so long
+    is lost: the others name it and end."""
     profile: NonNegativeInt = 0
     """Trace so many steps with torch's profiler, after the first five of a start, into
     trace_rank_0.json.gz... in the run's folder; look at it in https://ui.perfetto.dev."""

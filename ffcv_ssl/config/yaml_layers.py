@@ -99,7 +99,10 @@ def read_text(text: str) -> Any:
 def _parse(text: str) -> Any:
     """The content of a YAML text. Raises yaml.YAMLError, also where it is not of a sane size: a few
     lines of aliases can stand for billions of values."""
-    content = yaml.load(text, _Loader)
+    try:
+        content = yaml.load(text, _Loader)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # `!!int a`, 5,000 digits
+        raise yaml.YAMLError(f"got a value that cannot be read ({error})") from None
     number, rest = 0, [(content, 0)]
     while rest:
         value, depth = rest.pop()

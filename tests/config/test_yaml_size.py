@@ -90,3 +90,12 @@ def test_a_bomb_beside_weights_of_others_is_one_line_too(name, tmp_path):
     with pytest.raises(UserError, match=expected):
         encoder._origin(tmp_path / "backbone.safetensors", {"model": "resnet18"})
     assert seeds._origin(tmp_path / "checkpoint.pt") == []
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "!!int a", "!!int ''", "!!bool a", "!!set [a]"])
+def test_values_that_are_not_what_they_say_are_one_line_or_text(text, tmp_path):
+    assert read_text(text) == text
+    (tmp_path / "a.yaml").write_text(f"a: {text}\n")
+    with pytest.raises(ValueError, match=r"^got a value that cannot be read") as caught:
+        read_yaml(tmp_path / "a.yaml")
+    assert "\n" not in str(caught.value)
