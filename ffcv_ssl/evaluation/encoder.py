@@ -8,10 +8,11 @@ executed, and a file of another architecture is refused with the first key that 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +21,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.config.settings import ModelConfig
 from ffcv_ssl.config.yaml_layers import read_yaml
-from ffcv_ssl.errors import UserError
+from ffcv_ssl.errors import CheckpointError, FfcvSslError, UserError
 from ffcv_ssl.training import checkpoint
 from ffcv_ssl.training.checksums import weights_damage
 from ffcv_ssl.training.metrics_log import X_AXES, each_metric_from_the_end
@@ -115,31 +117,52 @@ def load_encoder(
     """
     file = _find_file(path)
     state, about = _read(file)
-    config = _run_config(file, state)
-    found = state["model"] if config is not None else _unwrapped(state)
-    _check_tensors(file, found)
-    if config is not None:
-        weights = found
-        architecture = _model_config(config["model"])
-        known = {axis: state[axis] for axis in X_AXES if axis in state}
-        known |= _epoch(file, state)
-    else:
-        weights = _renamed(found)
-        named = _model_config(about) if about else model
-        if named is None:
-            raise UserError(f"{file}: names no network; give --model.backbone (resnet50...)")
-        architecture = named
-        config, known = _origin(file, about)
-    if model is not None and _kind(model) != _kind(architecture):
-        raise UserError(
-            f"{file}: got a {_kind(architecture)}, but --model asks for a {_kind(model)}; "
-            "leave out --model: the file names its network"
-        )
-    encoder = _build(file, architecture, weights, next(iter(found))).eval()
+    with _parts_explained(file):
+        config, weights, architecture, known = _parts(file, state, about, model)
+        if model is not None and _kind(model) != _kind(architecture):
+            raise UserError(
+                f"{file}: got a {_kind(architecture)}, but --model asks for a {_kind(model)}; "
+                "leave out --model: the file names its network"
+            )
+        encoder = _build(file, architecture, *weights).eval()
     is_cuda = torch.device(device).type == "cuda"  # whose convolutions are faster channels-last
     layout = torch.channels_last if is_cuda else torch.contiguous_format
     encoder = encoder.to(device).to(memory_format=layout).requires_grad_(False)
     return Encoder(str(path), _name(file), encoder, architecture, config, known)
+
+
+def _parts(
+    file: Path, state: dict[str, Any], about: dict[str, str], model: ModelConfig | None
+) -> tuple[dict[str, Any] | None, tuple[dict[str, torch.Tensor], str], ModelConfig, dict[str, Any]]:
+    """(configuration, (weights, first name in the file), architecture, counters) of a file."""
+    config = _run_config(file, state)
+    found = state["model"] if config is not None else _unwrapped(state)
+    _check_tensors(file, found)
+    first_key = next(iter(found))
+    if config is not None:
+        known = _counters(state) | _epoch(file, state)
+        return config, (found, first_key), _model_config(config["model"]), known
+    named = _model_config(about) if about else model
+    if named is None:
+        raise UserError(f"{file}: names no network; give --model.backbone (resnet50...)")
+    config, known = _origin(file, about)
+    return config, (_renamed(found), first_key), named, known
+
+
+@contextlib.contextmanager
+def _parts_explained(file: Path) -> Iterator[None]:
+    """A file whose checksums hold, but that lacks a part of a run's, or has another one, is a
+    CheckpointError."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        if isinstance(error, FfcvSslError):
+            raise
+        back = checkpoint.way_back(file) or "take another checkpoint"
+        raise CheckpointError(
+            f"{file}: lacks what a run's file says of its network, or contradicts it "
+            f"({type(error).__name__}: {one_line(error)}); {back}"
+        ) from error
 
 
 def says_architecture(path: str | Path) -> bool:
@@ -204,7 +227,7 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
             return {key: opened.get_tensor(key) for key in keys}, about if is_ours else {}
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{file}: not a readable safetensors file ({error}); copy it anew"
+            f"{file}: not a readable safetensors file ({error}); copy it again"
         ) from None
 
 
@@ -226,9 +249,12 @@ def _run_config(file: Path, state: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _model_config(settings: dict[str, Any]) -> ModelConfig:
-    """The architecture that a run's configuration or a file's metadata names."""
+    """The architecture that a run's configuration or a file's metadata names. Raises TypeError."""
     backbone = settings["backbone"] if "backbone" in settings else settings["model"]
     projector, norm = settings.get("projector", ""), settings.get("projector_norm", "hidden")
+    for value in (backbone, settings["stem"], projector, norm):
+        if not isinstance(value, str):
+            raise TypeError(f"the model's settings have {value!r}")
     return ModelConfig(backbone, settings["stem"], projector, norm)
 
 
@@ -308,7 +334,10 @@ def _build(
 def _origin(file: Path, metadata: dict[str, str]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """(configuration, counters) of the run that weights of ours are from; (None, {}) for others."""
     if {"config", "about"} <= metadata.keys():
-        return json.loads(metadata["config"]), json.loads(metadata["about"])
+        config, about = json.loads(metadata["config"]), json.loads(metadata["about"])
+        if not isinstance(config, dict | None) or not isinstance(about, dict):
+            raise TypeError("config or about is no mapping")
+        return config, about
     settings = file.with_name("config.yaml")
     if not metadata or not settings.is_file():
         return None, {}
@@ -320,6 +349,15 @@ def _origin(file: Path, metadata: dict[str, str]) -> tuple[dict[str, Any] | None
         raise UserError(f"{settings}: {error}") from None
 
 
+def _counters(record: dict[str, Any]) -> dict[str, Any]:
+    """{axis: number} of those of X_AXES that a state or a line of metrics has. Raises TypeError."""
+    known = {axis: record[axis] for axis in X_AXES if axis in record}
+    for axis, value in known.items():
+        if not isinstance(value, int | float):
+            raise TypeError(f"{axis} is {value!r}")
+    return known
+
+
 def _epoch(file: Path, state: dict[str, Any]) -> dict[str, Any]:
     """{"epoch": E} of a run's checkpoint, by its name or the run's metrics; {} where unknown."""
     kept = KEPT_COPY.fullmatch(file.name)
@@ -327,7 +365,7 @@ def _epoch(file: Path, state: dict[str, Any]) -> dict[str, Any]:
     if kept or step == 0:
         return {"epoch": int(kept[1]) if kept else 0}
     for record in each_metric_from_the_end(file.parent) if step else []:
-        if record["step"] and "epoch" in record:
+        if record["step"] and isinstance(record.get("epoch"), int | float):
             return {"epoch": round(step * record["epoch"] / record["step"], 6)}
     return {}
 

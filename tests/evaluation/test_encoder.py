@@ -306,3 +306,29 @@ def test_weights_with_a_wrong_bit_are_one_line_and_no_result(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises((UserError, CheckpointError), match=re.escape(f"{name}: {said}")):
             load_encoder(tmp_path / name, ModelConfig("tiny", projector=""))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"stem": 3}, {"projector": 16}, {"backbone": ["tiny"]}, {"step": "ten"}, {"views": [1]}],
+)
+def test_a_checkpoint_that_contradicts_itself_is_one_line_with_the_way_back(run, tmp_path, changed):
+    folder = shutil.copytree(run[0], tmp_path / "run")
+    shutil.copy(folder / "checkpoint.pt", folder / "checkpoint_previous.pt")
+    state = torch.load(folder / "checkpoint.pt")
+    ((key, value),) = changed.items()
+    (state if key in state else state["config"]["model"])[key] = value
+    torch.save(state, folder / "checkpoint.pt")
+    with pytest.raises(CheckpointError) as caught:
+        load_encoder(folder)
+    line = str(caught.value)
+    said = "lacks what a run's file says of its network, or contradicts it (TypeError: "
+    assert line.startswith(f"{folder / 'checkpoint.pt'}: {said}") and "\n" not in line
+    assert "; checkpoint_previous.pt is whole: " in line
+
+
+def test_a_line_of_metrics_without_its_epoch_is_passed_over(run, tmp_path):
+    folder = shutil.copytree(run[0], tmp_path / "run")
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 9, "epoch": "0.45"}\n{"step": 9, "epocj": 0.45}\n')
+    assert load_encoder(folder).about["epoch"] == 0.5
