@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,8 +25,7 @@ MAX_CELLS = 1000
 
 @dataclass(frozen=True, eq=False)
 class ConfusionMatrix:
-    """Counts of (label, prediction), of the pairs that occur. Methods are named as NumPy's;
-    `np.asarray` makes a matrix (K, K) int64 of it, label by row."""
+    """Counts of (label, prediction), of the pairs that occur. Methods are named as NumPy's."""
 
     num_classes: int
     labels: np.ndarray
@@ -55,13 +53,10 @@ class ConfusionMatrix:
 
     def binned(self, classes_per_cell: int) -> np.ndarray:
         """Counts (C, C) int64 with so many consecutive classes per cell; the last may have fewer
-        classes."""
+        classes. With 1, a matrix (K, K), label by row."""
         side = -(-self.num_classes // classes_per_cell)
         cells = self.labels // classes_per_cell * side + self.predictions // classes_per_cell
         return _summed(cells, self.counts, side**2).reshape(side, side)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self.binned(1), dtype)
 
 
 def confusion_matrix(

@@ -400,7 +400,7 @@ def test_confusion_counts_are_scikit_learns_and_classes_without_images_have_no_a
     rng = np.random.default_rng(0)
     labels, predictions = rng.integers(0, 4, 100), rng.integers(0, 5, 100)
     matrix = confusion_matrix(labels, predictions, 5)
-    np.testing.assert_array_equal(matrix, theirs(labels, predictions, labels=range(5)))
+    np.testing.assert_array_equal(matrix.binned(1), theirs(labels, predictions, labels=range(5)))
     accuracies = per_class_accuracy(matrix)
     assert accuracies[4] is None
     assert accuracies[0] == pytest.approx((predictions[labels == 0] == 0).mean(), abs=1e-6)
