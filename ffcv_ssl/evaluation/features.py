@@ -9,6 +9,7 @@ damaged file is computed again: beside each file is its digest. Files may be del
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import hashlib
@@ -105,7 +106,8 @@ def extract(
     indices = np.arange(dataset.num_samples) if indices is None else np.asarray(indices, np.int64)
     whole = _Files(folder, encoder, dataset, datasets, dtype, None)
     files = _Files(folder, encoder, dataset, datasets, dtype, indices)
-    if len(indices) < dataset.num_samples and whole.have(depths):
+    # the samples' own files first: to look at the whole set's is to read all of them
+    if len(indices) < dataset.num_samples and not files.have(depths) and whole.have(depths):
         features = whole.open(depths)
         rows = {depth: ChosenRows(values, indices) for depth, values in features.rows.items()}
         return Features(rows, features.ids[indices])
@@ -207,7 +209,9 @@ class _Files:
         return all(self._is_whole(self.path(name)) for name in [*depths, "ids"])
 
     def _is_whole(self, path: Path) -> bool:
-        """Whether a file is there and has its digest; a line on stderr says so if it has not."""
+        """Whether a file is there and has its digest. Where they differ, a line on stderr says so,
+        and the digest is removed, so that no later command reads the file for nothing. The file
+        itself stays: another process may just have put a new one there."""
         try:
             _check_kinds(path)  # a reader of a pipe would wait
             digest = path.with_suffix(DIGEST).read_text(encoding="ascii", errors="replace")
@@ -217,6 +221,8 @@ class _Files:
             return False
         if not is_whole:
             tell_once(f"{path}: damaged (its digest differs); the features are computed again")
+            with contextlib.suppress(OSError):
+                path.with_suffix(DIGEST).unlink()
         return is_whole
 
     def open(self, depths: Iterable[str]) -> Features:

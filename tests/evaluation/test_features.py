@@ -243,6 +243,32 @@ def test_a_damaged_file_is_computed_again(encoder, tmp_path, name, capsys):
     assert f"{path}: damaged" in capsys.readouterr().err
 
 
+def test_the_whole_sets_file_is_not_read_where_the_samples_have_their_own(
+    encoder, tmp_path, monkeypatch
+):
+    some, read = np.array([3, 50, 199]), []
+    take(encoder, tmp_path, indices=some)
+    take(encoder, tmp_path)
+    digest = features._known_digest
+    monkeypatch.setattr(features, "_known_digest", lambda *a: read.append(a[1]) or digest(*a))
+    part = take(encoder, tmp_path, indices=some)
+    assert part.ids.tolist() == some.tolist() and encoder.seen == 203
+    assert read and max(read) < 200 * 512 * 4
+
+
+def test_a_damaged_file_is_read_once_and_then_computed_again(tmp_path, capsys, monkeypatch):
+    files, batches = store(tmp_path)
+    files.write(batches, ["backbone"])
+    path, read, digest = files.path("backbone"), [], features._known_digest
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    monkeypatch.setattr(features, "_known_digest", lambda *a: read.append(a[0]) or digest(*a))
+    for _ in range(3):
+        assert not files.have(["backbone"])
+    assert read == [path] and capsys.readouterr().err.count("\n") == 1
+    files.write(batches, ["backbone"])
+    assert files.have(["backbone"])
+
+
 def test_some_rows_of_a_file_are_read_only_when_asked_for(encoder, tmp_path):
     whole, some = take(encoder, tmp_path), np.array([3, 50, 199])
     part = take(encoder, tmp_path, indices=some)
