@@ -342,7 +342,7 @@ class SystemConfig:
     all ranks on GPUs."""
     compile: bool = False
     """Compile the model with torch.compile. It does not affect evaluation or the saved weights."""
-    patience_minutes: Minutes = 20.0
+    patience_minutes: Minutes = 20.0  # type: ignore[valid-type]
     """How long ranks wait for one another, at most a week. A rank that does not answer for so long
     is lost: the others name it and end."""
     profile: NonNegativeInt = 0

@@ -332,3 +332,11 @@ def test_a_line_of_metrics_without_its_epoch_is_passed_over(run, tmp_path):
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 9, "epoch": "0.45"}\n{"step": 9, "epocj": 0.45}\n')
     assert load_encoder(folder).about["epoch"] == 0.5
+
+
+def test_a_backbone_whose_history_is_no_mapping_is_one_line(run, tmp_path):
+    about = {"model": "resnet18", "stem": "imagenet", "config": "3", "about": "{}"}
+    path = tmp_path / "backbone.safetensors"
+    checkpoint.save_weights(path, run[1].backbone, about)
+    with pytest.raises(CheckpointError, match=r"contradicts it .*config or about is no mapping"):
+        load_encoder(path)
