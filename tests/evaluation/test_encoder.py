@@ -325,6 +325,8 @@ def test_a_checkpoint_that_contradicts_itself_is_one_line_with_the_way_back(run,
     said = "lacks what a run's file says of its network, or contradicts it (TypeError: "
     assert line.startswith(f"{folder / 'checkpoint.pt'}: {said}") and "\n" not in line
     assert "; checkpoint_previous.pt is whole: " in line
+    what = f"{key} is " if key in state else "the model's settings have "
+    assert f"(TypeError: {what}{value!r}); " in line or key == "step"
 
 
 def test_a_line_of_metrics_without_its_epoch_is_passed_over(run, tmp_path):
