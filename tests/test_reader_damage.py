@@ -19,6 +19,7 @@ from support.process_limits import with_limited_memory
 from ffcv_ssl import BetonError, beton
 from ffcv_ssl import fields as f
 from ffcv_ssl.reader import Reader
+from ffcv_ssl.reader.rows import Rows
 from ffcv_ssl.writer import DatasetWriter
 
 
@@ -194,6 +195,36 @@ def test_allocations_outside_of_the_data_are_refused(foreign, column, value):
     patch(foreign, table_offset, table.tobytes())
     with pytest.raises(BetonError, match=r"allocation 4 .* outside of the data"):
         Reader(foreign)
+
+
+def test_allocations_that_overlap_are_refused(foreign):
+    """JPEGs may be of any length: if all of them reached to the end of the data, a batch would
+    need many times the memory of the file."""
+    _, table_offset, table = regions_of(foreign)
+    sound = table.copy()
+    with Reader(foreign) as reader:
+        end = reader.extents("jpg").pointer.max() + np.uint64(1)
+        row = int(np.flatnonzero(table["ptr"] == reader.extents("jpg").pointer[2])[0])
+    table["size"][row] = end - table["ptr"][row]
+    patch(foreign, table_offset, table.tobytes())
+    with pytest.raises(BetonError, match=rf"allocations {row} and \d+ overlap: \d+ bytes at"):
+        Reader(foreign)
+    order = np.random.default_rng(0).permutation(len(table))
+    patch(foreign, table_offset, table[order].tobytes())
+    moved = int(np.flatnonzero(order == row)[0])
+    with pytest.raises(BetonError, match=rf"allocations {moved} and \d+ overlap: \d+ bytes at"):
+        Reader(foreign)
+    patch(foreign, table_offset, sound[order].tobytes())
+    Reader(foreign).close()
+
+
+def test_empty_allocations_overlap_nothing_wherever_they_are():
+    table = np.zeros(5, beton.ALLOC_ROW_TYPE)
+    table["ptr"], table["size"] = [100, 100, 120, 150, 160], [0, 50, 0, 10, 0]
+    for order in (slice(None), slice(None, None, -1)):
+        assert Rows(table[order], None).find_overlap() is None
+    table["size"][1] = 51
+    assert Rows(table, None).find_overlap() == (1, 3)
 
 
 def change_metadata(path, field, sample, **changes):

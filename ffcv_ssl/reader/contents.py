@@ -29,8 +29,8 @@ from ffcv_ssl.fields import BUILT_IN
 from ffcv_ssl.fields.base import ANY_SIZE, Field, first_true
 from ffcv_ssl.kernels.hash import xxh3_64
 from ffcv_ssl.reader.pread import Read, read_exactly
+from ffcv_ssl.reader.rows import BLOCK, Rows
 
-_BLOCK = 1 << 18  # samples that are compared at once; bounds the memory of intermediate arrays
 _SETTLED_S = 2.0
 """A file that changed less than this ago may change again without a new time of change, because
 file systems keep coarse times: its contents are not shared."""
@@ -86,8 +86,9 @@ class Contents:
         table = self._read_table()
         checksums = self._read_integrity(footer, table)
         self._check_rows(table)
-        rows = _Rows(table, checksums)
+        rows = Rows(table, checksums)
         del table
+        self._refuse_overlaps(rows)
         self._read_metadata(footer)
         self.extents = {name: self._find_extents(name, rows) for name in self.fields}
         del rows
@@ -140,7 +141,9 @@ class Contents:
             self.fields[name] = self._make_field(name, descriptor, custom_fields)
         self.field_index = {name: index for index, name in enumerate(self.fields)}
 
-    def _make_field(self, name, descriptor, custom_fields):
+    def _make_field(
+        self, name: str, descriptor: np.void, custom_fields: Mapping[str, type[Field]]
+    ) -> Field:
         type_id = int(descriptor["type_id"])
         field_class = custom_fields.get(name) or BUILT_IN.get(type_id)
         if field_class is None:
@@ -219,8 +222,8 @@ class Contents:
 
     def _check_rows(self, table: np.ndarray) -> None:
         start, end = np.uint64(self.data_start), np.uint64(self.data_end)
-        for begin in range(0, len(table), _BLOCK):
-            rows = table[begin : begin + _BLOCK]
+        for begin in range(0, len(table), BLOCK):
+            rows = table[begin : begin + BLOCK]
             pointer, size = rows["ptr"], rows["size"]
             # compare size with what is left behind the pointer: pointer + size can wrap around
             bad = (pointer < start) | (pointer > end)
@@ -234,6 +237,18 @@ class Contents:
                     "outside of the data; damaged file"
                 )
 
+    def _refuse_overlaps(self, rows: Rows) -> None:
+        """Without overlaps, all payloads together are no larger than the file, and so is what a
+        loader allocates for a batch of them."""
+        found = rows.find_overlap()
+        if found is not None:
+            first, second = found
+            raise BetonError(
+                f"{self._path}: allocations {first} and {second} overlap: {rows.size[first]} bytes "
+                f"at {rows.pointer[first]}, {rows.size[second]} at {rows.pointer[second]}; damaged "
+                "file"
+            )
+
     def _read_metadata(self, footer: np.ndarray | None) -> None:
         size = self.regions.metadata_end - self.regions.metadata
         raw = self._exactly(size, self.regions.metadata, "metadata")
@@ -245,7 +260,7 @@ class Contents:
     def _column(self, name: str) -> np.ndarray:
         return self.metadata[f"f{self.field_index[name]}"]
 
-    def _find_extents(self, name: str, rows: _Rows) -> Extents | None:
+    def _find_extents(self, name: str, rows: Rows) -> Extents | None:
         """Match a field's pointers with the table's rows."""
         column = self._column(name)
         pointer = self.fields[name].pointers(column)
@@ -260,14 +275,17 @@ class Contents:
         checksum = None
         if rows.checksum is not None:
             checksum = np.full(self.num_samples, xxh3_64(b""), np.uint64)
-        for begin in range(0, self.num_samples, _BLOCK):
-            expected = self._expected_sizes(name, column[begin : begin + _BLOCK])
+        for begin in range(0, self.num_samples, BLOCK):
+            expected = self._expected_sizes(name, column[begin : begin + BLOCK])
             # in FFCV's files an empty payload shares its pointer with the next one: skip empty ones
             sample = begin + np.flatnonzero(expected != 0)
-            row = self._rows_at(name, sample, pointer[sample], rows)
+            row, is_row = rows.find(pointer[sample])
+            self._refuse(name, sample, ~is_row, "its pointer is not in the allocation table")
             size[sample] = rows.size[row]
             owner = rows.owner[row]
-            self._refuse(name, sample, owner != sample, _WRONG_OWNER)
+            self._refuse(
+                name, sample, owner != sample, "its pointer points to another sample's data"
+            )
             self._refuse_sizes(name, sample, expected[sample - begin], size[sample])
             if checksum is not None and rows.checksum is not None:
                 checksum[sample] = rows.checksum[row]
@@ -275,41 +293,32 @@ class Contents:
             found[filled] = pointer[filled]
         return Extents(found, size, checksum)
 
-    def _match_simple(self, name: str, column: np.ndarray, rows: _Rows) -> bool:
+    def _match_simple(self, name: str, column: np.ndarray, rows: Rows) -> bool:
         """Whether row i belongs to sample i everywhere. Raises BetonError for a wrong size."""
-        for begin in range(0, self.num_samples, _BLOCK):
-            expected = self._expected_sizes(name, column[begin : begin + _BLOCK])
+        for begin in range(0, self.num_samples, BLOCK):
+            expected = self._expected_sizes(name, column[begin : begin + BLOCK])
             if not expected.all():
                 return False
             sample = np.arange(begin, begin + len(expected))
-            self._refuse_sizes(name, sample, expected, rows.size[begin : begin + _BLOCK])
+            self._refuse_sizes(name, sample, expected, rows.size[begin : begin + BLOCK])
         return True
 
     def _expected_sizes(self, name: str, column: np.ndarray) -> np.ndarray:
         expected = self.fields[name].expected_sizes(column)
         return np.full(len(column), ANY_SIZE) if expected is None else expected
 
-    def _rows_at(self, name, sample, pointer, rows):
-        """Indices of the table's rows that begin at these pointers. Where several rows begin at one
-        pointer, the longest of them."""
-        starts = rows.sorted_pointer
-        position = np.searchsorted(starts, pointer, side="right") - 1
-        found = position >= 0
-        if len(starts):
-            found &= starts[np.maximum(position, 0)] == pointer
-        self._refuse(name, sample, ~found, "its pointer is not in the allocation table")
-        return position if rows.by_pointer is None else rows.by_pointer[position]
-
-    def _refuse_sizes(self, name, sample, promised, size):
+    def _refuse_sizes(
+        self, name: str, sample: np.ndarray, promised: np.ndarray, size: np.ndarray
+    ) -> None:
         wrong = (promised != ANY_SIZE) & (promised != size)
         self._refuse(name, sample, wrong, "its size differs from that in the allocation table")
 
-    def _refuse(self, name, sample, bad, reason):
+    def _refuse(self, name: str, sample: np.ndarray, bad: np.ndarray, reason: str) -> None:
         index = first_true(bad)
         if index is not None:
             self._bad_sample(sample[index], name, reason)
 
-    def _bad_sample(self, sample, name, reason):
+    def _bad_sample(self, sample: int, name: str, reason: str) -> None:
         where = f"{self._path}: sample {int(sample)}, field '{name}'"
         raise BetonError(f"{where}: {reason}; damaged file")
 
@@ -342,32 +351,3 @@ class Contents:
         for pointer, values in kept:
             pointer[...] = values
         return value
-
-
-_WRONG_OWNER = "its pointer points to another sample's data"
-
-
-class _Rows:
-    """The allocation table by columns, uint64 (R,): pointer, size, owner (the sample), checksum or
-    None. sorted_pointer: ascending; by_pointer: the rows in that order, None for rows in order."""
-
-    def __init__(self, table: np.ndarray, checksums: np.ndarray | None) -> None:
-        self.pointer = np.ascontiguousarray(table["ptr"])
-        self.size = np.ascontiguousarray(table["size"])
-        self.owner = np.ascontiguousarray(table["sample_id"])
-        self.checksum = checksums
-        self.sorted_pointer, self.by_pointer = self.pointer, None
-        if len(table) > 1 and not np.all(self.pointer[1:] > self.pointer[:-1]):
-            # FFCV gives an empty payload the pointer of the next one: sort the longest row last
-            self.by_pointer = np.lexsort((self.size, self.pointer))
-            self.sorted_pointer = self.pointer[self.by_pointer]
-
-    def are_samples(self, pointer: np.ndarray) -> bool:
-        """Whether row i is the payload of sample i, at these pointers, and none is empty: the
-        table's columns are then the field's extents as they are."""
-        is_simple = self.by_pointer is None and len(pointer) == len(self.pointer)
-        return is_simple and bool(
-            np.array_equal(pointer, self.pointer)
-            and self.size.all()
-            and np.array_equal(self.owner, np.arange(len(pointer), dtype=np.uint64))
-        )
