@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import simplejpeg
 
-from ffcv_ssl.errors import BetonError
+from ffcv_ssl.errors import BetonError, UserError
 from ffcv_ssl.fields.base import Decoder
 from ffcv_ssl.fields.image_codec import check_jpeg
 from ffcv_ssl.kernels.io import ALTERED, OK, TRUNCATED, read_samples
@@ -48,7 +48,10 @@ class PayloadReader:
         room = (sizes.astype(np.int64) + (_ALIGN - 1)) & -_ALIGN
         stops = np.cumsum(room)
         offsets = stops - room
-        buffer = scratch.take("encoded", stops[-1], np.uint8)
+        try:
+            buffer = scratch.take("encoded", stops[-1], np.uint8)
+        except MemoryError:
+            raise self._too_large(samples, int(stops[-1])) from None
         status = np.empty(len(samples), np.int64)
         fd = self.reader.fd
         read_samples(fd, pointers, sizes, checksums, self.verify, offsets, buffer, status)
@@ -70,6 +73,14 @@ class PayloadReader:
             return "reading failed"
         except OSError as error:
             return f"reading failed ({error.strerror})"
+
+    def _too_large(self, samples: np.ndarray, num_bytes: int) -> UserError:
+        largest = int(samples[self.sizes[samples].argmax()])
+        return UserError(
+            f"{self.reader.path}: field '{self.field_name}': no memory for {num_bytes} bytes of "
+            f"{len(samples)} samples, the largest of which is sample {largest}, "
+            f"{self.sizes[largest]} bytes; use smaller batches, or leave the field out"
+        )
 
     def error(self, sample: int, what: str, remedy: str = "re-write it") -> BetonError:
         where = f"{self.reader.path}: sample {int(sample)}, field '{self.field_name}'"
@@ -229,6 +240,21 @@ class ValueSource:
         self.shape, self.dtype = decoder.output_spec(self.field, reader, field_name)
         has_payload = reader.extents(field_name) is not None
         self.payloads = PayloadReader(reader, field_name) if has_payload else None
+
+    def allocate(self, count: int) -> np.ndarray:
+        """An array for the values of a batch. A row has room for the longest value of a field of
+        bytes, so one long value may ask for more memory than there is."""
+        try:
+            return np.empty((count, *self.shape), self.dtype)
+        except (MemoryError, ValueError):  # ValueError: more bytes than NumPy can count
+            if self.payloads is None:
+                raise
+            longest = int(self.payloads.sizes.argmax())
+            raise UserError(
+                f"{self.reader.path}: field '{self.field_name}': no memory for {count} rows of "
+                f"{self.payloads.sizes[longest]} bytes, which sample {longest} has; use smaller "
+                "batches, or leave the field out"
+            ) from None
 
     def process(self, job: Any, begin: int, stop: int, scratch: Scratch) -> dict[int, BetonError]:
         samples, out = job.indices[begin:stop], job.values[self.name][begin:stop]

@@ -56,7 +56,7 @@ class BatchJob:
         self.params: dict[str, np.ndarray] = {}
         self._memory, self._lock = memory, threading.Lock()
         self.raws = {n: np.zeros((len(indices), p.num_columns)) for n, p in program.plans.items()}
-        self.values = {v.name: np.empty((len(indices), *v.shape), v.dtype) for v in program.values}
+        self.values = {v.name: v.allocate(len(indices)) for v in program.values}
 
     def output(self, plan: ViewPlan, number: int) -> np.ndarray:
         """The slot's array (B, H, W, 3) for segment `number` of a view."""

@@ -5,10 +5,15 @@ import os
 import shutil
 
 import pytest
+from support.beton_files import write
 from support.loading import make_loader, samples_of, two_views
+from support.process_limits import with_limited_memory
 
 from ffcv_ssl import BetonError, Loader, OrderOption, Reader
+from ffcv_ssl.errors import UserError
+from ffcv_ssl.fields import BytesField
 from ffcv_ssl.fields.basics import IntDecoder
+from ffcv_ssl.loader.workers import Scratch
 from ffcv_ssl.transforms import RandomResizedCrop, ToTensor
 
 
@@ -171,3 +176,31 @@ def test_a_closed_loader_says_so(small_beton):
     loader.close()
     with pytest.raises(ValueError, match="closed"):
         iter(loader)
+
+
+@pytest.fixture(scope="module")
+def long_beton(tmp_path_factory):
+    """300 values of one byte, but sample 7 has 8 MB."""
+    path = tmp_path_factory.mktemp("long") / "long.beton"
+    items = [(bytes(8 << 20 if i == 7 else 1),) for i in range(300)]
+    write(path, {"blob": BytesField()}, items, page_size=1 << 24)
+    return path
+
+
+def test_a_value_that_is_too_long_for_a_batch_is_named(long_beton):
+    with Loader(long_beton, 256, num_workers=1) as loader:
+        with pytest.raises(
+            UserError, match=r"no memory for 256 rows of 8388608 .* sample 7"
+        ) as got:
+            with_limited_memory(1 << 30, lambda: next(iter(loader)))
+    assert str(got.value).startswith(f"{long_beton}: field 'blob': ")
+
+
+def test_samples_that_are_too_large_to_be_read_together_are_named(long_beton, monkeypatch):
+    def refuse(scratch, name, *_):
+        raise MemoryError
+
+    monkeypatch.setattr(Scratch, "take", refuse)
+    with Loader(long_beton, 2, num_workers=1, indices=[7, 8]) as loader:
+        with pytest.raises(UserError, match=r"for 8388608 bytes of 1 .* is sample 7, 8388608 "):
+            next(iter(loader))
