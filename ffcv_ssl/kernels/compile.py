@@ -48,6 +48,18 @@ inlined = numba.njit(
     nogil=True, fastmath=SAFE_MATH, error_model="numpy", forceinline=True
 )  # for tiny functions inside pixel loops, where a call would forbid vector code
 
+# Held while any kernel is loaded or compiled, and while this process is forked: so a fork waits for
+# the kernel in hand. Else the child would inherit this lock, or one of numba's and LLVM's, from a
+# thread that it does not have, and would wait for ever for kernels of its own. A thread takes file
+# locks first: they have a rule of their own for forks, which must not wait for this one.
+_loading = threading.RLock()
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(
+        before=_loading.acquire,
+        after_in_parent=_loading.release,
+        after_in_child=_loading.release,
+    )
+
 # numba's settings, from NUMBA_... in the environment, that change the code.
 _NUMBA_SETTINGS = ("BOUNDSCHECK", "OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUGINFO_DEFAULT")
 _SOURCE_FOLDERS = ("kernels", "transforms", "pipeline", "traversal_order")
@@ -184,25 +196,28 @@ class Kernel:
         self.signature = signature
         self.dispatcher: Any = device(py_func)
         self._ready = False
-        self._lock = threading.Lock()
 
     def load(self) -> bool:
         """Make the kernel ready; True when it had to be compiled, False when it came from disk."""
-        with self._lock:
+        with _loading:
             if self._ready:
                 return False
             cache = _FunctionCache(self.dispatcher.py_func, _cache_folders())
             self.dispatcher._cache = cache
             if cache.is_on_disk():
-                self.dispatcher.compile(self.signature)  # loads it
-            else:
-                _announce()
-                with _one_process_at_a_time(self.dispatcher.py_func.__qualname__):
-                    _take_unique_names()
-                    self.dispatcher.compile(self.signature)
-            self.dispatcher.disable_compile()
-            self._ready = True
-            return bool(self.dispatcher.stats.cache_misses)
+                return self._make_ready()  # loads it
+        _announce()
+        with _one_process_at_a_time(self.dispatcher.py_func.__qualname__), _loading:
+            _take_unique_names()
+            return self._make_ready()
+
+    def _make_ready(self) -> bool:
+        if self._ready:  # by another thread
+            return False
+        self.dispatcher.compile(self.signature)
+        self.dispatcher.disable_compile()
+        self._ready = True
+        return bool(self.dispatcher.stats.cache_misses)
 
     def __call__(self, *args: Any) -> Any:
         if not self._ready:

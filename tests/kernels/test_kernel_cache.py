@@ -54,6 +54,31 @@ for bit in bits:
     open(path, "wb").write(sound)
 print(json.dumps(found))
 """
+# A process that is forked while a thread of it compiles; the child needs the same kernel, then a
+# second one.
+FORK = """
+import json, os, signal, threading, time
+from ffcv_ssl.kernels import caller as module, compile as c
+compiling, find = threading.Event(), c.FunctionCache.load_overload
+
+def slow(*arguments):
+    found = find(*arguments)  # within numba's compiler lock
+    compiling.set()
+    time.sleep(0.5)
+    return found
+
+c.FunctionCache.load_overload = slow
+thread = threading.Thread(target=module.caller.load)
+thread.start()
+compiling.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    other = c.kernel("int64(int64)")(module.caller.dispatcher.py_func)
+    os._exit(7 if (module.caller(1), other(1)) == (20, 20) else 8)
+thread.join()
+print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), module.caller(1)]))
+"""
 RUN = """
 import json
 from ffcv_ssl.kernels import compile as c
@@ -147,6 +172,10 @@ def test_eight_processes_at_once_compile_once(package):
     assert sum(result["compiled"] for result in results) == 1
     assert len(package.files(".nbi")) == len(package.files(".nbc")) == 1
     assert package.files(".tmp.*") == []
+
+
+def test_a_fork_while_a_kernel_is_compiled_can_load_kernels_of_its_own(package):
+    assert finish(package.start(FORK)) == [7, 20]
 
 
 @pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
