@@ -130,6 +130,28 @@ def test_a_jpeg_that_contradicts_its_metadata_is_refused():
         image_codec.check_jpeg(raw + image_codec._START_OF_SCAN * 1000, 8, 16)
 
 
+def test_scans_are_counted_under_a_checksum_too_where_they_could_take_minutes():
+    """A progressive file with the checksum that its writer gave it, and 35,000 scans of the whole
+    image: each takes a pass over a million pixels."""
+    written = io.BytesIO()
+    Image.new("L", (1024, 1024), 128).save(written, "JPEG", progressive=True)
+    raw = written.getvalue()
+    last_scan = raw[raw.rindex(image_codec._START_OF_SCAN) : -2]
+    hostile = raw[:-2] + last_scan * 35_000 + raw[-2:]
+    with pytest.raises(REFUSAL, match=r"^got a JPEG of more than \d+ scans"):
+        image_codec.check_jpeg(hostile, 1024, 1024, is_trusted=True)
+
+
+def test_scans_of_usual_photographs_are_not_counted_under_a_checksum():
+    class Uncounted(bytes):
+        def __bytes__(self):
+            raise AssertionError("counted")
+
+    raw = image_codec.encode_jpeg(np.zeros((375, 500, 3), np.uint8), 90)
+    photograph = Uncounted(raw.ljust(180_000, b"\0"))
+    image_codec.check_jpeg(photograph, 375, 500, is_trusted=True)
+
+
 def test_a_raw_image_of_another_size_is_refused():
     metadata, payload = encode(f.RGBImageField("raw"), np.zeros((2, 3, 3), np.uint8))
     with pytest.raises(REFUSAL, match=r"^raw image: got 17 bytes, expected 18$"):
