@@ -26,9 +26,10 @@ _START_OF_SCAN, _MAX_SCANS = b"\xff\xda", 100
 # Bytes times pixels. At this bound the worst file, all of it scans of 12 bytes (3 to 4 ns a pixel
 # each), takes 9 s. Photographs of 500x375 px and 180 KB are below it.
 _BOUNDED_WORK = 1 << 35
-# Pillow starts Ghostscript for these, whatever the file's name.
-_STARTS_PROGRAMS = ("EPS",)
-_STARTS = {
+# Pillow starts Ghostscript for EPS, whatever the file's name, and opens what an IPTC file contains as
+# any image, EPS too.
+_FORMATS_THAT_RUN_PROGRAMS = ("EPS", "IPTC")
+_FORMAT_OF_FIRST_BYTES = {
     b"\xff\xd8": "JPEG",
     b"\x89PNG": "PNG",
     b"GIF8": "GIF",
@@ -95,6 +96,8 @@ def open_image(data: bytes) -> Image.Image:
         with warnings.catch_warnings():  # Pillow warns of every odd tag
             warnings.simplefilter("ignore")
             image = _identify(data) if data else None
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's parsers raise nearly anything on damaged headers
         raise ValueError(f"not a readable image ({_in_words(error)})") from None
     if image is None:
@@ -110,7 +113,7 @@ def _identify(data: bytes) -> Image.Image | None:
         load_plugins()
         for name in Image.ID:
             make, accept = Image.OPEN[name]
-            if name in _STARTS_PROGRAMS:
+            if name in _FORMATS_THAT_RUN_PROGRAMS:
                 continue
             try:
                 accepted = not accept or accept(data[:16])
@@ -122,7 +125,7 @@ def _identify(data: bytes) -> Image.Image | None:
 
 
 def _looks_like(data: bytes) -> str:
-    for start, name in _STARTS.items():
+    for start, name in _FORMAT_OF_FIRST_BYTES.items():
         if data.startswith(start):
             return f"{len(data)} bytes of a {name} whose header is damaged or cut"
     if not data:
@@ -145,6 +148,7 @@ def _pil_to_rgb(image: Image.Image) -> np.ndarray:
         raise
     except Exception as error:  # as for headers
         raise ValueError(f"corrupt image ({_in_words(error)})") from None
+    check_size(image.height, image.width)  # some formats know their size only now
     if orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from support.beton_files import encode
 
 from ffcv_ssl import beton
@@ -118,6 +118,43 @@ def test_bytes_that_are_no_image_are_refused():
     Image.effect_noise((64, 64), 50).save(written, "PNG")
     with pytest.raises(REFUSAL, match=r"^corrupt image \(.*\)$"):
         image_codec.to_rgb(f.EncodedImage(written.getvalue()[:2000]))
+
+
+def iptc(content):
+    """An IPTC file that contains these bytes as its image."""
+
+    def field(record, tag, data):
+        return bytes([0x1C, record, tag]) + len(data).to_bytes(2, "big") + data
+
+    size = (8).to_bytes(2, "big")
+    head = field(3, 60, b"\1\0") + field(3, 20, size) + field(3, 30, size) + field(3, 120, b"\5")
+    return head + field(8, 10, content) + bytes(5)
+
+
+@pytest.mark.parametrize("wrap", [bytes, iptc])
+def test_no_image_starts_a_program(monkeypatch, wrap):
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n%%EOF\n"
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: started.append(1))
+    with pytest.raises(REFUSAL, match=r"^not a readable image"):
+        image_codec.to_rgb(f.EncodedImage(wrap(eps)))
+    assert not started
+
+
+def test_an_image_that_turns_out_larger_than_its_header_says_is_refused(monkeypatch):
+    image = Image.new("L", (1, 1))
+    monkeypatch.setattr(image, "load", lambda: setattr(image, "_size", (2**16, 1)))
+    with pytest.raises(REFUSAL, match=r"^image of 65536x1 px, expected sides of 1 to 65535 px$"):
+        image_codec.to_rgb(image)
+
+
+def test_a_lack_of_memory_is_not_taken_for_a_damaged_image(monkeypatch):
+    def lack(data):
+        raise MemoryError
+
+    monkeypatch.setattr(image_codec, "_identify", lack)
+    with pytest.raises(MemoryError):
+        image_codec.open_image(b"any")
 
 
 def test_a_jpeg_that_contradicts_its_metadata_is_refused():
