@@ -351,15 +351,16 @@ def resolve_links(plans: list[ViewPlan]) -> None:
 def _find_source(
     plan: ViewPlan, placed: PlacedOp, by_name: dict[str, ViewPlan]
 ) -> tuple[ViewPlan, PlacedOp]:
-    where = f"view '{plan.name}', {type(placed.op).__name__}(link='{placed.op.link}')"
+    first = _in_words(plan, placed)
     seen = {plan.name}
     while placed.op.link is not None:
+        where = _in_words(plan, placed)
         target = by_name.get(placed.op.link)
         if target is None or target.field_name != plan.field_name:
             views = [p.name for p in by_name.values() if p.field_name == plan.field_name]
             raise ValueError(f"{where}: no such view of this field, expected one of {views}")
         if target.name in seen:
-            raise ValueError(f"{where}: the links go in a circle; leave out one of them")
+            raise ValueError(f"{first}: the links go in a circle; leave out one of them")
         seen.add(target.name)
         kind = type(placed.op), placed.occurrence
         matches = [p for p in target.placed if (type(p.op), p.occurrence) == kind]
@@ -367,3 +368,7 @@ def _find_source(
             raise ValueError(f"{where}: view '{target.name}' has no such op; give it one")
         plan, placed = target, matches[0]
     return plan, placed
+
+
+def _in_words(plan: ViewPlan, placed: PlacedOp) -> str:
+    return f"view '{plan.name}', {type(placed.op).__name__}(link='{placed.op.link}')"

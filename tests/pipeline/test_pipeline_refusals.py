@@ -76,6 +76,10 @@ REFUSED_PIPELINES = [
         r"RandomResizedCrop\(link='c'\): no such view of this field, expected one of",
     ),
     (
+        links("b", "zzz"),
+        r"view 'b', RandomResizedCrop\(link='zzz'\): no such view of this field",
+    ),
+    (
         {"a": ("image", [crop(link="b")]), "b": ("image", [CenterCrop(8)])},
         r"RandomResizedCrop\(link='b'\): view 'b' has no such op",
     ),
