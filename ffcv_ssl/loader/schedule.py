@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ffcv_ssl.errors import UserError
 from ffcv_ssl.kernels.sequences import count_occurrences_
 from ffcv_ssl.reader import Reader
 from ffcv_ssl.traversal_order import TraversalOrder
@@ -63,13 +64,20 @@ class EpochSchedule:
 
 
 def checked_sequence(order: TraversalOrder, reader: Reader, *arguments: Any) -> np.ndarray:
-    """`order.sequence(reader, *arguments)`, int64, read-only. ValueError for ids out of range."""
-    sequence = np.ascontiguousarray(order.sequence(reader, *arguments), np.int64).view()
-    if len(sequence) and not (sequence.min() >= 0 and sequence.max() < reader.num_samples):
-        raise ValueError(
-            f"{reader.path}: order {order.name} gave samples from {sequence.min()} to "
-            f"{sequence.max()}, expected 0 to {reader.num_samples - 1}, the samples of the file"
+    """`order.sequence(reader, *arguments)`, int64, read-only. UserError for anything but whole
+    numbers in one dimension, ValueError for ids out of range."""
+    given = np.asarray(order.sequence(reader, *arguments))
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise UserError(
+            f"{reader.path}: order {order.name} gave samples of type {given.dtype} and shape "
+            f"{given.shape}, expected whole numbers in one dimension"
         )
+    if len(given) and not (given.min() >= 0 and given.max() < reader.num_samples):
+        raise ValueError(
+            f"{reader.path}: order {order.name} gave samples from {given.min()} to "
+            f"{given.max()}, expected 0 to {reader.num_samples - 1}, the samples of the file"
+        )
+    sequence = np.ascontiguousarray(given, np.int64).view()
     sequence.flags.writeable = False  # `len` and `iter` share it
     return sequence
 

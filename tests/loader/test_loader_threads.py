@@ -13,9 +13,10 @@ from support.loading import make_loader, samples_of
 
 import ffcv_ssl.loader.loader as loader_module
 from ffcv_ssl import Loader
-from ffcv_ssl.errors import LoaderError, NotCopyable
+from ffcv_ssl.errors import LoaderError, NotCopyable, UserError
 from ffcv_ssl.loader.iterator import chunk_size
 from ffcv_ssl.loader.job import BatchJob
+from ffcv_ssl.traversal_order import Sequential
 
 
 def exit_code_of_fork(action, limit_s=20):
@@ -271,12 +272,29 @@ def test_len_and_iter_work_an_order_out_once_an_epoch(raw_beton, monkeypatch):
 
 
 def test_ids_of_an_order_that_the_file_does_not_have_are_refused(raw_beton):
-    from ffcv_ssl.traversal_order import Sequential
-
     class Beyond(Sequential):
         def sequence(self, reader, indices, seed, epoch):
             return indices - 1
 
     with make_loader(raw_beton, order=Beyond()) as loader:
         with pytest.raises(ValueError, match="order Beyond gave samples from -1 to 198"):
+            iter(loader)
+
+
+@pytest.mark.parametrize(
+    ("samples", "what"),
+    [
+        (lambda ids: ids + 0.9, r"float64 and shape \(200,\)"),
+        (lambda ids: ids % 2 == 0, r"bool and shape \(200,\)"),
+        (lambda ids: ids.reshape(2, 100), r"int64 and shape \(2, 100\)"),
+        (lambda ids: ids[0], r"int64 and shape \(\)"),
+    ],
+)
+def test_what_an_order_gives_must_be_ids(raw_beton, samples, what):
+    class Odd(Sequential):
+        def sequence(self, reader, indices, seed, epoch):
+            return samples(indices)
+
+    with make_loader(raw_beton, order=Odd()) as loader:
+        with pytest.raises(UserError, match=f"order Odd gave samples of type {what}, expected"):
             iter(loader)
