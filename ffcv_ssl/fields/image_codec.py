@@ -26,8 +26,8 @@ _START_OF_SCAN, _MAX_SCANS = b"\xff\xda", 100
 # Bytes times pixels. At this bound the worst file, all of it scans of 12 bytes (3 to 4 ns a pixel
 # each), takes 9 s. Photographs of 500x375 px and 180 KB are below it.
 _BOUNDED_WORK = 1 << 35
-# Pillow starts Ghostscript for EPS, whatever the file's name. It opens what an IPTC file contains as
-# any image, EPS too.
+# Pillow starts Ghostscript for EPS, whatever the file's name. It opens what an IPTC file contains
+# as any image, EPS too.
 _FORMATS_THAT_RUN_PROGRAMS = ("EPS", "IPTC")
 _FORMAT_OF_FIRST_BYTES = {
     b"\xff\xd8": "JPEG",
