@@ -49,17 +49,22 @@ class EpochIterator:
         self._jobs: collections.deque[BatchJob] = collections.deque()
         self._next_to_submit = self._handed = 0
         self._process = os.getpid()
-        # `_turn`: of the thread that takes a batch, while it waits and runs whole-batch code.
-        # `_lock`: for a moment, when jobs are started and ended. A thread takes them in this order.
+        # `_turn`: of the thread that takes a batch, while it waits and runs users' code.
+        # `_lock`: for a moment, when jobs are started and ended; no user's code runs under it, so
+        # that `close()` never waits for any. A thread takes them in this order.
         self._turn, self._lock = threading.RLock(), threading.RLock()
         self._closed = False
         self._clock = time.perf_counter()
         self._chunk_size = chunk_size(shared.batch_size, shared.num_workers)
-        try:
-            self._fill()
-        except BaseException:
-            self.close()
-            raise
+
+    def start(self) -> None:
+        """Start the first batches; called once."""
+        with self._turn:
+            try:
+                self._fill()
+            except BaseException:
+                self.close()
+                raise
 
     def __iter__(self) -> EpochIterator:
         return self
@@ -71,18 +76,21 @@ class EpochIterator:
         """Start batches until `batches_ahead` are in preparation."""
         total, ahead = self._schedule.num_batches, self._shared.batches_ahead
         while not self._closed and self._next_to_submit < total and len(self._jobs) < ahead:
-            self._jobs.append(self._start_job(self._next_to_submit))
-            self._next_to_submit += 1
+            job = self._make_job(self._next_to_submit)
+            with self._lock:
+                if self._closed:  # the file may be closed, and its descriptor another file's
+                    return
+                self._shared.cache.prefetch(job.indices)
+                job.start(self._chunk_size)
+                self._jobs.append(job)
+                self._next_to_submit += 1
 
-    def _start_job(self, number: int) -> BatchJob:
+    def _make_job(self, number: int) -> BatchJob:
         indices, occurrences, valid = self._schedule.batch(number)
         memory = self._slots.lend(len(indices))
-        job = BatchJob(
+        return BatchJob(
             self._program, self._shared, self._epoch, indices, occurrences, valid, memory
         )
-        self._shared.cache.prefetch(indices)
-        job.start(self._chunk_size)
-        return job
 
     def __next__(self) -> Any:
         if os.getpid() != self._process:
@@ -95,6 +103,24 @@ class EpochIterator:
                     self._delivery.close()
 
     def _take(self) -> Any:
+        job = self._await_batch()
+        try:
+            with self._lock:
+                if self._closed:
+                    raise StopIteration
+                self._jobs.popleft()
+            self._delivery.start(job)
+            self._fill()
+            self._deliver_ahead()
+            batch = self._make_batch(job)
+            self._account(job)
+        except BaseException:  # the batch is lost, so those behind it must not be handed out
+            self.close()
+            raise
+        return batch
+
+    def _await_batch(self) -> BatchJob:
+        """The next batch, once it is finished; it stays in the queue. Raises its error."""
         with self._lock:
             if self._closed or not self._jobs:
                 self._finish()
@@ -103,29 +129,30 @@ class EpochIterator:
         started = time.perf_counter()
         job.done.wait()
         self._shared.waited_s += time.perf_counter() - started
+        if job.error is not None and not self._closed:
+            self.close()
+            raise job.error
+        return job
+
+    def _deliver_ahead(self) -> None:
+        """Start the copies of the batches that are ready; they run while this batch is used."""
         with self._lock:
-            if self._closed:
-                raise StopIteration
-            if job.error is not None:
-                self.close()
-                raise job.error
-            self._jobs.popleft()
-            self._delivery.start(job)
-            self._fill()
-            for ahead in tuple(
-                self._jobs
-            ):  # the copies of ready batches run while this batch is used
-                if not ahead.done.is_set():
-                    break
-                self._delivery.start(ahead)
-        batch = self._make_batch(job)
+            jobs = tuple(self._jobs)
+        for job in jobs:
+            if self._closed or not job.done.is_set():
+                return
+            try:
+                self._delivery.start(job)
+            except Exception as error:  # of that batch: raised in its turn
+                job.error = error
+
+    def _account(self, job: BatchJob) -> None:
         with self._lock:
             if not self._closed:  # or the file may be closed, and its descriptor another file's
                 self._shared.cache.drop(job.indices)
         self._handed += 1
         self._count(len(job.indices))
         self._loader._note_progress(self, self._epoch, self._handed, self._schedule)
-        return batch
 
     def _count(self, num_images: int) -> None:
         """Wall-clock statistics: from `iter()` to the first batch, then from batch to batch."""

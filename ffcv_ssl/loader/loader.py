@@ -105,7 +105,9 @@ class Loader:
         self._iterator: Callable[[], EpochIterator | None] = lambda: None
         self._length_cache: dict[int, int] = {}
         self._sequence: tuple[int, np.ndarray] | None = None  # (epoch, its samples) ahead of `iter`
-        self._lock = threading.RLock()  # of `iter` and `close`
+        # `_turn`: of the thread in `iter`, while it runs users' code (orders). `_lock`: of `iter`
+        # and `close`, for a moment. A thread takes them in this order.
+        self._turn, self._lock = threading.RLock(), threading.RLock()
         self.reader = Reader(path, custom_fields=custom_fields)
         try:
             self.indices = check_indices(self.reader, indices)
@@ -148,12 +150,11 @@ class Loader:
         """The next epoch, or the rest of the epoch that `load_state_dict` restored. Ends an older
         iterator."""
         self._refuse_forks()
-        with self._lock:
+        with self._turn:
             return self._next_epoch()
 
     def _next_epoch(self) -> EpochIterator:
-        if not self._finalizer.alive:
-            raise ValueError(f"{self.reader.path}: this loader is closed; make a new one")
+        self._refuse_closed()
         self._end_iterator()
         epoch, start = self._next
         program = EpochProgram(self.reader, self._resolved, self.seed, self._scaled_decode)
@@ -162,9 +163,16 @@ class Loader:
         iterator = EpochIterator(
             self, self._shared, program, schedule, epoch, self._slots_for(program), self._batch_type
         )
+        with self._lock:
+            self._refuse_closed()
+            self._iterator = weakref.ref(iterator)  # from here on `close` ends it
+        iterator.start()
         self._next, self._position = (epoch + 1, 0), (epoch, start)
-        self._iterator = weakref.ref(iterator)
         return iterator
+
+    def _refuse_closed(self) -> None:
+        if not self._finalizer.alive:
+            raise ValueError(f"{self.reader.path}: this loader is closed; make a new one")
 
     def __len__(self) -> int:
         """Batches per epoch of this rank."""

@@ -1,5 +1,6 @@
 """Loaders in several threads, in forked processes, copied and pickled: one line, or it works."""
 
+import contextlib
 import copy
 import os
 import pickle
@@ -9,13 +10,15 @@ import time
 import numpy as np
 import pytest
 import torch
-from support.loading import make_loader, samples_of
+from support.loading import make_loader, samples_of, two_views
 
 import ffcv_ssl.loader.loader as loader_module
-from ffcv_ssl import Loader
+from ffcv_ssl import Loader, OrderOption
 from ffcv_ssl.errors import LoaderError, NotCopyable, UserError
+from ffcv_ssl.loader.device import Delivery
 from ffcv_ssl.loader.iterator import chunk_size
 from ffcv_ssl.loader.job import BatchJob
+from ffcv_ssl.transforms import RandomResizedCrop, ToTensor
 from ffcv_ssl.traversal_order import Sequential
 
 
@@ -181,6 +184,119 @@ def test_a_close_from_another_thread_ends_the_iterator(raw_beton, monkeypatch):
     release.set()
     closer.join(20)
     assert ends == [[]] and not closer.is_alive() and loader.reader.fd == -1
+
+
+class Blocks:
+    """User's code that stops in the middle until the test is over; `entered` is set by then."""
+
+    def __init__(self):
+        self.entered, self.release, self.is_on = threading.Event(), threading.Event(), False
+
+    def __call__(self, value):
+        if self.is_on:
+            self.entered.set()
+            self.release.wait(20)
+        return value
+
+
+class BlockedOrder(Sequential):
+    def __init__(self, name, blocks):
+        self.blocked, self.blocks = name, blocks
+
+    def sequence(self, reader, indices, seed, epoch):
+        return self.blocks(indices) if self.blocked == "sequence" else indices
+
+    def split(self, reader, samples, world_size):
+        parts = super().split(reader, samples, world_size)
+        return self.blocks(parts) if self.blocked == "split" else parts
+
+
+@pytest.mark.parametrize("where", ["op", "split", "sequence"])
+def test_a_close_does_not_wait_for_users_code(raw_beton, where):
+    blocks = Blocks()
+    views = {"view_0": ("image", [RandomResizedCrop(8), blocks])} if where == "op" else two_views()
+    loader = make_loader(raw_beton, order=BlockedOrder(where, blocks), pipelines=views)
+    blocks.is_on, ends = True, []
+
+    def consume():
+        with contextlib.suppress(ValueError):  # a loader that is closed gives no new iterator
+            ends.extend(loader)
+        ends.append("end")
+
+    consumer = threading.Thread(target=consume, daemon=True)
+    consumer.start()
+    assert blocks.entered.wait(20)
+    closer = threading.Thread(target=loader.close, daemon=True)
+    closer.start()
+    closer.join(10)
+    is_closed, fd = not closer.is_alive(), loader.reader.fd
+    blocks.release.set()
+    consumer.join(20)
+    assert is_closed and fd == -1 and ends[-1] == "end" and len(ends) <= 2
+
+
+def test_an_error_after_a_batch_is_taken_ends_the_iterator_and_keeps_its_place(raw_beton):
+    fails = []
+
+    def op(value):
+        if fails:
+            raise fails.pop()
+        return value
+
+    pipelines = {"view_0": ("image", [RandomResizedCrop(8), ToTensor(), op])}
+    with make_loader(raw_beton, pipelines=pipelines) as loader:
+        expected = ids(loader)
+        loader.set_epoch(0)
+        for error in (KeyError("op"), KeyboardInterrupt()):
+            iterator = iter(loader)
+            found = next(iterator).indices.tolist()
+            fails.append(error)
+            with pytest.raises((RuntimeError, KeyboardInterrupt)):
+                next(iterator)
+            assert list(iterator) == []
+            loader.load_state_dict(loader.state_dict())
+            assert found + ids(loader) == expected
+            loader.set_epoch(0)
+
+
+def test_an_order_that_fails_ahead_ends_the_iterator_and_keeps_its_place(raw_beton):
+    class Fails(Sequential):
+        calls = 0
+
+        def split(self, reader, samples, world_size):
+            self.calls += 1
+            if self.calls == 5:
+                raise KeyError("split")
+            return super().split(reader, samples, world_size)
+
+    with make_loader(raw_beton, order=Fails()) as loader:
+        iterator = iter(loader)
+        found = next(iterator).indices.tolist()
+        with pytest.raises(KeyError, match="split"):
+            next(iterator)
+        assert list(iterator) == []
+        loader.load_state_dict(loader.state_dict())
+        assert found + ids(loader) == list(range(192))
+
+
+def test_a_batch_ahead_that_cannot_be_delivered_fails_in_its_turn(raw_beton, monkeypatch):
+    failed = []
+
+    def start(delivery, job):
+        if job.indices[0] == 16 and not failed:
+            failed.append(job)
+            raise RuntimeError("no memory on the device")
+
+    monkeypatch.setattr(Delivery, "start", start)
+    with make_loader(raw_beton, order=OrderOption.SEQUENTIAL) as loader:
+        iterator = iter(loader)
+        while not all(job.done.is_set() for job in iterator._jobs):
+            time.sleep(0.01)
+        assert next(iterator).indices[0] == 0
+        assert len(failed) == 1
+        with pytest.raises(RuntimeError, match="no memory on the device"):
+            next(iterator)
+        assert list(iterator) == []
 
 
 # -- batches

@@ -30,7 +30,7 @@ from torture.frame import fault
 from torture.usage import census
 
 STAGES = [
-    (EpochIterator, "_start_job"),
+    (EpochIterator, "_make_job"),
     (WorkerPool, "submit"),
     (SlotPool, "lend"),
     (PayloadReader, "read"),
