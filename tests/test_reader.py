@@ -162,6 +162,16 @@ def test_a_copied_reader_has_a_descriptor_of_its_own(sound, duplicate):
         reader.read(3, "raw")
 
 
+def test_a_copy_of_a_reader_opens_the_same_file_in_another_folder(sound, tmp_path, monkeypatch):
+    monkeypatch.chdir(sound.parent)
+    with Reader(sound.name) as reader:
+        stored = pickle.dumps(reader)
+        monkeypatch.chdir(tmp_path)
+        with copy_module.copy(reader) as one, pickle.loads(stored) as two:
+            assert one.fingerprint == two.fingerprint == reader.fingerprint
+            assert one.path == two.path == str(sound)
+
+
 def test_a_copy_of_a_reader_whose_file_was_replaced_is_refused(sound, copy):
     with Reader(copy) as reader:
         write_all_fields(copy, make_columns(SOUND_SAMPLES, 20, 19))

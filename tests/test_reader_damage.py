@@ -19,6 +19,7 @@ from support.process_limits import with_limited_memory
 from ffcv_ssl import BetonError, beton
 from ffcv_ssl import fields as f
 from ffcv_ssl.reader import Reader
+from ffcv_ssl.reader.pread import read_upto
 from ffcv_ssl.reader.rows import Rows
 from ffcv_ssl.writer import DatasetWriter
 
@@ -225,6 +226,20 @@ def test_empty_allocations_overlap_nothing_wherever_they_are():
         assert Rows(table[order], None).find_overlap() is None
     table["size"][1] = 51
     assert Rows(table, None).find_overlap() == (1, 3)
+
+
+def test_a_sparse_file_with_room_for_a_huge_table_is_refused(foreign):
+    """A file may be as long as its header says without taking room on the disk."""
+    _, table_offset, _ = regions_of(foreign)
+    os.truncate(foreign, table_offset + 24 * (1 << 38))
+    with pytest.raises(BetonError, match=r"no memory for \d+ bytes at \d+; damaged file"):
+        with_limited_memory(1 << 30, lambda: Reader(foreign))
+
+
+@pytest.mark.parametrize("size", [1 << 62, 1 << 63, 1 << 65])
+def test_a_size_that_no_array_can_have_is_refused(tmp_path, size):
+    with pytest.raises(BetonError, match=f"^a.beton: no memory for {size} bytes at 5; damaged"):
+        read_upto("a.beton", -1, size, 5)
 
 
 def change_metadata(path, field, sample, **changes):

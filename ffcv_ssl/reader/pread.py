@@ -17,10 +17,10 @@ Read = Callable[[int, int], np.ndarray]  # (size, offset) -> up to `size` bytes,
 
 def read_upto(path: str, fd: int, size: int, offset: int) -> np.ndarray:
     """Up to `size` bytes, uint8; fewer only at the end of the file."""
-    raw = np.empty(size, np.uint8)
-    view: Any = raw
     got = 0
     try:
+        raw = np.empty(size, np.uint8)
+        view: Any = raw
         while got < size:
             count = os.preadv(fd, [view[got : got + _MAX_READ_BYTES]], offset + got)
             if count == 0:
@@ -29,6 +29,10 @@ def read_upto(path: str, fd: int, size: int, offset: int) -> np.ndarray:
     except OSError as error:
         raise BetonError(
             f"{path}: reading {size} bytes at {offset} failed ({error.strerror})"
+        ) from None
+    except (MemoryError, ValueError, OverflowError):  # a sparse file may have room for any size
+        raise BetonError(
+            f"{path}: no memory for {size} bytes at {offset}; damaged file, copy or write it again"
         ) from None
     return raw[:got]
 

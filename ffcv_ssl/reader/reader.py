@@ -42,6 +42,7 @@ class Reader:
 
     def __init__(self, path: StrPath, custom_fields: Mapping[str, type[Field]] = {}) -> None:
         self.path = os.fspath(path)
+        self._absolute_path = os.path.abspath(self.path)
         self._custom_fields = dict(custom_fields)
         # O_NONBLOCK: opening a named pipe must not wait for a writer; regular files ignore it
         self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -76,8 +77,10 @@ class Reader:
         self.close()
 
     def __reduce__(self) -> tuple:
-        """For copy and pickle. A descriptor's number would belong to another file there."""
-        return _open_again, (type(self), self.path, self._custom_fields, self.fingerprint)
+        """For copy and pickle. A descriptor's number would belong to another file there, and so
+        may a path that is relative to a folder."""
+        path = self._absolute_path
+        return _open_again, (type(self), path, self._custom_fields, self.fingerprint)
 
     @property
     def handlers(self) -> dict[str, Field]:
