@@ -7,12 +7,14 @@ serves although it is read-only, and what is missing or damaged there is compile
 next folder.
 
 Cached kernels are pickles and machine code: who writes them runs code here. A folder or file that
-others than this user and root can write to is not used. Nothing is written elsewhere, and no
-environment variable is set.
+others than this user and root can write to is not used. A default folder of this user's own is
+closed to others instead: earlier versions made it as a lax umask said. Nothing is written
+elsewhere, and no environment variable is set.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -30,6 +32,9 @@ def cache_folders(name: str) -> tuple[str, ...]:
     for root, mode in _wanted_roots():
         folder = os.path.join(root, name)
         is_writable = _is_writable(root, mode)  # first, because it makes what is checked next
+        if root != _named_root():  # a folder that was named may be shared on purpose: it is refused
+            _close_to_others(root)
+            _close_to_others(folder)
         reason = _reason_to_refuse(root) or _reason_to_refuse(folder)
         if reason is not None:
             refused.append(reason)
@@ -47,12 +52,29 @@ def cache_folders(name: str) -> tuple[str, ...]:
 
 def _wanted_roots() -> list[tuple[str, int]]:
     """[(folder, its mode if it has to be made)]."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    named = os.environ.get("FFCV_SSL_CACHE")
-    wanted = [(os.path.abspath(named), 0o755)] if named else []
-    wanted.append((os.path.abspath(os.path.join(home, "ffcv_ssl")), 0o755))
+    named = _named_root()
+    wanted = [(named, 0o755)] if named else []
+    user = os.path.expanduser("~")  # "~" itself for a user without a home
+    home = os.environ.get("XDG_CACHE_HOME") or (os.path.isabs(user) and f"{user}/.cache")
+    if home:
+        wanted.append((os.path.abspath(os.path.join(home, "ffcv_ssl")), 0o755))
     temporary = os.path.join(tempfile.gettempdir(), f"ffcv_ssl-{os.geteuid()}")
     return [*wanted, (temporary, 0o700)]
+
+
+def _named_root() -> str | None:
+    named = os.environ.get("FFCV_SSL_CACHE")
+    return os.path.abspath(named) if named else None
+
+
+def _close_to_others(folder: str) -> None:
+    """Take the right to write from others, where the folder is this user's and no link. What they
+    may have put there is of another owner or writable for others, and so is not loaded."""
+    with contextlib.suppress(OSError):
+        status = os.lstat(folder)
+        is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+        if is_ours and not is_trusted(status):
+            os.chmod(folder, stat.S_IMODE(status.st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
 
 
 def _reason_to_refuse(folder: str) -> str | None:
