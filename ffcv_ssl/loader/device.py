@@ -52,9 +52,8 @@ class Delivery:
     def __init__(self, program: EpochProgram, shared: Shared) -> None:
         self.program, self.shared, self.seed = program, shared, shared.seed
         self.cuda = needs_cuda(program.tails)
-        self._in_flight: list[
-            tuple
-        ] = []  # (event, host tensors that copies may read until the event)
+        # (event, host tensors that copies may read until the event)
+        self._in_flight: list[tuple] = []
         self._started: dict[int, tuple] = {}  # id of job -> (values, event, remaining ops)
 
     def start(self, job: BatchJob) -> None:

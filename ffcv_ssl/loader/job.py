@@ -50,9 +50,8 @@ class BatchJob:
         self.cancelled = False
         self._error_row = len(indices)
         self.done = threading.Event()
-        self.between: dict[
-            str, np.ndarray
-        ] = {}  # view -> the batch between two segments, or after the last one
+        # view -> the batch between two segments, or after the last one
+        self.between: dict[str, np.ndarray] = {}
         self.params: dict[str, np.ndarray] = {}
         self._memory, self._lock = memory, threading.Lock()
         self.raws = {n: np.zeros((len(indices), p.num_columns)) for n, p in program.plans.items()}

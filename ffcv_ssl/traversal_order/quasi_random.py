@@ -50,8 +50,7 @@ class QuasiRandom(TraversalOrder):
         """Page of each sample's payload in the largest field. In a file without payloads, 1,024
         samples make a block."""
         # a Reader works it out once: the sum of 14 million sizes takes 10 ms, and a batch splits
-        once = getattr(reader, "once", lambda _, find: find())
-        name = once("largest field", lambda: _largest_field(reader))
+        name = reader.once("largest field", lambda: _largest_field(reader))
         if name is None:
             return indices // 1024
         pointer = reader.extents(name).pointer[indices]

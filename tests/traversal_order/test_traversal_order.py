@@ -21,7 +21,13 @@ def fake_reader(num_samples, samples_per_page=10, payload=True, shuffled=False):
     pointer = (PAGE * (1 + place // samples_per_page) + place % samples_per_page).astype(np.uint64)
     size = np.ones(num_samples, np.uint64)
     extents = {"image": SimpleNamespace(pointer=pointer, size=size) if payload else None, "y": None}
-    return SimpleNamespace(fields=extents, page_size=PAGE, extents=extents.get, pointer=pointer)
+    return SimpleNamespace(
+        fields=extents,
+        page_size=PAGE,
+        extents=extents.get,
+        pointer=pointer,
+        once=lambda what, find: find(),
+    )
 
 
 READER = fake_reader(95)
