@@ -95,6 +95,7 @@ NAMES: dict[str, dict[str, str]] = {
         "parse_config": "ffcv_ssl.config.parsing:parse_config",
     },
     "ffcv_ssl.distributed": {
+        "meet": "ffcv_ssl.training.meeting:meet",
         "share_learning": "ffcv_ssl.training.data_parallel:share_learning",
     },
     "ffcv_ssl.evaluation": {
