@@ -35,6 +35,8 @@ BY_WORDS = (
     ("it has <field_names>", "name one of these fields"),
     ("the file has: <", "name one of these fields, or write the file again with an image field"),
     ("has no train", "give one of these to --split"),
+    ("config or about as no mapping", "copy the file again, or export it again"),
+    ("the model's settings have", "copy the file again, or export it again"),
     # files and folders
     ("cannot be the run's folder", "choose another --out, or make this one writable for you"),
     ("cannot be listed", "make the folder readable for you, or remove it"),

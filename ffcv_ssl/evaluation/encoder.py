@@ -336,7 +336,7 @@ def _origin(file: Path, metadata: dict[str, str]) -> tuple[dict[str, Any] | None
     if {"config", "about"} <= metadata.keys():
         config, about = json.loads(metadata["config"]), json.loads(metadata["about"])
         if not isinstance(config, dict | None) or not isinstance(about, dict):
-            raise TypeError("config or about is no mapping")
+            raise TypeError("got config or about as no mapping")
         return config, about
     settings = file.with_name("config.yaml")
     if not metadata or not settings.is_file():

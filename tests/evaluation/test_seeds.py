@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 import evaluate
+from ffcv_ssl.evaluation import results
 from ffcv_ssl.evaluation.results import report
 from ffcv_ssl.evaluation.studies.seeds import common_name
 
@@ -126,7 +127,8 @@ def test_rows_that_look_the_same_are_told_apart_by_their_runs(tmp_path, summaris
 def test_files_of_one_name_with_other_content_are_told_apart(tmp_path, summarise):
     folders = [write(tmp_path / name, 0.1) for name in "ab"]
     path = tmp_path / "b" / "results.jsonl"
-    path.write_text(path.read_text().replace('"1f"', '"2e"'))
+    (record,) = results.read_results(tmp_path / "b")
+    path.write_text(json.dumps(record).replace('"1f"', '"2e"') + "\n")
     found = [group["settings"] for group in summarise(*folders)]
     assert found == [{"val_content": "1f"}, {"val_content": "2e"}]
 
@@ -157,7 +159,7 @@ def test_the_newest_of_one_seed_counts(tmp_path, summarise):
 def rewrite_times(folder, *times):
     """Give the results in a folder other times, in order."""
     path = folder / "results.jsonl"
-    records = [json.loads(line) | {"time": t} for line, t in zip(path.open(), times)]
+    records = [record | {"time": t} for record, t in zip(results.read_results(folder), times)]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 

@@ -65,7 +65,8 @@ def test_text_of_two_lines_is_refused_before_anything_is_written(cluster, name, 
     out, options = cluster / "runs", {"partition": "p"}
     out, options = (out / name, options) if where == "out" else (out, options | {where: name})
     job = slurm.make_job("train.py", [], {"out": str(out)}, SlurmConfig(**options))
-    with pytest.raises(UserError, match="expected text without line breaks, for sbatch") as error:
+    expected = "expected text without line breaks and control characters, for sbatch"
+    with pytest.raises(UserError, match=expected) as error:
         slurm.submit_jobs([[job]])
     assert "\n" not in str(error.value)
     assert list(Path(cluster).iterdir()) == []
