@@ -1,12 +1,14 @@
 """Processes to be ended: forked from this one, or started anew where they must be.
 
 A fork of a process that has imported everything and has started no thread costs milliseconds, a new
-interpreter seconds.
+interpreter seconds. No process outlives the one that began it.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
+import ctypes
 import functools
 import os
 import shutil
@@ -16,55 +18,94 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-import torch
 from support.small_files import REPOSITORY
+
+T = TypeVar("T")
+PR_SET_PDEATHSIG = 1
+SAID_TO_STOP = "stopping after this step"
+"""What a command writes when it has heard a signal."""
+
+
+# ---- Folders -------------------------------------------------------------------------------------
 
 
 @functools.cache
 def cellar() -> Path:
     """A folder for what many trials share, removed when this process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="torture.kills."))
-    owner = os.getpid()  # not a child that was forked
-    atexit.register(lambda: os.getpid() == owner and shutil.rmtree(folder, ignore_errors=True))
-    return folder
+    return _own_folder("torture.cellar", tempfile.gettempdir())
 
 
 def folder_in_memory() -> Path:
-    """A folder in memory, where the system has one, removed when this process ends; one that a
-    killed process of this user left there goes now."""
-    where = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
-    for left in Path(where).glob("torture.memory.*.*"):
+    """A folder in memory, where the system has one, removed when this process ends."""
+    in_memory = os.access("/dev/shm", os.W_OK)
+    return _own_folder("torture.memory", "/dev/shm" if in_memory else tempfile.gettempdir())
+
+
+def _own_folder(name: str, where: str) -> Path:
+    """A folder of this process in `where`; one that a killed process of this user left there goes
+    now."""
+    for left in Path(where).glob(f"{name}.*.*"):
         owner = left.name.split(".")[2]
         if not Path("/proc", owner).exists() and left.stat().st_uid == os.geteuid():
             shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"torture.memory.{os.getpid()}.", dir=where))
+    folder = Path(tempfile.mkdtemp(prefix=f"{name}.{os.getpid()}.", dir=where))
     mine = os.getpid()  # not a child that was forked
     atexit.register(lambda: os.getpid() == mine and shutil.rmtree(folder, ignore_errors=True))
     return folder
 
 
+# ---- Forks ---------------------------------------------------------------------------------------
+
+
 def begin(work: Callable[[], Any], log: Path) -> int:
     """Fork a process, the leader of a group, that exits with what work() returns; its id."""
-    pid = os.fork()
+    parent, pid = os.getpid(), os.fork()
     if pid:
+        with contextlib.suppress(OSError):  # the child does it too: whoever comes first
+            os.setpgid(pid, pid)
         return pid
     code = 1
     try:
         os.setpgid(0, 0)
+        end_with(parent)
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(descriptor, 1), os.dup2(descriptor, 2)
+        for number in (1, 2):
+            os.dup2(descriptor, number)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         signal.signal(signal.SIGINT, signal.default_int_handler)
         code = int(work() or 0)
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush(), sys.stderr.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
+
+
+def begin_together(works: Sequence[Callable[[], Any]], logs: Sequence[Path]) -> list[int]:
+    """Fork a process for each work; all of them begin their work at one moment. Their ids."""
+    reading, writing = os.pipe()
+
+    def held(work):
+        os.close(writing)
+        os.read(reading, 1)  # returns when nobody holds the other end any more
+        return work()
+
+    pids = [begin(functools.partial(held, work), log) for work, log in zip(works, logs)]
+    os.close(reading)
+    os.close(writing)
+    return pids
+
+
+def end_with(parent: int) -> None:
+    """Let the system kill this process when its parent, the process `parent`, ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def wait_for(pid: int) -> int:
@@ -85,37 +126,26 @@ def end_after(pid: int, seconds: float, number: int, whole_group: bool = False) 
     return wait_for(pid)
 
 
-def gone(group: int, limit_s: float = 20) -> bool:
-    """Whether no process of a group is left, within a time."""
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.02)
-    return False
+# ---- Signals -------------------------------------------------------------------------------------
 
 
-def one_line(error: Exception) -> str:
-    """ "refused", for the outcomes. Raises AssertionError unless the error is one short line."""
-    text = str(error)
-    assert text and "\n" not in text and len(text) < 3000, f"not one short line: {text!r}"
-    return "refused"
+def has_landed(code: int | None, log: Path) -> bool:
+    """Whether a signal met a process at work: it ended the process, or the process has said that
+    it heard the signal. code: the exit code, None where the process had ended before."""
+    return code not in (None, 0) or (code == 0 and SAID_TO_STOP in log.read_text(errors="replace"))
 
 
-def same(a: Any, b: Any) -> bool:
-    """Whether two states are equal, tensors bit for bit."""
-    if isinstance(a, torch.Tensor):
-        if not isinstance(b, torch.Tensor) or (a.dtype, a.shape) != (b.dtype, b.shape):
-            return False
-        bits_a, bits_b = (t.contiguous().view(-1).view(torch.uint8) for t in (a, b))
-        return torch.equal(bits_a, bits_b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
+def until_landed(attempt: Callable[[], T | None]) -> T:
+    """What attempt() returns, which is called again while it returns None: the signal came too
+    late."""
+    for _ in range(20):
+        answer = attempt()
+        if answer is not None:
+            return answer
+    raise AssertionError("of 20 signals none met the process at work")
+
+
+# ---- New interpreters ----------------------------------------------------------------------------
 
 
 def start(words: list[str], log: Path) -> subprocess.Popen:
@@ -125,7 +155,7 @@ def start(words: list[str], log: Path) -> subprocess.Popen:
     with open(log, "a") as file:
         return subprocess.Popen(
             [sys.executable, *words], cwd=REPOSITORY, env=environment, stdout=file, stderr=file,
-            start_new_session=True,
+            start_new_session=True, preexec_fn=functools.partial(end_with, os.getpid()),
         )  # fmt: skip
 
 
@@ -135,9 +165,45 @@ def start_ranks(words: list[str], size: int, log: Path) -> subprocess.Popen:
     return start([*launcher, "--monitor_interval=0.1", "train.py", *words], log)
 
 
-def ranks_of(parent: int) -> list[int]:
-    """Process ids of torchrun's ranks."""
-    listed = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True
-    )
-    return [int(pid) for pid in listed.stdout.split()]
+# ---- What runs -----------------------------------------------------------------------------------
+
+
+class Running(NamedTuple):
+    """A process that has not ended."""
+
+    pid: int
+    parent: int
+    group: int
+
+
+def running() -> Iterator[Running]:
+    """The processes of the machine that have not ended: no zombies."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            about = path.read_text(errors="replace").rpartition(")")[2].split()
+        except OSError:  # it has ended meanwhile
+            continue
+        if about[0] not in "ZX":
+            yield Running(int(path.parent.name), int(about[1]), int(about[2]))
+
+
+def children_of(parent: int) -> list[int]:
+    """Process ids of a process's children, such as torchrun's ranks."""
+    return [process.pid for process in running() if process.parent == parent]
+
+
+def gone(group: int, limit_s: float = 20) -> bool:
+    """Whether no process of a group runs any more, within a time."""
+    deadline = time.monotonic() + limit_s
+    while any(process.group == group for process in running()):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def one_line(error: Exception) -> str:
+    """ "refused", for the outcomes. Raises AssertionError unless the error is one short line."""
+    text = str(error)
+    assert text and "\n" not in text and len(text) < 3000, f"not one short line: {text!r}"
+    return "refused"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.states import equal_states
 from torch import nn
 
 from ffcv_ssl.errors import CheckpointError
@@ -23,14 +24,6 @@ STATE = {
     "step": 7,
     "empty": torch.zeros(0),
 }
-
-
-def equal(a, b):
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    if torch.is_tensor(a):
-        return torch.is_tensor(b) and a.dtype == b.dtype and torch.equal(a, b)
-    return type(a) is type(b) and a == b
 
 
 def flipped(content, position, bit):
@@ -47,7 +40,7 @@ def test_a_checkpoint_with_a_wrong_bit_is_refused_or_loads_equal(tmp_path):
         position, bit = chance.randrange(len(content)), chance.randrange(8)
         path.write_bytes(flipped(content, position, bit))
         try:
-            assert equal(checkpoint.load(path), STATE), (position, bit)
+            assert equal_states(checkpoint.load(path), STATE), (position, bit)
         except CheckpointError as error:
             assert str(error).startswith(f"{path}: not a readable checkpoint (")
             assert "\n" not in str(error)
@@ -170,26 +163,26 @@ def test_a_copy_that_does_not_fit_leaves_nothing_where_there_are_no_links(tmp_pa
         checkpoint.keep_copy(path, kept)
     assert list(tmp_path.iterdir()) == [path]
     checkpoint.keep_copy(path, kept)
-    assert equal(checkpoint.load(kept), STATE)
+    assert equal_states(checkpoint.load(kept), STATE)
 
 
 def test_archives_of_other_programs_load_without_checksums_or_compressed(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save(STATE, path, _use_new_zipfile_serialization=False)
-    assert equal(checkpoint.load(path), STATE)
+    assert equal_states(checkpoint.load(path), STATE)
     torch.save(STATE, path)
     repacked = io.BytesIO()
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(repacked, "w") as new:
         for name in old.namelist():
             new.writestr(name, old.read(name), zipfile.ZIP_DEFLATED)
     path.write_bytes(repacked.getvalue())
-    assert equal(checkpoint.load(path), STATE)
+    assert equal_states(checkpoint.load(path), STATE)
     torch.serialization.set_crc32_options(False)
     try:
         torch.save(STATE, path)
     finally:
         torch.serialization.set_crc32_options(True)
-    assert archive_damage(path) is None and equal(checkpoint.load(path), STATE)
+    assert archive_damage(path) is None and equal_states(checkpoint.load(path), STATE)
 
 
 def test_a_full_disk_is_told_in_the_words_of_the_system(tmp_path):
@@ -231,7 +224,8 @@ def test_equal_weights_give_equal_files_in_any_order_of_metadata(tmp_path):
         contents.add((tmp_path / "a").read_bytes())
     assert len(contents) == 1
     loaded = load_file(tmp_path / "a")
-    assert equal(loaded, dict(layer().state_dict())) and weights_damage(tmp_path / "a") is None
+    assert equal_states(loaded, dict(layer().state_dict()))
+    assert weights_damage(tmp_path / "a") is None
 
 
 def test_weights_with_any_wrong_bit_are_found_or_load_equal(tmp_path):
@@ -244,7 +238,7 @@ def test_weights_with_any_wrong_bit_are_found_or_load_equal(tmp_path):
             found += 1
             continue
         try:
-            assert equal(load_file(path), expected), position
+            assert equal_states(load_file(path), expected), position
         except Exception as error:  # its class is another one in each version
             assert "afetensor" in type(error).__name__ or isinstance(error, ValueError), position
     assert found > len(content) / 6

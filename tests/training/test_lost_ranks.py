@@ -19,20 +19,36 @@ CLOSED = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by pee
 @pytest.fixture(autouse=True)
 def short_grace(monkeypatch):
     monkeypatch.setattr(lost_ranks, "ENDED_GRACE_S", 0.3)
+    monkeypatch.setattr(lost_ranks, "STORE_PATIENCE_S", 60.0)  # of a store that does answer
+
+
+class MeetingStore:
+    """A store that answers no rank before all ranks that are there have written: none of them is
+    late, however busy the machine."""
+
+    def __init__(self, number):
+        self.store, self.all_there = dist.HashStore(), threading.Barrier(number)
+
+    def set(self, key, value):
+        self.store.set(key, value)
+        self.all_there.wait(60)
+
+    def check(self, keys):
+        return self.store.check(keys)
 
 
 def lines_of(alive, size, error, patience_s=0.3):
     """What each of the ranks `alive` says."""
-    store, lines = dist.HashStore(), {}
+    store, lines = MeetingStore(len(alive)), {}
 
     def explain(rank):
         lines[rank] = lost_ranks.explain(error, store, rank, size, patience_s)
 
-    threads = [threading.Thread(target=explain, args=(rank,)) for rank in alive]
+    threads = [threading.Thread(target=explain, args=(rank,), daemon=True) for rank in alive]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(120)
     return lines
 
 
