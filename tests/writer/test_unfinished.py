@@ -265,12 +265,21 @@ def start_slow_command(out):
         start_new_session=True,
         cwd=REPOSITORY,
     )
-    deadline = time.monotonic() + 240
-    while not out.parent.exists() or not any(out.parent.iterdir()):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    time.sleep(0.1)
+    wait_until(lambda: process.poll() is not None or has_begun(out.parent))
+    assert process.poll() is None, process.communicate()
     return process
+
+
+def has_begun(folder):
+    """Whether a file in a folder holds bytes."""
+    return folder.exists() and any(path.stat().st_size for path in folder.iterdir())
+
+
+def wait_until(is_so, limit_s=240):
+    deadline = time.monotonic() + limit_s
+    while not is_so():
+        assert time.monotonic() < deadline, f"not within {limit_s} s"
+        time.sleep(0.01)
 
 
 @pytest.mark.whole
@@ -279,7 +288,7 @@ def test_a_signal_ends_the_command_with_one_line_and_nothing_is_left(tmp_path, n
     out = tmp_path / "out" / "a.beton"
     process = start_slow_command(out)
     os.kill(process.pid, number)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == -number
     assert err == f"write_dataset.py: ended by {number.name}, nothing is left\n"
     assert os.listdir(out.parent) == []
