@@ -58,11 +58,11 @@ def words_of(settings: dict[str, Any], **more: Any) -> list[str]:
 @functools.cache
 def run_ahead() -> None:
     """Train once in this process, so that its forks need no time for imports and kernels, and their
-    signals meet a run at work. A fork may have no other threads: none is left."""
+    signals meet a run at work. No thread of it is left, as a fork has none of its parent's."""
     words = training_words("simclr", True, cellar() / "ahead", log__tensorboard=True)
+    before, deadline = len(os.listdir("/proc/self/task")), time.monotonic() + 20
     assert train.main(words) == 0
-    deadline = time.monotonic() + 20
-    while len(os.listdir("/proc/self/task")) > 1:
+    while len(os.listdir("/proc/self/task")) > before:
         assert time.monotonic() < deadline, "a run leaves threads behind"
         time.sleep(0.02)
 
