@@ -22,7 +22,6 @@ from support.states import equal_states
 import evaluate
 import train
 from ffcv_ssl.errors import CheckpointError
-from ffcv_ssl.evaluation.results import read_results
 from ffcv_ssl.jobs import chain
 from ffcv_ssl.training import checkpoint
 from ffcv_ssl.training.command import EXIT_INTERRUPTED, EXIT_USER_ERROR
@@ -30,7 +29,15 @@ from ffcv_ssl.training.metrics_log import EVENTS_FOLDER
 from torture.bad_disks import Delays, full_at, slow_disk
 from torture.frame import Trial, fault
 from torture.processes import begin, begin_together, cellar, wait_for
-from torture.runs import NUM_STEPS, check_short, pretrain, records, short_run, write_images
+from torture.runs import (
+    NUM_STEPS,
+    check_short,
+    metrics_in,
+    pretrain,
+    records,
+    short_run,
+    write_images,
+)
 from torture.stages import chain_words, check_chain, undisturbed_chain
 
 DAY_S = 86400.0
@@ -64,15 +71,6 @@ def evaluated(*words: object) -> tuple[int, str]:
     with contextlib.redirect_stderr(errors):
         code = evaluate.main([*map(str, words), *usual])
     return code, errors.getvalue()
-
-
-def metrics_in(folder: Path) -> list[dict]:
-    """The figures of the results in a folder, without the names of pictures, which tell the path of
-    the checkpoint."""
-    return [
-        {depth: {k: v for k, v in figures.items() if k != "confusion"} for depth, figures in found}
-        for found in (record["metrics"].items() for record in read_results(folder))
-    ]
 
 
 # ---- Full disks --------------------------------------------------------------------------------

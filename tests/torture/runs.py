@@ -20,6 +20,7 @@ from support.states import equal_states
 from support.tuning_files import records
 
 import train
+from ffcv_ssl.evaluation.results import read_results
 from ffcv_ssl.methods.find import library_methods
 from ffcv_ssl.training import checkpoint
 from ffcv_ssl.training.metrics_log import EVENTS_FOLDER, X_AXES, read_metrics
@@ -204,6 +205,15 @@ def check_events(out: Path) -> None:
     ]
     lost = sorted(set(written) - shown)[:3]
     assert not lost and number == len(written), f"{number} events of {len(written)}, lost {lost}"
+
+
+def metrics_in(folder: Path) -> list[dict]:
+    """The figures of the results in a folder, without the names of pictures, which tell the path of
+    the checkpoint."""
+    return [
+        {depth: {k: v for k, v in figures.items() if k != "confusion"} for depth, figures in found}
+        for found in (record["metrics"].items() for record in read_results(folder))
+    ]
 
 
 def where_it_fell(out: Path) -> str:

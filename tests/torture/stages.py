@@ -27,7 +27,7 @@ from ffcv_ssl.evaluation.protocols import finetune, transfer
 from ffcv_ssl.jobs import chain
 from ffcv_ssl.training.command import EXIT_INTERRUPTED, StopSignal
 from torture.processes import begin, cellar, wait_for
-from torture.runs import LONGER, TINY, images, run_ahead, trained_state
+from torture.runs import LONGER, TINY, images, metrics_in, run_ahead, trained_state
 
 # ---- Fine-tuning ---------------------------------------------------------------------------------
 
@@ -117,10 +117,8 @@ def check_chain(folder: Path) -> None:
 def chain_results(folder: Path) -> dict[str, Any]:
     """What the stages of a chain leave."""
     out = folder / "out"
-    lines = (out / "probe" / "results.jsonl").read_text().splitlines()
-    assert len(lines) == 1, f"the probe has reported {len(lines)} times"
     pretrained = {"metrics": records(out / "pretrain"), "state": trained_state(out / "pretrain")}
-    return {**pretrained, "probe": json.loads(lines[0])["metrics"]}
+    return {**pretrained, "probe": metrics_in(out / "probe")}
 
 
 @functools.cache

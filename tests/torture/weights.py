@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from support.states import equal_states
 
 from ffcv_ssl.config.settings import ModelConfig
 from ffcv_ssl.errors import CheckpointError, UserError
 from ffcv_ssl.evaluation.encoder import load_encoder
 from ffcv_ssl.training import checkpoint
 from ffcv_ssl.training.models import Model
-from torture.processes import folder_in_memory, one_line, same
+from torture.processes import folder_in_memory, one_line
 from torture.text_mutants import damaged_bytes
 
 ARCHITECTURE = ModelConfig("tiny", "imagenet", "")
@@ -86,11 +87,11 @@ def try_checked(folder: Path, choose: random.Random) -> list[str]:
     outcomes = []
     if path.name == "checkpoint.pt":
         state = loaded(checkpoint.load, path)
-        assert state is None or same(state, sound_state()), f"{path.name}: another state"
+        assert state is None or equal_states(state, sound_state()), f"{path.name}: another state"
         outcomes.append("refused" if state is None else "loaded as written")
     encoder = loaded(load_as_network, path)
     if encoder is not None:
-        is_right = same(dict(encoder.model.state_dict()), sound_state()["model"])
+        is_right = equal_states(dict(encoder.model.state_dict()), sound_state()["model"])
         assert is_right, f"{path.name}: other weights"
         assert encoder.architecture == ARCHITECTURE, f"{path.name}: {encoder.architecture}"
     return [*outcomes, "refused" if encoder is None else "loaded as written"]
@@ -108,7 +109,7 @@ def try_unchecked(folder: Path, choose: random.Random) -> str:
     for key, value in found.items():
         assert value.shape == right[key].shape, f"{path.name}: {key} is {list(value.shape)}"
         assert value.isfinite().all(), f"{path.name}: {key} is not finite"
-    return "loaded as written" if same(found, right) else "loaded with other values"
+    return "loaded as written" if equal_states(found, right) else "loaded with other values"
 
 
 def load_as_network(path: Path):
