@@ -341,6 +341,6 @@ def test_a_backbone_whose_history_is_no_mapping_is_one_line(run, tmp_path):
     path = tmp_path / "backbone.safetensors"
     checkpoint.save_weights(path, run[1].backbone, about)
     with pytest.raises(
-        CheckpointError, match=r"contradicts it .*got config or about as no mapping"
+        CheckpointError, match=r"contradicts .*got config or about as no mapping"
     ):
         load_encoder(path)

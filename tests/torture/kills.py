@@ -24,10 +24,11 @@ from ffcv_ssl.fields import BytesField, FloatField, IntField, RGBImageField
 from ffcv_ssl.training.command import EXIT_INTERRUPTED
 from torture.frame import Trial, fault
 from torture.processes import (
+    after,
     begin,
     cellar,
     children_of,
-    end_after,
+    end_when,
     gone,
     has_landed,
     start_ranks,
@@ -57,6 +58,10 @@ KILLS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 ENDS = (*KILLS, signal.SIGHUP)
 ERROR = 1
 """The exit code of Python for an exception, such as KeyboardInterrupt."""
+NUM_LINES, STEP_S = 15, 0.05
+"""Lines of metrics of a run of training: 12 steps and 3 evaluations; about how long one takes."""
+SHARE_IN_TRAINING = 0.75
+"""The share of signals that wait for a line: by the clock, most of so short a run is its end."""
 lengths_s: dict[Any, float] = {}
 """How long the shortest run of each kind took."""
 
@@ -66,13 +71,32 @@ def at_random(trial: Trial, kind: Any, usual_s: float) -> float:
     return trial.random.uniform(0, 1) * min(usual_s, lengths_s.get(kind, usual_s))
 
 
+def after_a_line(trial: Trial, out: Path) -> Callable[[], bool]:
+    """Whether a run is at a random moment after one of the lines that it will write."""
+    path = out / "metrics.jsonl"
+
+    def lines():
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
+    wanted = trial.random.integers(min(lines(), NUM_LINES - 1), NUM_LINES)
+    waited_s = trial.random.uniform(0, STEP_S)
+    since: list[float] = []
+
+    def has_come():
+        if not since and lines() >= wanted:
+            since.append(time.monotonic())
+        return bool(since) and time.monotonic() >= since[0] + waited_s
+
+    return has_come
+
+
 def end_at_random(
     trial: Trial, kind: Any, usual_s: float, number: int, pid: int, log: Path, **options: bool
 ) -> int | None:
     """Send a signal to a forked process at a random moment; the exit code, or None where the
     process had ended before."""
     began = time.monotonic()
-    code = end_after(pid, at_random(trial, kind, usual_s), number, **options)
+    code = end_when(pid, after(at_random(trial, kind, usual_s)), number, **options)
     if has_landed(code, log):
         return code
     lengths_s[kind] = min(lengths_s.get(kind, usual_s), time.monotonic() - began)
@@ -216,10 +240,13 @@ def training_is_ended(trial: Trial) -> Counter:
 
     def end(out, log, kind=(drawn.method, drawn.has_labels)):
         number = int(trial.random.choice(KILLS))
-        pid = begin(lambda: train.main(drawn.words(out)), log)
-        # the second half of so short a run is its end: evaluation, picture, weights
-        share = float(trial.random.choice([0.5, 1.0]))
-        code = end_at_random(trial, (kind, share), share * expected.seconds, number, pid, log)
+        if trial.random.random() < SHARE_IN_TRAINING:
+            moment = after_a_line(trial, out)
+            code = end_when(begin(lambda: train.main(drawn.words(out)), log), moment, number)
+            code = code if has_landed(code, log) else None
+        else:
+            pid = begin(lambda: train.main(drawn.words(out)), log)
+            code = end_at_random(trial, kind, expected.seconds, number, pid, log)
         if code is not None:
             check_code(code, number, log)
             fell[where_it_fell(out)] += 1
@@ -259,7 +286,7 @@ def two_ranks_are_ended(trial: Trial) -> str:
     events and weights, for every method, with labelled streams and without."""
     drawn = Training.draw(trial)
     expected = undisturbed(drawn.method, drawn.has_labels, 2)
-    end = functools.partial(end_ranks, trial, drawn, expected.seconds)
+    end = functools.partial(end_ranks, trial, drawn)
     out = begun_and_ended(trial.folder, end)
     fell, log = where_it_fell(out), trial.folder / "last.log"
     if trial.number % 4 == 0:
@@ -272,10 +299,10 @@ def two_ranks_are_ended(trial: Trial) -> str:
     return fell
 
 
-def end_ranks(trial: Trial, drawn: Training, seconds: float, out: Path, log: Path) -> bool | None:
+def end_ranks(trial: Trial, drawn: Training, out: Path, log: Path) -> bool | None:
     """Begin a run on two ranks and send a signal to torchrun or a rank; None if it had ended."""
     process = start_ranks(drawn.words(out), 2, log)
-    wait_for_moment(trial, process, out, seconds)
+    wait_for_moment(trial, process, out)
     number = int(trial.random.choice(KILLS))
     victim = process.pid
     if trial.random.random() < 0.5:
@@ -297,16 +324,13 @@ def end_ranks(trial: Trial, drawn: Training, seconds: float, out: Path, log: Pat
     return True
 
 
-def wait_for_moment(trial: Trial, process: Any, out: Path, seconds: float) -> None:
-    """Wait for a moment of a run on ranks: of its start, or else of its work, which takes so many
-    seconds."""
-    deadline = time.monotonic() + 200
+def wait_for_moment(trial: Trial, process: Any, out: Path) -> None:
+    """Wait for a moment of a run on ranks: of its start, or else after one of its lines."""
+    has_come = after_a_line(trial, out)
     if trial.random.random() < SHARE_OF_STARTS:
-        deadline = time.monotonic() + trial.random.uniform(0, START_S)
-    while time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.005)
-        if deadline - time.monotonic() > START_S and (out / "config.yaml").exists():
-            deadline = time.monotonic() + trial.random.uniform(0, seconds)
+        has_come = after(trial.random.uniform(0, START_S))
+    while not has_come() and process.poll() is None:
+        time.sleep(0.002)
 
 
 # ---- Fine-tuning and chains ----------------------------------------------------------------------
@@ -335,7 +359,7 @@ def tuning_is_ended(trial: Trial) -> str:
     return fell
 
 
-@fault("a chain is ended at random moments and goes on", quick=0, full=20, limit_s=600)
+@fault("a chain is ended at random moments and goes on", quick=0, full=10, limit_s=600)
 def chain_is_ended(trial: Trial) -> str:
     """A chain, alone or with the stage that it runs, is ended at any moment; the same command then
     ends with the undisturbed results of every stage."""

@@ -113,15 +113,22 @@ def wait_for(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def end_after(pid: int, seconds: float, number: int, whole_group: bool = False) -> int | None:
-    """Send a signal after so many seconds; the exit code, or None if it had ended before."""
+def after(seconds: float) -> Callable[[], bool]:
+    """Whether so many seconds are over, from now."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    return lambda: time.monotonic() >= deadline
+
+
+def end_when(
+    pid: int, has_come: Callable[[], bool], number: int, whole_group: bool = False
+) -> int | None:
+    """Send a signal at a moment; the exit code, or None if the process had ended before."""
+    while not has_come():
         found, status = os.waitpid(pid, os.WNOHANG)
         if found:
             assert os.waitstatus_to_exitcode(status) == 0
             return None
-        time.sleep(min(0.002, max(0.0, deadline - time.monotonic())))
+        time.sleep(0.001)
     (os.killpg if whole_group else os.kill)(pid, number)
     return wait_for(pid)
 
