@@ -340,7 +340,5 @@ def test_a_backbone_whose_history_is_no_mapping_is_one_line(run, tmp_path):
     about = {"model": "resnet18", "stem": "imagenet", "config": "3", "about": "{}"}
     path = tmp_path / "backbone.safetensors"
     checkpoint.save_weights(path, run[1].backbone, about)
-    with pytest.raises(
-        CheckpointError, match=r"contradicts .*got config or about as no mapping"
-    ):
+    with pytest.raises(CheckpointError, match=r"contradicts .*got config or about as no mapping"):
         load_encoder(path)
