@@ -25,6 +25,7 @@ from ffcv_ssl.files import (
     check_kind,
     drop_from_memory,
     explained,
+    kind_of,
     replacing,
     sync_folder,
 )
@@ -111,7 +112,8 @@ def load(
     """
     cause = None
     try:
-        damage = archive_damage(path)
+        kind = kind_of(os.stat(path).st_mode)
+        damage = archive_damage(path) if kind is None else f"it is {kind}"
         if damage is None:
             # mapped: ranks of one machine share the file's pages instead of holding a copy each;
             # `save` replaces the file, and a mapped one then stays what it was

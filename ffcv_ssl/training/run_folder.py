@@ -235,7 +235,7 @@ def _foreign(folder: Path) -> list[str]:
     settings, metrics = folder / CONFIG, folder / METRICS_FILE
     if settings.exists() and not re.search(r"^out:", _text(settings), re.MULTILINE):
         found.append(CONFIG)
-    if metrics.exists() and _text(metrics)[:1] not in ("", "{"):
+    if metrics.exists() and not re.match(r"\{|$", _text(metrics)):
         found.append(METRICS_FILE)
     if not metrics.exists():  # a run writes its metrics first
         found += [name for name in (EVENTS_FOLDER, REPORT_FILE) if (folder / name).exists()]
@@ -243,4 +243,5 @@ def _foreign(folder: Path) -> list[str]:
 
 
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace")
+    """What a file holds; that of a pipe or a device, which may have no end, is none of ours."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "no file"

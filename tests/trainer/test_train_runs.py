@@ -470,6 +470,16 @@ def test_a_run_does_not_begin_over_files_that_it_would_destroy(name, tmp_path, r
     assert line.count("\n") == 1 and file.read_bytes() == FOREIGN[name]
 
 
+@pytest.mark.parametrize("name", ["checkpoint.pt", "metrics.jsonl", "config.yaml"])
+def test_a_pipe_in_place_of_a_file_holds_no_run_up(name, tmp_path, raw_beton, capsys):
+    out = tmp_path / "run"
+    out.mkdir()
+    os.mkfifo(out / name)
+    assert train.main(arguments(out, data__train=raw_beton)) == 2
+    line = capsys.readouterr().err
+    assert name in line and line.count("\n") == 1
+
+
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_it(
     finished, tmp_path, raw_beton, val_beton, monkeypatch, capsys
 ):
