@@ -208,13 +208,13 @@ def test_allocations_that_overlap_are_refused(foreign):
         row = int(np.flatnonzero(table["ptr"] == reader.extents("jpg").pointer[2])[0])
     table["size"][row] = end - table["ptr"][row]
     patch(foreign, table_offset, table.tobytes())
-    said = rf"allocations {row} and \d+ overlap: \d+ bytes at \d+, \d+ at \d+; damaged file"
+    said = rf": allocations {row} and \d+ overlap: \d+ bytes at \d+, \d+ at \d+; damaged"
     with pytest.raises(BetonError, match=said):
         Reader(foreign)
     order = np.random.default_rng(0).permutation(len(table))
     patch(foreign, table_offset, table[order].tobytes())
     moved = int(np.flatnonzero(order == row)[0])
-    said = rf"allocations {moved} and \d+ overlap: \d+ bytes at \d+, \d+ at \d+; damaged file"
+    said = rf": allocations {moved} and \d+ overlap: \d+ bytes at \d+, \d+ at \d+; damaged"
     with pytest.raises(BetonError, match=said):
         Reader(foreign)
     patch(foreign, table_offset, sound[order].tobytes())
