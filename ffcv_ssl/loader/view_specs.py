@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from ffcv_ssl.errors import UserError
 from ffcv_ssl.fields.base import Decoder
+from ffcv_ssl.fields.ndarray import NDArrayField
 from ffcv_ssl.fields.rgb_image import RGBImageField
 from ffcv_ssl.reader import Reader
 from ffcv_ssl.transforms import SimpleRGBImageDecoder, ToTensor
+from ffcv_ssl.transforms.tensor import is_tensor_type
 
 
 def resolve_pipelines(
@@ -55,10 +58,17 @@ def _split(
 
 
 def default_pipeline(reader: Reader, field_name: str) -> list:
-    """FFCV's default: the field's decoder, then a tensor."""
+    """FFCV's default: the field's decoder, then a tensor. Raises UserError for arrays of a type
+    that torch lacks, such as texts and dates."""
     if is_image(reader, field_name):
         return [SimpleRGBImageDecoder(), ToTensor()]
-    return [reader.fields[field_name].get_decoder_class()(), ToTensor()]
+    field = reader.fields[field_name]
+    if isinstance(field, NDArrayField) and not is_tensor_type(field.dtype):
+        raise UserError(
+            f"{reader.path}: field '{field_name}': got arrays of {field.dtype}, expected a type "
+            "that torch has too; give the field a pipeline without ToTensor, or None to leave it out"
+        )
+    return [field.get_decoder_class()(), ToTensor()]
 
 
 def is_image(reader: Reader, field_name: str) -> bool:

@@ -33,6 +33,15 @@ def torch_dtype(dtype: Any) -> torch.dtype:
     return TORCH_DTYPES[np.dtype(dtype)]
 
 
+def is_tensor_type(dtype: np.dtype) -> bool:
+    """Whether torch can take an array of this dtype as it is."""
+    try:
+        torch.from_numpy(np.empty(0, dtype))
+    except TypeError:
+        return False
+    return True
+
+
 class BatchOp:
     """Base of the built-in ops that act on a whole batch. `__call__(batch) -> batch`."""
 

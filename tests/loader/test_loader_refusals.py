@@ -10,7 +10,8 @@ from support.beton_files import patch, write
 
 from ffcv_ssl import BetonError, Loader, Reader, inspect
 from ffcv_ssl.errors import NotCopyable, UserError
-from ffcv_ssl.fields import IntField, RGBImageField
+from ffcv_ssl.fields import IntField, NDArrayField, RGBImageField
+from ffcv_ssl.fields.ndarray import NDArrayDecoder
 from ffcv_ssl.jobs import slurm
 from pipelines.__main__ import _image_field
 
@@ -95,3 +96,14 @@ def test_what_prepares_batches_is_not_copied(images):
             "preparation for it; copy the loader's state_dict instead",
         ):
             copy.copy(iter(loader))
+
+
+@pytest.mark.parametrize("dtype", ["<M8[s]", "<U3", "|V4"])
+def test_arrays_that_torch_cannot_hold_are_refused_at_once(tmp_path, dtype):
+    path = tmp_path / "a.beton"
+    write(path, {"when": NDArrayField(dtype, (2,))}, [(np.zeros(2, dtype),)] * 3)
+    said = r"field 'when': got arrays of .*, expected a type that torch has too; give the field a"
+    with pytest.raises(UserError, match=said):
+        make_loader(path)
+    with make_loader(path, pipelines={"when": [NDArrayDecoder()]}) as loader:
+        assert sum(len(batch.when) for batch in loader) == 3

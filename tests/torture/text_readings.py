@@ -91,7 +91,8 @@ def whole_lines(content: bytes) -> list[tuple[bytes, dict[str, Any] | None]]:
             record = json.loads(line.decode("utf-8"))
         except ValueError:
             record = None
-        is_record = isinstance(record, dict) and isinstance(record.get("step"), int)
+        step = record.get("step") if isinstance(record, dict) else None
+        is_record = type(step) is int and step in range(2**63)
         found.append((line, record if is_record else None))
     return found
 
