@@ -66,7 +66,8 @@ def default_pipeline(reader: Reader, field_name: str) -> list:
     if isinstance(field, NDArrayField) and not is_tensor_type(field.dtype):
         raise UserError(
             f"{reader.path}: field '{field_name}': got arrays of {field.dtype}, expected a type "
-            "that torch has too; give the field a pipeline without ToTensor, or None to leave it out"
+            "that torch has too; give the field a pipeline without ToTensor, or None to leave it "
+            "out"
         )
     return [field.get_decoder_class()(), ToTensor()]
 
