@@ -72,11 +72,11 @@ def begin(work: Callable[[], Any], log: Path) -> int:
     try:
         os.setpgid(0, 0)
         end_with(parent)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for number in (1, 2):
             os.dup2(descriptor, number)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         code = int(work() or 0)
     except BaseException:
         traceback.print_exc()
@@ -102,7 +102,10 @@ def begin_together(works: Sequence[Callable[[], Any]], logs: Sequence[Path]) -> 
 
 
 def end_with(parent: int) -> None:
-    """Let the system kill this process when its parent, the process `parent`, ends."""
+    """Let the system kill this process when its parent, the process `parent`, ends; and let it hear
+    the signals that a shell's `nohup` and `&` have its children ignore."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
