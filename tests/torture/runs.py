@@ -210,10 +210,14 @@ def check_events(out: Path) -> None:
 def metrics_in(folder: Path) -> list[dict]:
     """The figures of the results in a folder, without the names of pictures, which tell the path of
     the checkpoint."""
-    return [
-        {depth: {k: v for k, v in figures.items() if k != "confusion"} for depth, figures in found}
-        for found in (record["metrics"].items() for record in read_results(folder))
-    ]
+    return [without_pictures(record["metrics"]) for record in read_results(folder)]
+
+
+def without_pictures(figures: Any) -> Any:
+    """Figures, of one depth or of several, without the names of pictures."""
+    if not isinstance(figures, dict):
+        return figures
+    return {key: without_pictures(of_it) for key, of_it in figures.items() if key != "confusion"}
 
 
 def where_it_fell(out: Path) -> str:
