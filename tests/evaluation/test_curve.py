@@ -291,7 +291,7 @@ def test_other_images_under_the_same_path_are_measured_again(checkpoint, raw_bet
 def test_a_record_that_does_not_say_its_weights_and_labels_is_not_used(checkpoint):
     measured(checkpoint)
     path = checkpoint / "results.jsonl"
-    record = json.loads(path.read_text())
+    (record,) = read_results(checkpoint)
     for keys in (["weights"], ["data", "labels_digest"], ["settings"]):
         old = json.loads(json.dumps(record))
         *outer, key = keys

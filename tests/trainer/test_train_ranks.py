@@ -231,7 +231,7 @@ def test_ranks_that_meet_in_a_store_of_dead_ones_read_nothing_of_theirs():
     store, size = torch.distributed.HashStore(), 3
 
     def join(rank, attempt):
-        found = meet(store, rank, size)
+        found = meet(store, rank, size, patience_s=60)
         addresses_left = found.check(["address"])
         if rank == 0:
             found.set("address", attempt)

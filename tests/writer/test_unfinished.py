@@ -264,6 +264,8 @@ def start_slow_command(out):
         text=True,
         start_new_session=True,
         cwd=REPOSITORY,
+        # under `nohup` it would not hear this signal, and rightly so
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     wait_until(lambda: process.poll() is not None or has_begun(out.parent))
     assert process.poll() is None, process.communicate()
