@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 
-LEFT_OUT = "left out"
+LEFT_OUT = "left out: "
 """Begins what a trial returns that cannot be made here. It is neither tried nor survived."""
 IS_QUICK = True
 """Whether this process runs the trials of `--quick`; families read it when they are imported."""

@@ -118,7 +118,7 @@ def flipped_results(trial: Trial) -> Counter:
         is_read = records == written
         assert is_read or records == written[:line] + written[line + lost :], bytes(damaged)
         assert is_read or f"{RESULTS_FILE}:{line + 1}: " in said.getvalue(), bytes(damaged)
-        outcomes["equal" if is_read else "left out and named"] += 1
+        outcomes["equal" if is_read else "not read, and named"] += 1
     return outcomes
 
 
