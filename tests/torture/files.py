@@ -194,7 +194,7 @@ def search(trial: Trial) -> Counter | str:
     """A fuzzer that follows the branches of the reader, the layout and the fields finds no mutant
     of a .beton file that ends in another way than those above."""
     if importlib.util.find_spec("atheris") is None:
-        return f"{frame.LEFT_OUT}: atheris is not installed"
+        return f"{frame.LEFT_OUT}atheris is not installed"
     limits = [f"--executions={EXECUTIONS}", f"--seconds={SEARCH_S}"]
     ran = run_fuzz(*limits, f"--corpus={trial.folder / 'corpus'}")
     return Counter({"executions": int(re.findall(r"Done (\d+) runs", ran.stderr)[-1])})
