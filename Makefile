@@ -54,7 +54,7 @@ bench: setup
 bench-train: setup
 	$(BIN)/python -m benchmarks.train_step $(if $(ROOT),--root "$(ROOT)") --results benchmarks/results/train_step.json
 
-# faults made on purpose, about an hour of them; QUICK=1: a little of everything, in two minutes;
+# faults made on purpose, an hour or two of them; QUICK=1: a little of everything, in two minutes;
 # MINUTES: at most, of each fault; ONLY: a family, or words of a fault's name; RESULTS: the file
 # whose rows are replaced, such as benchmarks/results/reliability.json (tests/torture/__init__.py)
 torture: setup

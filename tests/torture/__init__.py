@@ -1,6 +1,6 @@
 """Faults made on purpose: what the project promises to survive, tried many times.
 
-    make torture               # everything; about an hour on two cores
+    make torture               # everything; one to two hours on two cores
     make torture QUICK=1       # a little of everything, in two minutes
     make torture MINUTES=3     # everything, each fault for three minutes at most
     make torture ONLY=kills    # one family, or the faults with these words in their names
