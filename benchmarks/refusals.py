@@ -18,6 +18,19 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.refusal_syntax import (
+    CLOSE,
+    OPEN,
+    bind,
+    blocks,
+    called,
+    has_words,
+    is_name,
+    is_text,
+    loop_values,
+    placeholder,
+)
+
 ROOT = Path(__file__).resolve().parent.parent
 PLACES = ("ffcv_ssl", "pipelines", "train.py", "evaluate.py", "write_dataset.py", "demo.py")
 # Python's own classes that the library raises, beside those of ffcv_ssl/errors.py
@@ -28,10 +41,7 @@ OTHER_CLASSES = (
 ENDING = "EXIT_USER_ERROR"  # a call with this argument ends a command, its first argument is said
 MAX_TEXTS = 40  # templates of one message
 MAX_DEPTH = 4  # functions and names within one another
-# What stands in a message is shown by its name between these two.
-OPEN, CLOSE = "\x01", "\x02"
 OPAQUE = ("in_words",)  # functions with too many answers
-_TEXT_OF = ("str", "repr", "one_line", "list", "tuple", "sorted", "map", "set", "float", "int")
 
 
 class Refusal(NamedTuple):
@@ -131,7 +141,7 @@ class Module:
                 scope = self.scope_of(node)
                 for text in scope.texts(message):
                     template = " ".join(text.split())
-                    if _has_words(template):
+                    if has_words(template):
                         yield Refusal(
                             template, self.name, node.lineno, scope.name(), error,
                             self._condition(node),
@@ -148,7 +158,7 @@ class Module:
             error = getattr(made.func, "attr", getattr(made.func, "id", ""))
             if error in self.project.errors:
                 yield error, made.args[2 if error == "ConstructorError" else 0]
-        if isinstance(node, ast.Call) and any(_is_name(a, ENDING) for a in node.args[1:]):
+        if isinstance(node, ast.Call) and any(is_name(a, ENDING) for a in node.args[1:]):
             yield "", node.args[0]
 
     def _condition(self, node: ast.AST) -> str:
@@ -196,7 +206,7 @@ class Scope:
         for node in self.own_nodes:
             if isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr) and node.value:
                 for target in getattr(node, "targets", None) or [node.target]:
-                    _bind(values, target, node.value)
+                    bind(values, target, node.value)
             if isinstance(node, ast.For | ast.comprehension):
                 for name in ast.walk(node.target):
                     if isinstance(name, ast.Name):
@@ -212,9 +222,9 @@ class Scope:
         child: ast.AST | None = name
         while child not in (self.node, None):
             above = self.module.parents.get(child)
-            if rows := _rows(above, name.id):
-                return rows
-            block = next((b for b in _blocks(above) if child in b), [])
+            if given := loop_values(above, name.id):
+                return given
+            block = next((b for b in blocks(above) if child in b), [])
             for before in reversed(block[: block.index(child)] if block else []):
                 inside = set(ast.walk(before))
                 found += [value for value in values if value in inside]
@@ -225,7 +235,7 @@ class Scope:
 
     def texts(self, node: ast.expr, depth: int = 0) -> list[str]:
         """The texts that an expression may have, with placeholders."""
-        if _is_text(node):
+        if is_text(node):
             return [node.value]
         if isinstance(node, ast.JoinedStr):
             return self._joined(node.values, depth)
@@ -233,19 +243,19 @@ class Scope:
             return self.texts(node.value, depth)
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
             texts = self._joined([node.left, node.right], depth)
-            return texts if any(map(_has_words, texts)) else [f"{OPEN}{_placeholder(node)}{CLOSE}"]
-        if isinstance(node, ast.BinOp) and _is_text(node.left):  # `"s" * (count > 1)`
+            return texts if any(map(has_words, texts)) else [f"{OPEN}{placeholder(node)}{CLOSE}"]
+        if isinstance(node, ast.BinOp) and is_text(node.left):  # `"s" * (count > 1)`
             return ["", *self.texts(node.left, depth)]
         if isinstance(node, ast.IfExp):
             return self.texts(node.body, depth) + self.texts(node.orelse, depth)
         if isinstance(node, ast.BoolOp):
             found = [text for value in node.values for text in self.texts(value, depth)]
-            return found if any(map(_has_words, found)) else found[:1]
+            return found if any(map(has_words, found)) else found[:1]
         if depth < MAX_DEPTH:
             found = [text for text in self._looked_up(node, depth + 1) if text is not None]
-            if any(map(_has_words, found)):
+            if any(map(has_words, found)):
                 return list(dict.fromkeys(found))
-        return [f"{OPEN}{_placeholder(node)}{CLOSE}"]
+        return [f"{OPEN}{placeholder(node)}{CLOSE}"]
 
     def _joined(self, parts: list[ast.expr], depth: int) -> list[str]:
         codes = [ast.dump(part) for part in parts]
@@ -287,7 +297,7 @@ class Scope:
         for node in self.module.calls:
             # `library.decode(...)` is not the function `decode` of this module
             is_meant = is_method or isinstance(node.func, ast.Name)
-            if is_meant and _called(node) == getattr(self.node, "name", None):
+            if is_meant and called(node) == getattr(self.node, "name", None):
                 given = [k.value for k in node.keywords if k.arg == name]
                 given = given or node.args[place - is_method :][:1]
                 for value in given:
@@ -302,7 +312,7 @@ class Scope:
             *zip(reversed(names), reversed(given.defaults)),
             *zip([a.arg for a in given.kwonlyargs], given.kw_defaults),
         ]
-        texts = [node.value for key, node in pairs if key == name and node and _is_text(node)]
+        texts = [node.value for key, node in pairs if key == name and node and is_text(node)]
         return [text for text in texts if " " in text]
 
     def _of_item(self, node: ast.expr, item: object, depth: int) -> list[str]:
@@ -323,91 +333,12 @@ class Scope:
                         value = value.elts[item]
                     if not isinstance(value, ast.Tuple):
                         texts += scope.texts(value, depth)
-        return [text for text in texts if _has_words(text)]
+        return [text for text in texts if has_words(text)]
 
     def _functions(self, call: ast.Call) -> list[Scope]:
         """The functions that a call may mean: of this file, or else of any file."""
-        name = _called(call)
+        name = called(call)
         found = [] if name in OPAQUE else self.module.project.functions.get(name, [])
         own = [scope for scope in found if scope.module is self.module]
         is_known = isinstance(call.func, ast.Attribute) or name in self.module.imported
         return own or (found if is_known else [])
-
-
-def _rows(node: ast.AST | None, name: str) -> list[ast.expr]:
-    """The values of a name of a loop over a literal list or tuple; else nothing."""
-    if not isinstance(node, ast.For) or not isinstance(node.iter, ast.Tuple | ast.List):
-        return []
-    values: dict[str, list[ast.expr]] = defaultdict(list)
-    for row in node.iter.elts:
-        _bind(values, node.target, row)
-    return values.get(name, [])
-
-
-def _blocks(node: ast.AST | None) -> list[list]:
-    """The lists of statements in a statement."""
-    parts = (getattr(node, part, None) for part in ("body", "orelse", "finalbody"))
-    return [part for part in parts if isinstance(part, list)]
-
-
-def _bind(values: dict[str, list[ast.expr]], target: ast.expr, value: ast.expr) -> None:
-    if isinstance(target, ast.Name):
-        values[target.id].append(value)
-    elif isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
-        for part, its_value in zip(target.elts, value.elts):
-            _bind(values, part, its_value)
-    elif isinstance(target, ast.Tuple):
-        for index, part in enumerate(target.elts):
-            item = ast.Subscript(value, ast.Constant(index), ast.Load())
-            _bind(values, part, item)
-
-
-def _is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
-
-
-def _called(node: ast.Call) -> str:
-    return getattr(node.func, "attr", getattr(node.func, "id", ""))
-
-
-def _is_name(node: ast.AST, name: str) -> bool:
-    return isinstance(node, ast.Name) and node.id == name
-
-
-def _has_words(text: str) -> bool:
-    """Whether a template has a fixed word of three letters."""
-    return bool(re.search("[A-Za-z]{3}", re.sub(f"{OPEN}.*?{CLOSE}", "", text)))
-
-
-def _placeholder(node: ast.expr) -> str:
-    """A short name for a part of a message: of what is shown there."""
-    if isinstance(node, ast.Name):
-        return node.id.strip("_")
-    if isinstance(node, ast.Attribute):
-        return "type" if node.attr == "__name__" else node.attr.strip("_")
-    if isinstance(node, ast.BinOp):
-        return _in_short(node)
-    if isinstance(node, ast.Call):
-        name = _called(node)
-        if name == "len":
-            return "number"
-        if name == "getattr" and _is_text(node.args[1]):
-            return node.args[1].value
-        if name in (*_TEXT_OF, "join", "removeprefix") and (node.args or name == "removeprefix"):
-            base = node.func.value if name == "removeprefix" else node.args[-1]
-            return _placeholder(base)
-        return name.strip("_").removesuffix("_for") or "..."
-    if isinstance(node, ast.Starred | ast.FormattedValue | ast.Subscript):
-        return _placeholder(node.value)
-    return "..."
-
-
-def _in_short(node: ast.BinOp) -> str:
-    """A sum or the like, if it is of names and numbers: `num_samples - 1`."""
-    parts = {ast.Sub: "-", ast.Add: "+", ast.Mult: "*"}
-    sides = [
-        str(side.value) if isinstance(side, ast.Constant) else _placeholder(side)
-        for side in (node.left, node.right)
-    ]
-    sign = parts.get(type(node.op))
-    return "..." if sign is None or "..." in sides else f"{sides[0]} {sign} {sides[1]}"
