@@ -41,7 +41,8 @@ class Encoded(NamedTuple):
 
 
 class SampleError(Exception):
-    """A sample could not be encoded, or none; the text says which one, and why."""
+    """A sample cannot be encoded, and the text says which one and why; or no sample can, because
+    the workers cannot be started."""
 
 
 class SampleEncoder:
