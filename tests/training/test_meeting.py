@@ -59,7 +59,12 @@ def test_ranks_that_the_first_one_waits_for_in_vain_are_one_line(monkeypatch):
 
 def test_an_error_after_the_meeting_is_explained_until_the_ranks_part(monkeypatch):
     monkeypatch.setattr(world, "_stores", {"explain": lambda error: "rank 1 of 2 did not answer"})
-    assert world.explain_loss(RuntimeError("gloo: timed out")) == "rank 1 of 2 did not answer"
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    timed_out = RuntimeError("gloo: timed out")
+    assert world.explain_loss(timed_out) == "rank 1 of 2 did not answer"
+    world.World(size=2).leave()
+    assert world.explain_loss(timed_out) is None and world.was_connected()
 
 
 WORDS = {

@@ -164,6 +164,14 @@ def test_a_folder_that_cannot_be_listed_is_written_to(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a"]
 
 
+def is_locked(file):
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
+
+
 def test_a_forked_process_that_lives_on_does_not_keep_its_parents_lock(tmp_path):
     with unfinished._new_file(str(tmp_path / "a"), str(tmp_path), "a") as (file, temporary):
         started, told = os.pipe()
@@ -175,8 +183,9 @@ def test_a_forked_process_that_lives_on_does_not_keep_its_parents_lock(tmp_path)
         try:
             os.read(started, 1)
             with open(os.devnull, "wb") as null, open(temporary, "rb") as other:
+                assert is_locked(other)
                 os.dup2(null.fileno(), file.fileno())  # as when this process is killed
-                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                assert not is_locked(other)
         finally:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
