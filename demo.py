@@ -33,7 +33,7 @@ import torch.nn.functional as F
 
 import train
 from ffcv_ssl.config.messages import OneLineParser, one_line
-from ffcv_ssl.config.stdout import has_told, printing, say
+from ffcv_ssl.config.stdout import has_told, say
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.loader import OrderOption
 from ffcv_ssl.training import checkpoint
@@ -101,15 +101,12 @@ class Plan:
     def arguments(self) -> list[str]:
         """The plan as arguments of train.py."""
         return [
-            f"--epochs={self.epochs}",
-            f"--data.batch_size={batch_size_at(self.px)}",
-            f"--resolution.min={self.px}",
-            f"--resolution.max={self.px}",
+            f"--epochs={self.epochs}", f"--data.batch_size={batch_size_at(self.px)}",
+            f"--resolution.min={self.px}", f"--resolution.max={self.px}",
             f"--evaluation.resolution={CLEAN_PX}",
             f"--evaluation.every_epochs={-(-self.epochs // (self.evaluations - 1))}",
-            f"--evaluation.knn_bank={self.knn_bank}",
-            f"--checkpoint.keep_every={self.epochs}",
-        ]
+            f"--evaluation.knn_bank={self.knn_bank}", f"--checkpoint.keep_every={self.epochs}",
+        ]  # fmt: skip
 
 
 # The first plan that a machine does in time is taken. Gains of the backbone's probe: docs/log.md.
@@ -235,9 +232,8 @@ def look_at_machine(started: float) -> Choice:
 def run_step(title: str, *command: str) -> None:
     """Run one of the project's commands and show what it prints for people."""
     say(f"\n-- {title}\n   python {' '.join(command)}")
-    process = subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    words = [sys.executable, *command]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         for line in process.stdout:
@@ -247,8 +243,7 @@ def run_step(title: str, *command: str) -> None:
         process.kill()  # what it makes is of no use alone
         process.wait()
         raise
-    if process.wait() != 0:
-        code = process.returncode
+    if (code := process.wait()) != 0:
         raise UserError(
             f"demo: {command[0]} ended with exit code {code}; correct what its last line above says"
         )
@@ -278,10 +273,10 @@ def encode(
 ) -> dict[str, Rows]:
     """Encode clean centre crops: {depth or "pixels": float32 features and labels}."""
     parts, labels = [], []
-    options: dict[str, Any] = {"batch_size": config.evaluation.batch_size, "seed": config.seed}
     loader = make_loader(
         dataset, config.data, train.clean_view(config), World(), config.channels_last,
-        indices=indices, order=OrderOption.SEQUENTIAL, drop_last=False, **options,
+        indices=indices, order=OrderOption.SEQUENTIAL, drop_last=False,
+        batch_size=config.evaluation.batch_size, seed=config.seed,
     )  # fmt: skip
     with loader:
         for batch in loader:
@@ -289,8 +284,7 @@ def encode(
             features = {**model.encode(batch.view_0), "pixels": batch.view_0.flatten(1)}
             parts.append({name: x[valid].float() for name, x in features.items()})
             labels.append(batch.label.view(-1)[valid])
-    joined = torch.cat(labels)
-    return {name: (torch.cat([part[name] for part in parts]), joined) for name in parts[0]}
+    return {name: (torch.cat([x[name] for x in parts]), torch.cat(labels)) for name in parts[0]}
 
 
 def linear_probe(known: Rows, val: Rows, num_classes: int) -> float:
@@ -304,8 +298,8 @@ def linear_probe(known: Rows, val: Rows, num_classes: int) -> float:
 
     def closure() -> torch.Tensor:
         solver.zero_grad()
-        loss = F.cross_entropy(features @ weight.T + bias, labels)
-        loss = loss + PROBE_PENALTY * weight.square().sum()
+        penalty = PROBE_PENALTY * weight.square().sum()
+        loss = F.cross_entropy(features @ weight.T + bias, labels) + penalty
         loss.backward()
         return loss
 
@@ -329,9 +323,8 @@ def measure(
     checkpoint_path: Path, config: train.Config, train_set: RunData, val_set: RunData
 ) -> dict[str, float]:
     """All rows of the table for the encoder of a checkpoint: {row: accuracy in %}."""
-    model = Model(config.model)
+    model = Model(config.model).eval()
     model.load_state_dict(checkpoint.load(checkpoint_path)["model"])
-    model.eval()
     indices = np.arange(min(NUM_PROBE, train_set.num_samples))
     known, val = encode(model, train_set, config, indices), encode(model, val_set, config)
     classes = train_set.num_classes
@@ -352,10 +345,9 @@ def show_table(start: dict[str, float], trained: dict[str, float], chance: float
         table.add_row(row, f"{start[row]:.1f}", f"{trained[row]:.1f}", f"{gain:+.1f}")
     table.add_row("chance", f"{chance:.1f}", "", "")
     console = Console()
-    with printing():
-        with console.capture() as text:  # by itself it ends the process where nobody reads
-            console.print(table)
-        print(text.get(), end="")
+    with console.capture() as text:  # by itself it ends the process where nobody reads
+        console.print(table)
+    say(text.get(), end="")
 
 
 def run(out: Path) -> tuple[int, dict]:
@@ -381,11 +373,8 @@ def run(out: Path) -> tuple[int, dict]:
     summary: dict[str, Any] = {
         "seconds": round(time.perf_counter() - started, 1),
         "gain_points": round(trained[probe] - start[probe], 2),
-        "step_0": start,
-        "trained": trained,
-        "chance": chance,
-        "report": str(out / REPORT_FILE),
-    }
+        "step_0": start, "trained": trained, "chance": chance, "report": str(out / REPORT_FILE),
+    }  # fmt: skip
     return int(summary["gain_points"] < LEAST_GAIN_POINTS), summary
 
 
@@ -401,9 +390,8 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # nobody watches any more
         return 1
     if code:
-        gain = summary["gain_points"]
-        message = f"demo: the probe gained {gain} points, expected at least {LEAST_GAIN_POINTS}"
-        print(message, file=sys.stderr)
+        gained = f"demo: the probe gained {summary['gain_points']} points"
+        print(f"{gained}, expected at least {LEAST_GAIN_POINTS}", file=sys.stderr)
     is_told = has_told("demo", "all steps are done", lambda: print(json.dumps(summary)))
     return code if is_told else EXIT_USER_ERROR
 
