@@ -8,11 +8,10 @@ executed, and a file of another architecture is refused with the first key that 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,10 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.config.settings import ModelConfig
 from ffcv_ssl.config.yaml_layers import read_yaml
-from ffcv_ssl.errors import CheckpointError, FfcvSslError, UserError
+from ffcv_ssl.errors import UserError
 from ffcv_ssl.training import checkpoint
 from ffcv_ssl.training.checksums import weights_damage
 from ffcv_ssl.training.metrics_log import X_AXES, each_metric_from_the_end
@@ -117,7 +115,7 @@ def load_encoder(
     """
     file = _find_file(path)
     state, about = _read(file)
-    with _parts_explained(file):
+    with checkpoint.needing(file, "what a run's file says of its network"):
         config, weights, architecture, known = _parts(file, state, about, model)
         if model is not None and _kind(model) != _kind(architecture):
             raise UserError(
@@ -147,22 +145,6 @@ def _parts(
         raise UserError(f"{file}: names no network; give --model.backbone (resnet50...)")
     config, known = _origin(file, about)
     return config, (_renamed(found), first_key), named, known
-
-
-@contextlib.contextmanager
-def _parts_explained(file: Path) -> Iterator[None]:
-    """A file whose checksums hold, but that lacks a part of a run's, or has another one, is a
-    CheckpointError."""
-    try:
-        yield
-    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
-        if isinstance(error, FfcvSslError):
-            raise
-        back = checkpoint.way_back(file) or "take another checkpoint"
-        raise CheckpointError(
-            f"{file}: lacks what a run's file says of its network, or contradicts it "
-            f"({type(error).__name__}: {one_line(error)}); {back}"
-        ) from error
 
 
 def says_architecture(path: str | Path) -> bool:

@@ -19,7 +19,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from ffcv_ssl.errors import CheckpointError
+from ffcv_ssl.config.messages import one_line
+from ffcv_ssl.errors import CheckpointError, FfcvSslError
 from ffcv_ssl.files import (
     StrPath,
     check_kind,
@@ -37,6 +38,8 @@ from ffcv_ssl.training.checksums import (
     signed,
     weights_damage,
 )
+from ffcv_ssl.training.lost_ranks import is_loss
+from ffcv_ssl.training.memory import what_ran_out
 
 PREVIOUS = "checkpoint_previous.pt"
 """The checkpoint before the last one, in a run's folder until the run is finished."""
@@ -130,6 +133,26 @@ def load(
             f"{path}: got a {type(state).__name__}, expected a checkpoint's dict of state"
         )
     return state
+
+
+@contextlib.contextmanager
+def needing(path: StrPath, needed: str) -> Iterator[None]:
+    """The checkpoint at `path`, whose checksums hold, is used in the block. A part that is missing
+    there, or that is another than the block needs, is a CheckpointError.
+
+    needed: the parts in words, for its message, which ends as that of `load`."""
+    try:
+        yield
+    except (  # a class of FfcvSslError may be one of them too
+        LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError
+    ) as error:  # fmt: skip
+        if isinstance(error, FfcvSslError) or is_loss(error) or what_ran_out(error):
+            raise
+        raise CheckpointError(
+            f"{path}: lacks {needed}, or contradicts it "
+            f"({type(error).__name__}: {one_line(error)}); "
+            f"{way_back(path) or 'restore a kept copy, or take another checkpoint'}"
+        ) from error
 
 
 def way_back(path: StrPath) -> str | None:

@@ -18,16 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.config.plain import config_differences
 from ffcv_ssl.config.renamed import Table, rename
 from ffcv_ssl.config.yaml_layers import yaml_text
-from ffcv_ssl.errors import CheckpointError, FfcvSslError, UserError
+from ffcv_ssl.errors import UserError
 from ffcv_ssl.files import StrPath, explained, write_text
 from ffcv_ssl.training import checkpoint
 from ffcv_ssl.training.checkpoint import PREVIOUS
-from ffcv_ssl.training.lost_ranks import is_loss
-from ffcv_ssl.training.memory import what_ran_out
 from ffcv_ssl.training.metrics_log import EVENTS_FOLDER, METRICS_FILE, MetricsLog
 from ffcv_ssl.training.report import REPORT_FILE, draw_report
 
@@ -106,21 +103,10 @@ class RunFolder:
         with self.restoring():
             restore(saved)
 
-    @contextlib.contextmanager
-    def restoring(self) -> Iterator[None]:
-        """A checkpoint whose checksums hold, but that lacks a part which is used in the block, or
-        has another one, is a CheckpointError."""
-        try:
-            yield
-        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-            if isinstance(error, FfcvSslError) or is_loss(error) or what_ran_out(error):
-                raise
-            path = self.path / CHECKPOINT
-            way_on = checkpoint.way_back(path) or "restore a kept copy, or use another --out"
-            raise CheckpointError(
-                f"{path}: lacks what the run goes on from, or contradicts it "
-                f"({type(error).__name__}: {one_line(error)}); {way_on}"
-            ) from error
+    def restoring(self) -> contextlib.AbstractContextManager[None]:
+        """A checkpoint that lacks a part which is used in the block, or has another one, is a
+        CheckpointError."""
+        return checkpoint.needing(self.path / CHECKPOINT, "what the run goes on from")
 
     def _check_free(self):
         """Raise UserError where a run that begins here would destroy files: those of a run whose
