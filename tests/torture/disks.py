@@ -316,9 +316,9 @@ class _Others(SmallImages):
 
 @fault("data replaced under a run", quick=2, full=10)
 def data_replaced(trial: Trial) -> str:
-    """Where a data set is replaced by another of the same size under a run, renamed over it or
-    written into it, the run trains on the former images or ends with one line that names the file;
-    it is not resumed with other images."""
+    """A run whose data set is replaced by another of the same size, renamed over it or written into
+    it, trains on the former images or ends with one line that names the file; it is not resumed
+    with other images."""
     former, _, expected, _ = short_run()
     data, out = trial.folder / "data.beton", trial.folder / "run"
     shutil.copyfile(former, data)
@@ -369,8 +369,8 @@ def start_two(trial: Trial, work) -> None:
 
 @fault("two runs in one folder", quick=1, full=10)
 def two_runs(trial: Trial) -> str:
-    """Of two runs that start in one folder, exactly one is refused, in one line; the other ends
-    with the metrics and the weights of a run alone."""
+    """One of two runs that start in one folder is refused, in one line; the other ends with the
+    metrics and the weights of a run alone."""
     out, data = trial.folder / "run", short_run().data
 
     def run():
@@ -385,8 +385,8 @@ def two_runs(trial: Trial) -> str:
 
 @fault("two chains in one folder", quick=0, full=5)
 def two_chains(trial: Trial) -> str:
-    """Of two chains that start in one folder, exactly one is refused, in one line; the other ends
-    with the results of a chain alone."""
+    """One of two chains that start in one folder is refused, in one line; the other ends with the
+    results of a chain alone."""
     undisturbed_chain()
     words = chain_words(trial.folder)
     start_two(trial, lambda: chain.main(words))

@@ -62,9 +62,9 @@ def seeds():
 
 @fault("mutated .beton files", quick=1, full=260, limit_s=600)
 def beton_files(trial: Trial) -> Counter:
-    """Of small files of every kind, changed anywhere, half of them with checksums that are right
-    for the change: a BetonError, or exactly the values, names and counts that other programs read
-    from the same bytes. Reading one takes no more memory than its size allows."""
+    """A small file of any kind, changed anywhere, half of them with checksums that are right for
+    the change, is refused by a BetonError, or gives exactly the values, names and counts that other
+    programs read from the same bytes. Reading one takes no more memory than its size allows."""
     return try_many(seeds(), 2000, at_random(trial))
 
 
@@ -80,9 +80,8 @@ def beton_files_loaded(trial: Trial) -> Counter:
 
 @fault("reads that fail", quick=1, full=20)
 def failing_reads(trial: Trial) -> Counter:
-    """Where one read of a sound file fails, or finds the file cut from there on, that is a
-    BetonError, and all other values are right. Where reads give less than was asked, all values are
-    right."""
+    """A read that fails, or finds the file cut from there on, is a BetonError, and all other values
+    are right. Reads that give less than was asked change no value."""
     chosen, sound = at_random(trial), [seed for seed in seeds() if len(seed.values) < 50]
     try_no_file(trial.folder)
     for seed in sound:
@@ -171,8 +170,8 @@ def label_lists(trial: Trial) -> Counter:
 
 @fault("damaged metrics", quick=1, full=40)
 def metrics(trial: Trial) -> Counter:
-    """Of a damaged metrics.jsonl, every whole line with a step is read, in order, and nothing else.
-    A run that goes on from step 6 keeps these lines up to the last of step 6 or before, and writes
+    """A damaged metrics.jsonl is read as its whole lines with a step, in order, and nothing else. A
+    run that goes on from step 6 keeps these lines up to the last of step 6 or before, and writes
     behind them."""
     chosen = at_random(trial)
     return Counter(try_metrics(trial.folder, chosen) for _ in range(500))
