@@ -13,6 +13,7 @@ _MULTIPLIER_0, _MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _WEYL_0, _WEYL_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _LOW32 = np.uint64(0xFFFFFFFF)
 _TO_UNIT = 2.0**-32
+_DRAWN_AHEAD = 256
 
 
 @inlined
@@ -44,6 +45,16 @@ def uniforms(key, epoch, sample, occurrence, block):
     return w0 * _TO_UNIT, w1 * _TO_UNIT, w2 * _TO_UNIT, w3 * _TO_UNIT
 
 
+@inlined
+def _partner(key, epoch, last):
+    """A number in [0, last]."""
+    w0, w1, w2, w3 = philox(
+        key, np.uint64(last) & _LOW32, epoch & _LOW32, np.uint64(0), np.uint64(0)
+    )
+    bound = np.uint64(last + 1)
+    return np.int64((w0 * bound + ((w1 * bound) >> np.uint64(32))) >> np.uint64(32))
+
+
 @kernel("void(uint64, uint64, int64[::1])")
 def shuffle_(key, epoch, values):
     """Permute `values` in place (Fisher and Yates), as a function of key and epoch. Every
@@ -52,13 +63,16 @@ def shuffle_(key, epoch, values):
     A bounded number is the high half of a 64-bit word times the bound; the bias is below 2**-32 for
     2**32 values.
     """
-    for last in range(values.size - 1, 0, -1):
-        w0, w1, w2, w3 = philox(
-            key, np.uint64(last) & _LOW32, epoch & _LOW32, np.uint64(0), np.uint64(0)
-        )
-        bound = np.uint64(last + 1)
-        other = np.int64((w0 * bound + ((w1 * bound) >> np.uint64(32))) >> np.uint64(32))
-        values[last], values[other] = values[other], values[last]
+    # partners are drawn some ahead: then the processor waits for several places of memory at once
+    others = np.empty(_DRAWN_AHEAD, np.int64)
+    last = values.size - 1
+    while last > 0:
+        number = min(_DRAWN_AHEAD, last)
+        for i in range(number):
+            others[i] = _partner(key, epoch, last - i)
+        for i in range(number):
+            values[last - i], values[others[i]] = values[others[i]], values[last - i]
+        last -= number
 
 
 @kernel("uint64(uint64, uint64, uint64, uint64)")

@@ -74,7 +74,7 @@ def test_every_part_of_a_draws_name_changes_it():
     assert len(draws) == len(names)
 
 
-@pytest.mark.parametrize("size", [0, 1, 2, 3, 10, 257])
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 10, 256, 257, 258, 513, 700])
 def test_shuffles_equal_their_twin(size):
     for key, epoch in [(5, 0), (2**64 - 1, 2**32 - 1)]:
         values = np.arange(size) * 3
