@@ -14,6 +14,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["ffcv_ssl", "ffcv_ssl.*", "pipelines", "pipelines.*"]),
     py_modules=["train", "evaluate", "write_dataset"],
+    package_data={"ffcv_ssl.monitor": ["assets/*"]},
     install_requires=[
         "numpy>=1.24",
         "numba>=0.60",
@@ -28,6 +29,7 @@ setup(
         "rich>=13.0",
         "filelock>=3.13",
         "matplotlib>=3.8",
+        "plotly>=5.24",
         "submitit>=1.5",
     ],
     extras_require={

@@ -19,6 +19,7 @@ FLOORS = [
     ["training"],
     ["methods", "jobs"],
     ["evaluation"],
+    ["monitor"],
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 OUTSIDE = ("train", "evaluate", "write_dataset", "demo", "pipelines", "benchmarks", "tests")

@@ -48,7 +48,7 @@ def each_metric(folder: StrPath) -> Iterator[dict[str, Any]]:
     check_kind(path)  # a reader of a pipe would wait
     with path.open("rb") as file:
         for line in file:
-            if line.endswith(b"\n") and (record := _parsed(line)) is not None:
+            if line.endswith(b"\n") and (record := parse_line(line)) is not None:
                 yield record
 
 
@@ -60,7 +60,7 @@ def read_metrics(folder: StrPath) -> list[dict[str, Any]]:
 def each_metric_from_the_end(folder: StrPath) -> Iterator[dict[str, Any]]:
     """What `each_metric` yields, in reverse order; a long file is read only as far as needed."""
     for _, line in _lines_from_the_end(Path(folder) / METRICS_FILE):
-        if (record := _parsed(line)) is not None:
+        if (record := parse_line(line)) is not None:
             yield record
 
 
@@ -125,7 +125,7 @@ class MetricsLog:
         """The newest record with a key that starts with `prefix`, or an empty dict."""
         quoted = f'"{prefix}'.encode()  # parsing every line would take 20 times longer
         for _, line in _lines_from_the_end(self.folder / METRICS_FILE):
-            record = _parsed(line) if quoted in line else None
+            record = parse_line(line) if quoted in line else None
             if record is not None and any(key.startswith(prefix) for key in record):
                 return record
         return {}
@@ -162,7 +162,7 @@ def _line(record):
     return json.dumps(finite, allow_nan=False) + "\n"
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def parse_line(line: bytes) -> dict[str, Any] | None:
     """A line's record; None where it is no JSON object with a step."""
     try:
         record = json.loads(line)
@@ -202,7 +202,7 @@ def _cut_back(path: Path, last_step: int | None) -> None:
     check_kind(path)  # a device takes any line and keeps none
     kept_bytes = 0
     for end, line in _lines_from_the_end(path) if last_step is not None else ():
-        record = _parsed(line)
+        record = parse_line(line)
         if record is not None and record["step"] <= last_step:
             kept_bytes = end
             break
