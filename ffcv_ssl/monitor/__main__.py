@@ -80,9 +80,9 @@ def _check(options: argparse.Namespace) -> int:
     port = options.port or "0"
     if not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
         raise UserError(f"--port: got {port!r}, expected 0 to 65535")
+    check_paths(options.runs, may_come_later=options.serve)
     if not options.serve:
         _check_out(options.out)
-    check_paths(options.runs, may_come_later=options.serve)
     return int(port)
 
 

@@ -68,7 +68,12 @@ class Board:
         limit, panels, runs}. A page of another process (`boot`) needs everything."""
         with self._lock:
             start = version if boot == self.boot and version <= self.version else 0
-            answer = {"boot": self.boot, "from": start, "version": self.version, "runs": []}
+            answer: dict[str, Any] = {
+                "boot": self.boot,
+                "from": start,
+                "version": self.version,
+                "runs": [],
+            }
             if start == self.version and start:
                 return answer
             keys = {key for run in self.runs for key in run.columns()}

@@ -81,7 +81,7 @@ def names_of(folders: Sequence[Path]) -> list[str]:
     parts = [Path(os.path.abspath(folder)).parts for folder in folders]
     lengths = [1] * len(parts)
     while True:
-        names = ["/".join(part[-length:]) for part, length in zip(parts, lengths)]
+        names = [os.path.join(*part[-length:]) for part, length in zip(parts, lengths)]
         counts: dict[str, int] = {}
         for name in names:
             counts[name] = counts.get(name, 0) + 1

@@ -55,7 +55,6 @@ class Handler(BaseHTTPRequestHandler):
     """Answers one browser."""
 
     server: Server
-    protocol_version = "HTTP/1.1"
     timeout = _PATIENCE_S
 
     def do_GET(self) -> None:
