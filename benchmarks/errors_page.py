@@ -30,6 +30,7 @@ ROOMS = {
     "Training": ("ffcv_ssl/training", "ffcv_ssl/files"),
     "Evaluation": ("ffcv_ssl/evaluation",),
     "Jobs and chains": ("ffcv_ssl/jobs",),
+    "Watching": ("ffcv_ssl/monitor",),
     "Python names": ("ffcv_ssl",),
 }  # fmt: skip
 EXIT_CODES = {"NonFiniteLoss": 1, "Interrupted": 75}

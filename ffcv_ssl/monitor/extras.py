@@ -99,9 +99,10 @@ def _compact(value: Any) -> str:
 
 def read_config(folder: Path) -> dict[str, str]:
     """{setting: value as text} of a run's `config.yaml`."""
-    settings = read_yaml(folder / CONFIG_FILE)
+    path = folder / CONFIG_FILE
+    settings = read_yaml(path)
     if not isinstance(settings, dict):
-        raise UserError(f"{folder / CONFIG_FILE}: got no mapping of settings; it is left out")
+        raise UserError(f"{path}: got no mapping of settings; restore it from the run's checkpoint")
     flat = flatten_as_text(_with_texts(settings))
     return {text(key): text(value) for key, value in list(flat.items())[:_MAX_SETTINGS]}
 
@@ -151,9 +152,10 @@ def _evaluation(record: dict[str, Any]) -> dict[str, Any]:
 def read_views(folder: Path) -> dict[str, Any]:
     """{picture: data URI, width, height (px), step, epoch, resolution, samples} of a run's newest
     views. samples: [{index, views: [{name, drawn: [[op, parameters]]}]}], all texts."""
-    data = (folder / VIEWS_PICTURE).read_bytes()
+    path = folder / VIEWS_PICTURE
+    data = path.read_bytes()
     if not data.startswith(_PNG_HEAD) or len(data) < 24:
-        raise UserError(f"{folder / VIEWS_PICTURE}: got no PNG picture; it is left out")
+        raise UserError(f"{path}: got no PNG picture; remove it, the next evaluation draws another")
     about = _read_drawn(folder / VIEWS_FILE)
     samples = about.get("samples")
     return {

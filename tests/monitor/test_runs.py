@@ -208,7 +208,7 @@ def test_hostile_files_cost_their_part_and_are_named(tmp_path, capsys):
     assert run["evaluations"][0]["metrics"] == {}
     notes = "\n".join(run["info"]["notes"])
     assert "1 lines of metrics.jsonl are no records" in notes
-    assert "views.png: got no PNG picture; it is left out" in notes
+    assert "views.png: got no PNG picture; remove it" in notes
     assert len(run["info"]["notes"]) == 3
 
 
@@ -218,7 +218,7 @@ def test_files_of_another_kind_or_size_are_left_out(tmp_path, monkeypatch):
     os.mkfifo(folder / "results.jsonl")
     (folder / "views.png").mkdir()
     notes = "\n".join(look(folder)["a"]["info"]["notes"])
-    assert "config.yaml: got no mapping of settings; it is left out" in notes
+    assert "config.yaml: got no mapping of settings; restore it" in notes
     assert "results.jsonl: is a pipe, expected a regular file; it is left out" in notes
     assert "views.png: is a folder, expected a regular file; it is left out" in notes
     with open(folder / "config.yaml", "w") as file:
