@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-_DEPTH = r"(?:backbone|layer\d+|projector_\d+|[^/]+)"
-
 
 @dataclass(frozen=True)
 class Panel:
@@ -36,26 +34,31 @@ class Panel:
 PANELS = (
     Panel(
         "probes", "Probe top-1 by depth", r"val/(?:(?!knn/)([^/]+)/)?top1",
-        "Linear probes on validation images.", "%",
+        "Linear probes on validation images.", unit="%",
     ),
-    Panel("knn", "k-NN on the backbone", r"val/knn/(.+)", "On validation images.", "%"),
-    Panel("loss", "Loss and its terms", r"train/loss(?:/(.+))?", "", "", can_be_log=True,
-          whole="loss"),
-    Panel("lr", "Learning rate", r"lr", "", "", can_be_log=True),
-    Panel("speed", "Images per second", r"train/images_per_s", "", "images/s"),
+    Panel("knn", "k-NN on the backbone", r"val/knn/(.+)", "On validation images.", unit="%"),
+    Panel("loss", "Loss and its terms", r"train/loss(?:/(.+))?", can_be_log=True, whole="loss"),
     Panel(
-        "waits", "Waits", r"train/(\w+)_wait", "Share of the time that steps wait for it.", "%"
+        "rank", "Rank of the embeddings", r"health/(?:([^/]+)/)?(effective_rank|rankme)",
+        "How many directions they use; a fall is a collapse.",
     ),
-    Panel("rank", "Rank of the embeddings", rf"health/(?:({_DEPTH})/)?(effective_rank|rankme)",
-          "How many directions they use; a fall is a collapse.", ""),
-    Panel("spread", "Spread of the embeddings", rf"health/(?:({_DEPTH})/)?std",
-          "Standard deviation; 0 is a collapse.", ""),
-    Panel("sphere", "Alignment and uniformity", r"health/(?:[^/]+/)?(alignment|uniformity)",
-          "Lower is better: views of an image close, images far apart.", ""),
-    Panel("train_probes", "Probe top-1 on training views", r"train/(?:([^/]+)/)?top1", "", "%"),
-    Panel("probes_top5", "Probe top-5 by depth", r"val/(?:(?!knn/)([^/]+)/)?top5", "", "%"),
-    Panel("resolution", "Resolution", r"resolution", "", "px", is_step=True),
-    Panel("memory", "Peak memory", r"train/peak_memory_mib", "", "MiB"),
+    Panel(
+        "spread", "Spread of the embeddings", r"health/(?:([^/]+)/)?std",
+        "Standard deviation; 0 is a collapse.",
+    ),
+    Panel(
+        "sphere", "Alignment and uniformity", r"health/(?:[^/]+/)?(alignment|uniformity)",
+        "Lower is better: views of an image close, images far apart.",
+    ),
+    Panel("lr", "Learning rate", r"lr", can_be_log=True),
+    Panel("speed", "Images per second", r"train/images_per_s", unit="images/s"),
+    Panel(
+        "waits", "Waits", r"train/(\w+)_wait", "Share of the time that steps wait for it.", unit="%"
+    ),
+    Panel("train_probes", "Probe top-1 on training views", r"train/(?:([^/]+)/)?top1", unit="%"),
+    Panel("probes_top5", "Probe top-5 by depth", r"val/(?:(?!knn/)([^/]+)/)?top5", unit="%"),
+    Panel("resolution", "Resolution", r"resolution", unit="px", is_step=True),
+    Panel("memory", "Peak memory", r"train/peak_memory_mib", unit="MiB"),
 )  # fmt: skip
 _COMPILED = [(panel, re.compile(panel.pattern)) for panel in PANELS]
 MAX_OTHER_PANELS = 24
