@@ -110,6 +110,9 @@ def _write(runs: Sequence[str], out: str | None) -> dict[str, Any]:
         raise UserError(
             f"{path}: cannot be written ({error.strerror or error}); {remedy_for(error)}"
         ) from None
+    for run in board.runs:
+        for note in run.notes():
+            print(one_line(f"{run.name}: {note}"), file=sys.stderr)
     num_bytes = os.path.getsize(path)
     say(f"{path}: {len(board.runs)} runs, {num_bytes / 1e6:.1f} MB; open it in a browser")
     return {"status": "written", "out": path, "bytes": num_bytes, "runs": board.summary()}

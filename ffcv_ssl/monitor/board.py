@@ -15,6 +15,8 @@ from ffcv_ssl.monitor.run import MAX_VIEWS_BYTES, Run
 
 _ROWS_OF_ALL, _MOST_ROWS, _FEWEST_ROWS = 12_000, 3000, 40
 _SEARCH_INTERVAL_S = 5.0
+_SEARCH_PATIENCE = 20
+"""A search takes at most this share of the time: one second in 20."""
 
 
 class Board:
@@ -27,7 +29,7 @@ class Board:
         self.version = 0
         self.runs: list[Run] = []
         self._lock = threading.Lock()
-        self._searched: float | None = None
+        self._next_search = 0.0
         self._num_made = 0
         self._max_rows = _MOST_ROWS
 
@@ -43,11 +45,12 @@ class Board:
 
     def _search(self) -> bool:
         """Look for runs that came or went; returns whether there are any."""
-        now = time.monotonic()
-        if self._searched is not None and now - self._searched < _SEARCH_INTERVAL_S:
+        begun = time.monotonic()
+        if begun < self._next_search:
             return False
-        self._searched = now
         folders = find_runs(self.paths)
+        seconds = time.monotonic() - begun  # folders of a million images take long to list
+        self._next_search = begun + max(_SEARCH_INTERVAL_S, _SEARCH_PATIENCE * seconds)
         known = {run.folder: run for run in self.runs}
         if folders == list(known):
             return False

@@ -93,7 +93,7 @@ class Run:
         return {
             "name": self.name, "path": os.fspath(self.folder), "state": state,
             "method": config.get("method", ""), "records": self.summary.num_records,
-            "changed": self._changed(), "notes": self._notes(),
+            "changed": self._changed(), "notes": self.notes(),
             **self.summary.headline(epochs, state == activity.RUNNING),
         }  # fmt: skip
 
@@ -104,12 +104,12 @@ class Run:
         except OSError:
             return None
 
-    def _notes(self) -> list[str]:
+    def notes(self) -> list[str]:
         """What people should know about what is shown, a line each."""
         problems = [self.problem, *(part.problem for part in self.extras.values())]
         notes = [problem for problem in problems if problem]
         if self.tail.num_damaged:
-            notes.append(f"{self.tail.num_damaged} lines of {METRICS_FILE} are no records")
+            notes.append(f"lines of {METRICS_FILE} that are no records: {self.tail.num_damaged}")
         if any(table.has_left_out for table in self.tables.values()):
             notes.append("it has more columns than can be shown, or very long names of columns")
         return notes

@@ -102,16 +102,15 @@ class Handler(BaseHTTPRequestHandler):
 def run(board: Board, port: int) -> dict[str, Any]:
     """Show a board until SIGINT or SIGTERM comes; returns the summary. Raises UserError."""
     with Server(board, port) as server, _stop_signal() as stop:
-        board.refresh()
         thread = threading.Thread(target=server.serve_forever, args=(0.2,), daemon=True)
         thread.start()
         try:
-            say(f"{server.url} shows {len(board.runs)} runs; Ctrl-C ends it")
+            say(f"{server.url} shows the runs; Ctrl-C ends it")
             stop.wait()
         finally:
             server.shutdown()
             thread.join()
-    return {"status": "ended", "url": server.url, "runs": board.summary()}
+    return {"status": "ended", "url": server.url, "runs": len(board.runs)}
 
 
 @contextlib.contextmanager

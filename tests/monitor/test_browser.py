@@ -113,6 +113,14 @@ def test_panels_without_data_are_not_there(page, tmp_path):
     assert page.run("document.getElementById('panels').innerText") == "No records yet."
 
 
+def test_runs_without_epochs_are_drawn_over_steps(page, tmp_path):
+    write_records(tmp_path / "a", [{"step": step, "train/loss": 1 / step} for step in (1, 2, 4)])
+    show(page, tmp_path, tmp_path / "a")
+    (loss,) = traces(page)
+    assert (loss["x"], loss["y"]) == ([1, 2, 4], [1, 0.5, 0.25])
+    assert page.run("document.querySelector('input[name=axis]:checked').value") == "step"
+
+
 def test_points_between_gaps_are_seen(page, tmp_path):
     values = [1.0] * 100 + [None, 5.0, None] + [1.0] * 100
     lines = [
@@ -295,6 +303,7 @@ def live(monkeypatch):
     """Pages ask often."""
     monkeypatch.setattr(serve, "POLL_S", 0.1)
     monkeypatch.setattr(board_module, "_SEARCH_INTERVAL_S", 0)
+    monkeypatch.setattr(board_module, "_SEARCH_PATIENCE", 0)
 
 
 LAST = "document.querySelector('[data-panel=loss] .plot')?.data?.[0]?.x?.at(-1)"

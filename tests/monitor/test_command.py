@@ -33,6 +33,12 @@ def test_it_writes_the_page_and_says_so_in_json(run, capsys):
     assert command.main(["runs"]) == 0  # its own page is replaced
 
 
+def test_what_was_left_out_is_said(run, capsys):
+    write_records(run, ["half a line\n"], "a")
+    assert command.main(["runs"]) == 0
+    assert capsys.readouterr().err == "a: lines of metrics.jsonl that are no records: 1\n"
+
+
 def test_a_run_without_records_has_a_page(run, capsys):
     write_records(run, [])
     assert command.main(["runs/a", "--out", "new.html"]) == 0

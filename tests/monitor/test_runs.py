@@ -29,6 +29,7 @@ from ffcv_ssl.training.metrics_log import X_AXES
 def no_waiting(monkeypatch):
     """Folders are searched at each refresh."""
     monkeypatch.setattr(board_module, "_SEARCH_INTERVAL_S", 0)
+    monkeypatch.setattr(board_module, "_SEARCH_PATIENCE", 0)
 
 
 def look(*paths):
@@ -207,7 +208,7 @@ def test_hostile_files_cost_their_part_and_are_named(tmp_path, capsys):
     assert run["config"] is None and run["views"] is None
     assert run["evaluations"][0]["metrics"] == {}
     notes = "\n".join(run["info"]["notes"])
-    assert "1 lines of metrics.jsonl are no records" in notes
+    assert "lines of metrics.jsonl that are no records: 1" in notes
     assert "views.png: got no PNG picture; remove it" in notes
     assert len(run["info"]["notes"]) == 3
 

@@ -4,6 +4,8 @@ const about = JSON.parse(byId("board").textContent);
 
 function draw() {
   chooseNewRuns();
+  const axes = knownAxes();
+  if (axes.length && !axes.includes(chosen.axis)) chosen.axis = axes[0];
   drawToolbar();
   drawHeadlines();
   drawRuns();
@@ -19,8 +21,7 @@ function draw() {
 // The x axis, and which color is which run: stays in sight while the page scrolls.
 function drawToolbar() {
   const shown = shownRuns(), several = shown.length > 1;
-  const axes = Object.keys(AXES).filter((axis) => runs().some((run) =>
-    Object.values(run.tables).some((table) => table.axes[axis].some(isNumber))));
+  const axes = knownAxes();
   const signature = JSON.stringify([darkScheme.matches, axes, chosen.axis,
     several ? shown.map((run) => [run.info.name, slotOf(run)]) : []]);
   redraw(byId("toolbar"), signature, () => [

@@ -49,6 +49,12 @@ function runs() {
   return store.order.map((id) => store.runs.get(id)).filter((run) => run?.info);
 }
 
+// The x axes that a run has numbers of.
+function knownAxes() {
+  return Object.keys(AXES).filter((axis) => runs().some((run) =>
+    Object.values(run.tables).some((table) => table.axes[axis].some(isNumber))));
+}
+
 // The points of a key: {x, y}, null where there is a gap; null if the run has none.
 function pointsOf(run, key, axis) {
   const parts = Object.values(run.tables).filter(
