@@ -95,10 +95,14 @@ def test_headlines_and_last_numbers_are_shown(page, tmp_path):
     finals = page.run("document.getElementById('finals').innerText")
     assert "train/loss/alignment" in finals and "96" in finals
     assert "62.50 %" in page.run("document.getElementById('evaluations').innerText")
-    picture = "document.querySelector('#views img')"
-    page.wait_for(f"{picture}.naturalWidth === 40")
-    page.click("#views summary")
     assert "sigma 1.25" in page.run("document.getElementById('views').innerText")
+    style = "[...document.querySelectorAll('.view')].map((one) => getComputedStyle(one).{})"
+    pictures = page.run(style.format("backgroundImage"))
+    assert len(pictures) == 2 and all(one.startswith('url("data:image/png') for one in pictures)
+    assert page.run(style.format("backgroundPosition")) == ["0px 0px", "-105px 0px"]
+    (tmp_path / "a/views.json").unlink()
+    show(page, tmp_path, tmp_path / "a")
+    page.wait_for("document.querySelector('#views img').naturalWidth === 40")
     page.click("#config summary")
     assert "optim.lr" in page.run("document.getElementById('config').innerText")
 
@@ -355,7 +359,7 @@ def test_news_appear_and_zoom_choice_and_page_stay(page, tmp_path, live):
         assert loss["y"][-1] == training_record(45)["train/loss"]
         assert "4.5" in page.run("document.querySelector('.card').innerText")
         write_views(tmp_path / "a", step=45)
-        page.wait_for("document.querySelector('#views img')?.naturalWidth === 40")
+        page.wait_for("document.querySelectorAll('#views .view').length === 2")
 
 
 def test_runs_that_start_again_come_late_or_go_are_followed(page, tmp_path, live):

@@ -66,12 +66,20 @@ async function poll() {
     const fits = takeIn(update);
     if (isNew && fits) draw();
     say(`live · last news at ${clock(isNew)}`);
-    setTimeout(poll, fits ? 1000 * about.poll_s : 0);
+    pollAgain(fits ? about.poll_s : 0);
   } catch (error) {
     failures += 1;
     say(`no answer from the monitor (${error.message}); what is shown may be old`, "lost");
-    setTimeout(poll, 1000 * about.poll_s * (failures > 2 ? RETRY_FACTOR : 1));
+    pollAgain(about.poll_s * (failures > 2 ? RETRY_FACTOR : 1));
   }
+}
+
+// A page that nobody sees asks nothing: the run may need the processor.
+function pollAgain(seconds) {
+  setTimeout(() => {
+    if (document.hidden) document.addEventListener("visibilitychange", poll, {once: true});
+    else poll();
+  }, 1000 * seconds);
 }
 
 let newsAt = null;

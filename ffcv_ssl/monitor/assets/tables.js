@@ -1,4 +1,4 @@
-// What is not a curve: headline numbers, current views, final numbers, evaluations, settings.
+// What is not a curve: headline numbers, final numbers, evaluations, settings.
 
 const MAX_CARDS = 4;
 
@@ -153,37 +153,4 @@ function settingsOf(keys, shown) {
   return scrolled(el("table", {class: "settings"}, headRow("setting", shown),
     el("tbody", {}, keys.map((key) => el("tr", {}, el("th", {scope: "row"}, key),
       shown.map((run) => el("td", {}, run.config[key] ?? "not set")))))), "Differences of settings");
-}
-
-// ---- Current views
-
-function drawViews() {
-  const shown = shownRuns().filter((run) => run.views);
-  const about = shown.map(({id, info, views}) => [id, info.name, views.step, views.picture?.length,
-    views.samples]);
-  section("views", "Current views", JSON.stringify(about), () =>
-    shown.length ? shown.map(viewsOf) : null);
-}
-
-function viewsOf(run) {
-  const {views} = run;
-  const facts = [["step", views.step], ["epoch", views.epoch], ["resolution", views.resolution]]
-    .filter(([, value]) => value).map(([name, value]) => `${name} ${value}`).join(", ");
-  const picture = views.picture
-    ? el("img", {src: views.picture, width: views.width, height: views.height,
-      alt: `Views of ${run.info.name}: a row for each sample, a column for each view`})
-    : el("p", {class: "note"}, "This picture is left out: all pictures together are too large.");
-  const names = [...new Set(views.samples.flatMap((one) => one.views.map((view) => view.name)))];
-  const drawnBy = (sample, name) => sample.views.find((view) => view.name === name)?.drawn ?? [];
-  const table = el("table", {class: "drawn"}, el("thead", {}, el("tr", {},
-    ["sample", ...names].map((name) => el("th", {scope: "col"}, name)))),
-    el("tbody", {}, views.samples.map((sample) => el("tr", {},
-      el("th", {scope: "row"}, sample.index), names.map((name) => el("td", {},
-        drawnBy(sample, name).map(([op, values]) =>
-          el("div", {}, el("strong", {}, op), ` ${values}`))))))));
-  return el("figure", {class: "views"},
-    el("figcaption", {}, el("strong", {}, run.info.name), facts ? ` · ${facts}` : ""),
-    el("div", {class: "views-picture"}, picture),
-    names.length ? el("details", {}, el("summary", {}, "what was drawn for each view"),
-      scrolled(table, "What was drawn")) : null);
 }
