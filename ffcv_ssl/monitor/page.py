@@ -13,7 +13,16 @@ import json
 from importlib.resources import files
 from typing import Any
 
-SCRIPTS = ("elements.js", "store.js", "theme.js", "panels.js", "tables.js", "views.js", "runs.js", "main.js")
+SCRIPTS = (
+    "elements.js",
+    "store.js",
+    "theme.js",
+    "panels.js",
+    "tables.js",
+    "views.js",
+    "runs.js",
+    "main.js",
+)
 GENERATOR = "ffcv-ssl monitor"
 
 _PAGE = """<!DOCTYPE html>

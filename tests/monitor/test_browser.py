@@ -360,6 +360,7 @@ def test_news_appear_and_zoom_choice_and_page_stay(page, tmp_path, live):
         assert "4.5" in page.run("document.querySelector('.card').innerText")
         write_views(tmp_path / "a", step=45)
         page.wait_for("document.querySelectorAll('#views .view').length === 2")
+        page.leave()
 
 
 def test_runs_that_start_again_come_late_or_go_are_followed(page, tmp_path, live):
@@ -377,6 +378,7 @@ def test_runs_that_start_again_come_late_or_go_are_followed(page, tmp_path, live
         shutil.rmtree(folder)
         page.wait_for("document.querySelectorAll('.card').length === 1")
         assert {one["run"] for one in traces(page)} == {"later"}
+        page.leave()
 
 
 def test_a_page_whose_monitor_has_ended_says_so(page, tmp_path, live):
@@ -385,4 +387,4 @@ def test_a_page_whose_monitor_has_ended_says_so(page, tmp_path, live):
         page.wait_for("document.getElementById('status').textContent.startsWith('live')")
     page.wait_for("document.getElementById('status').className === 'lost'")
     assert math.isclose(page.run(LAST), 1.0)
-    page.open("about:blank")  # which ends its requests
+    page.open("about:blank")  # and forget the requests that failed

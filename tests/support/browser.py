@@ -117,6 +117,11 @@ class Page:
         self.call("Page.navigate", url=url)
         self.wait_for("document.readyState === 'complete'")
 
+    def leave(self):
+        """Go to an empty page, which ends the requests of this one."""
+        self.call("Page.navigate", url="about:blank")
+        self.wait_for("location.href === 'about:blank'")
+
     def run(self, expression):
         """The value of an expression of JavaScript."""
         answer = self.call(
