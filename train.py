@@ -40,17 +40,21 @@ from ffcv_ssl.loader import OrderOption
 from ffcv_ssl.methods import EMATeacher, Features, Loss, Method, apply_head, find, make_mlp, stack
 from ffcv_ssl.methods.numeric import center, cross_entropy, full_precision, mean_over, unit_rows
 from ffcv_ssl.training import checkpoint, command, data_parallel, gradient_cache, memory, runtime
+from ffcv_ssl.training.health_check import pair_of
+from ffcv_ssl.training.initial_weights import begin_with
 from ffcv_ssl.training.labelled_stream import LabelledStream
 from ffcv_ssl.training.meters import Averages, Counters, FiniteWatch, Interval, flops_by_px
 from ffcv_ssl.training.models import Model
-from ffcv_ssl.training.online_evaluation import open_evaluation
+from ffcv_ssl.training.online_evaluation import in_words, open_evaluation
 from ffcv_ssl.training.optimizers import make_optimizer, resolution_at, set_lr
 from ffcv_ssl.training.probes import Probes, ProbeTrainer
-from ffcv_ssl.training.run_data import make_loader, open_dataset, rank_share
+from ffcv_ssl.training.resumption import begin_extension, free_settings
+from ffcv_ssl.training.run_data import make_loader, rank_share
+from ffcv_ssl.training.run_files import open_files
 from ffcv_ssl.training.run_folder import CHECKPOINT
 from ffcv_ssl.training.step_data import StepData, StepKind, Streams
 from ffcv_ssl.training.world import ALONE, World
-from pipelines import Views, build
+from pipelines import Views, make_views
 
 # ---- Configuration: YAML and dotted overrides; the groups are in ffcv_ssl/config/settings.py -----
 
@@ -65,6 +69,12 @@ class Config:
     """Decides weights, order and views."""
     epochs: PositiveInt = 100
     """Passes over the training file; over the labels where they train alone."""
+    extend: bool = False
+    """Give a finished run more epochs; the schedules are drawn anew over all epochs."""
+    init_from: str | None = None
+    """Weights to begin with: a run's folder or file, or a state dict of torchvision or timm."""
+    init_digest: str | None = None
+    """Digest of the weights in init_from, which a run records; other weights are refused."""
     method: str = "simclr"
     """simclr, vicreg, barlow or byol; a file of ffcv_ssl/methods: supervised, instance_simclr,
     moco, simsiam; or your own: path/to/file.py:Class, package.module:Class."""
@@ -122,12 +132,6 @@ def check_config(config: Config) -> None:
                 f"views.{name}.crop: got {view.crop}, expected random where resolution.min is "
                 "below resolution.max; make them equal"
             )
-
-
-# Settings that a resumed run may change, besides those of `runtime`. (The labels' file may move:
-# the state of the labelled stream holds which labels were chosen.)
-FREE_KEYS = (*runtime.FREE_KEYS, "data.batches_ahead", "labelled.labels.file")
-FREE_GROUPS = (*runtime.FREE_GROUPS, "checkpoint.")
 
 
 # ---- The network -------------------------------------------------------------------------------
@@ -386,11 +390,6 @@ def labelled_loss(
 # ---- The run -------------------------------------------------------------------------------------
 
 
-def make_views(views: dict, px: int) -> dict[str, list]:
-    """The ops of each view at a resolution of `px`, by name."""
-    return {name: build(view, px) for name, view in views.items()}
-
-
 def clean_view(config: Config) -> dict[str, list]:
     """The ops of the only view of an evaluation, by name: a centre crop."""
     views = Views(recipe="evaluation", small_images=config.views.small_images).resolve()
@@ -406,18 +405,16 @@ class Trainer:
 
     def __init__(self, config: Config, world: World, stop: command.StopSignal) -> None:
         self.config, self.world = config, world
-        data, names = config.data, (config.data.image_field, config.data.label_field)
-        self.train_set = open_dataset(data.train, *names)
-        self.val_set = open_dataset(data.val, *names) if data.val else None
-        sets = {"train": self.train_set, "val": self.val_set}
+        self.files = open_files(config.data, config.probes)
+        self.train_set, on_record = self.files.train, self.files.on_record()
         others = find.groups_of_others(method_class(config.method), METHODS)
-        free_groups = (*FREE_GROUPS, *(f"{group}." for group in others))
+        free = free_settings(config, others)
         self.folder, saved = runtime.open_folder(
-            str(config.out), config_dict(config), sets, world, FREE_KEYS, free_groups
+            str(config.out), config_dict(config), on_record, world, *free
         )
         self.views = config.views.resolve()
         self._build_loaders()
-        self._build_model()
+        self._build_model(saved)
         self._build_evaluation()
         self.done, self.averages = Counters(self.steps_per_epoch), Averages()
         self.interval = Interval(world.device, self.streams.loaders)
@@ -474,10 +471,11 @@ class Trainer:
         if self.labelled is not None:
             world.say(self.streams.describe_labelled())
 
-    def _build_model(self):
+    def _build_model(self, saved):
         config, device, num_classes = self.config, self.world.device, self.train_set.num_classes
         torch.manual_seed(config.seed)
-        self.model, classifier = Model(config.model), None
+        self.model, classifier = Model(config.model, config.probes.stages), None
+        self.folder.config["init_digest"] = begin_with(self.model, config, saved, self.world)
         method = method_class(config.method)
         self.method = method(config, self.model, num_classes, self.world)
         self.method_source = None if config.method in METHODS else find.source_digest(method)
@@ -491,8 +489,8 @@ class Trainer:
         constant, scaled = self.method.constant_lr(), self.scaler.is_enabled()
         self.optimizer = make_optimizer(config.optim, self.learner, constant, scaled)
         self.probes = None
-        if self.train_set.labels is not None:
-            probes = Probes(self.model.widths, num_classes).to(device)
+        if self.files.probes is None and self.train_set.labels is not None:
+            probes = Probes(self.model.widths, num_classes, self.model.stage_widths).to(device)
             self.probes = ProbeTrainer(probes, config.probes, self.world)
         # some steps give no gradients to the classifier (its stream ended) or heads (labels alone)
         unreached = classifier is not None or self.loader is None
@@ -500,9 +498,10 @@ class Trainer:
 
     def _build_evaluation(self):
         config = self.config
+        pair = make_views(pair_of(self.views), config.resolution.max)
         self.evaluation = open_evaluation(
-            self.train_set, self.val_set, config.data, config.evaluation, clean_view(config),
-            config.seed, self.world, config.channels_last,
+            self.files, config.data, config.evaluation, clean_view(config), pair, config.seed,
+            self.world, config.channels_last,
         )  # fmt: skip
 
     # -- training
@@ -529,15 +528,12 @@ class Trainer:
 
     def _try_largest_step(self):
         """See whether a step at `resolution.max` fits into memory, before hours of smaller ones."""
-        config, device, size = self.config, self.world.device, self.world.size
-        sizes = (config.unlabelled_batch_size // size, config.labelled_batch_size // size)
-        num_classes = None if self.train_set.labels is None else self.train_set.num_classes
-        noise = (config.resolution.max, sizes, num_classes, device, self.layout)
+        noise = (self.config, self.train_set, self.world, self.layout)
         self.learner.train()
         mib = memory.try_step(
-            lambda: self._backward(self.streams.noise(*noise)), self.learner, self.optimizer
+            lambda: self._backward(self.streams.largest(*noise)), self.learner, self.optimizer
         )
-        self.world.say(f"memory of a step at {config.resolution.max} px: {mib} MiB")
+        self.world.say(f"memory of a step at {self.config.resolution.max} px: {mib} MiB")
 
     def _train_epoch(self, epoch):
         px = resolution_at(epoch, self.config.resolution)
@@ -655,11 +651,10 @@ class Trainer:
             return
         self.learner.eval()
         self.world.broadcast_(self.learner.buffers())  # those of the checkpoint
-        results = self.evaluation.run(self._encode, self.probes.probes, self.saver.exit_if_asked)
+        probes = self.probes and self.probes.probes
+        results = self.evaluation.run(self._encode, probes, self.saver.exit_if_asked)
         self.folder.write({**self.done.record(), **results})
-        names = [key.split("/") for key in results]  # val/backbone/top1
-        shown = [f"{name} {results[f'val/{name}/top1']:.1%}" for _, name, k in names if k == "top1"]
-        self.world.say(f"epoch {epoch}/{self.config.epochs}  top-1 on val: {'  '.join(shown)}")
+        self.world.say(f"epoch {epoch}/{self.config.epochs}  {in_words(results)}")
 
     def _encode(self, images):
         with self._autocast():
@@ -692,7 +687,7 @@ class Trainer:
 
     def summary(self, status: str) -> dict[str, Any]:
         """What the last line on stdout says: counters, last losses and last evaluation."""
-        shown = self.folder.latest("train/", "val/")
+        shown = self.folder.latest("train/", "val/", "health/")
         return {"status": status, "out": str(self.folder.path), **self.done.record(), **shown}
 
     # -- saving and resuming
@@ -723,6 +718,8 @@ class Trainer:
         self.world.say(f"{self.folder.path}: {steps}, {step}")
 
     def _restore(self, saved):
+        folder, steps = self.folder, self.steps_per_epoch
+        begin_extension(folder, saved, self.config, steps, self.world)
         self.done.load_state_dict(saved)
         self.saver.mark_saved()
         for name, part in self._parts().items():

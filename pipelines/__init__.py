@@ -7,6 +7,6 @@ ops for the loader.
 
 from pipelines.config import Views, ViewSettings
 from pipelines.recipes import RECIPES
-from pipelines.view import View, build
+from pipelines.view import View, build, make_views
 
-__all__ = ["RECIPES", "View", "ViewSettings", "Views", "build"]
+__all__ = ["RECIPES", "View", "ViewSettings", "Views", "build", "make_views"]

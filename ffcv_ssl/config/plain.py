@@ -32,7 +32,8 @@ def config_differences(
 ) -> list[str]:
     """The differences of two `config_dict`s, each as `key VALUE in the checkpoint, VALUE now`.
 
-    Keys in `free_keys`, and keys that start with one of `free_groups`, may differ.
+    Keys in `free_keys`, and keys that start with one of `free_groups`, may differ. A setting that
+    is off now (None, False) and that `before` does not know yet is no difference.
     """
     before, now = flatten(before), flatten(now)
     free_groups = tuple(free_groups)
@@ -40,6 +41,7 @@ def config_differences(
         f"{key} {_shown(before, key)} in the checkpoint, {_shown(now, key)} now"
         for key in {**before, **now}
         if before.get(key) != now.get(key)
+        and (key in before or now.get(key) is not False)
         and key not in free_keys
         and not key.startswith(free_groups)
     ]

@@ -273,6 +273,14 @@ class LabelledConfig:
 class ProbeConfig:
     """Linear probes on the backbone and each projector layer. They train with the run on view 0."""
 
+    train: str | None = None
+    """A `.beton` file of labelled images for probes and k-NN, where those to train on have no
+    labels. The probes are then fitted anew at each evaluation, to at most evaluation.knn_bank
+    images in centre crops. null: the labels of data.train."""
+    val: str | None = None
+    """The `.beton` file to evaluate probes and k-NN on; null: data.val."""
+    stages: bool = False
+    """Probes on the stages of a ResNet too, `layer1` to `layer4`, averaged over pixels."""
     lr: PositiveFloat = 1e-4
     """AdamW's learning rate."""
     weight_decay: NonNegativeFloat = 0.0
@@ -295,6 +303,8 @@ class EvaluationConfig:
     """Each vote has the weight exp(similarity / temperature)."""
     knn_bank: PositiveInt = 20000
     """Number of training images in the k-NN bank (at most all). The run's seed draws them once."""
+    health: bool = True
+    """Measure how healthy the representation is, with labels or without: see docs/watching.md."""
 
     def __post_init__(self):
         if (self.resolution or 0) > MAX_SIDE_PX:

@@ -8,7 +8,6 @@ executed, and a file of another architecture is refused with the first key that 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -23,21 +22,13 @@ from torch import nn
 from ffcv_ssl.config.settings import ModelConfig
 from ffcv_ssl.config.yaml_layers import read_yaml
 from ffcv_ssl.errors import UserError
-from ffcv_ssl.training import checkpoint
-from ffcv_ssl.training.checksums import weights_damage
+from ffcv_ssl.training import checkpoint, weight_files
 from ffcv_ssl.training.metrics_log import X_AXES, each_metric_from_the_end
 from ffcv_ssl.training.models import Model
-from ffcv_ssl.training.run_folder import BACKBONE, CHECKPOINT
+from ffcv_ssl.training.run_folder import CHECKPOINT
 from ffcv_ssl.training.runtime import autocast
+from ffcv_ssl.training.weight_files import kind
 
-PREFIXES = ("module.", "backbone.")
-"""Before the names of weights that torch's data parallelism and other toolkits save."""
-COMPILED = "_orig_mod."
-"""Before the name of any part that was compiled by torch.compile."""
-HEADS = ("fc.", "classifier.")
-"""Not part of an encoder."""
-FINETUNED = "finetuned.safetensors"
-"""The network of a fine-tuning, in its run's folder."""
 KEPT_COPY = re.compile(r"checkpoint_epoch_(\d+)\.pt")
 
 
@@ -93,12 +84,7 @@ class Encoder:
     def fingerprint(self) -> str:
         """32 hex digits of the weights as they are at the first use: equal for equal weights,
         whatever file they came from."""
-        digest = hashlib.blake2b(digest_size=16)
-        for key, value in self.model.state_dict().items():
-            digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-            values = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
-            digest.update(values.numpy().data)
-        return digest.hexdigest()
+        return weight_files.digest_of(self.model.state_dict())
 
 
 def load_encoder(
@@ -113,13 +99,13 @@ def load_encoder(
     loaded. Raises UserError for a file of something else, of another architecture, or with weights
     that are not floating point or not finite, CheckpointError for a file that cannot be read.
     """
-    file = _find_file(path)
-    state, about = _read(file)
+    file = weight_files.find_file(path)
+    state, about = weight_files.read_file(file)
     with checkpoint.needing(file, "what a run's file says of its network"):
         config, weights, architecture, known = _parts(file, state, about, model)
-        if model is not None and _kind(model) != _kind(architecture):
+        if model is not None and kind(model) != kind(architecture):
             raise UserError(
-                f"{file}: got a {_kind(architecture)}, but --model asks for a {_kind(model)}; "
+                f"{file}: got a {kind(architecture)}, but --model asks for a {kind(model)}; "
                 "leave out --model: the file names its network"
             )
         encoder = _build(file, architecture, *weights).eval()
@@ -133,25 +119,23 @@ def _parts(
     file: Path, state: dict[str, Any], about: dict[str, str], model: ModelConfig | None
 ) -> tuple[dict[str, Any] | None, tuple[dict[str, torch.Tensor], str], ModelConfig, dict[str, Any]]:
     """(configuration, (weights, first name in the file), architecture, counters) of a file."""
-    config = _run_config(file, state)
-    found = state["model"] if config is not None else _unwrapped(state)
-    _check_tensors(file, found)
-    first_key = next(iter(found))
-    if config is not None:
+    network = weight_files.network_in(file, state, about)
+    weights = network.weights, network.first_key
+    if network.config is not None and network.architecture is not None:
         known = _counters(state) | _epoch(file, state)
-        return config, (found, first_key), _model_config(config["model"]), known
-    named = _model_config(about) if about else model
+        return network.config, weights, network.architecture, known
+    named = network.architecture or model
     if named is None:
         raise UserError(f"{file}: names no network; give --model.backbone (resnet50...)")
     config, known = _origin(file, about)
-    return config, (_renamed(found), first_key), named, known
+    return config, weights, named, known
 
 
 def says_architecture(path: str | Path) -> bool:
     """Whether a file names its architecture, as files of ours do. Raises as `load_encoder`."""
-    file = _find_file(path)
-    state, about = _read(file)
-    return bool(about) or _run_config(file, state) is not None
+    file = weight_files.find_file(path)
+    state, about = weight_files.read_file(file)
+    return bool(about) or weight_files.run_config(file, state) is not None
 
 
 def save_encoder(
@@ -177,101 +161,6 @@ def keep_blocks(model: Model, count: int) -> None:
     model.widths = dict(list(model.widths.items())[: count + 1])
 
 
-def _find_file(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.is_dir():
-        if not path.is_file():
-            raise UserError(f"checkpoint: no file or folder '{path}'; give a run's folder or file")
-        return path
-    for name in (FINETUNED, CHECKPOINT, BACKBONE):
-        if (path / name).is_file():
-            return path / name
-    raise UserError(f"{path}: not a run's folder: no {CHECKPOINT}, {BACKBONE} or {FINETUNED}")
-
-
-def _read(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """A file's dict of state, and its metadata if a file of ours, else {}."""
-    if file.suffix != ".safetensors":
-        expected = "expected a run of ours, or what torch.save(model.state_dict(), FILE) writes"
-        return checkpoint.load(file, expected), {}
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        if (damage := weights_damage(file)) is not None:
-            raise UserError(
-                f"{file}: not a readable safetensors file ({damage}); "
-                "copy it again, or export it again from its checkpoint"
-            )
-        with safe_open(file, "pt") as opened:
-            keys = opened.keys()  # `opened` itself cannot be iterated over
-            about = opened.metadata() or {}
-            is_ours = {"model", "stem"} <= about.keys()
-            return {key: opened.get_tensor(key) for key in keys}, about if is_ours else {}
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{file}: not a readable safetensors file ({error}); copy it again"
-        ) from None
-
-
-def _run_config(file: Path, state: dict[str, Any]) -> dict[str, Any] | None:
-    """The configuration in a pretraining run's state, or None for any other dict. Raises UserError
-    for the state of another command of ours."""
-    config = state.get("config")
-    model = config.get("model") if isinstance(config, dict) else None
-    if not isinstance(model, dict):
-        return None
-    if {"backbone", "stem", "projector"} <= model.keys() and isinstance(state.get("model"), dict):
-        return config
-    if "format" in state:
-        raise UserError(
-            f"{file}: got the checkpoint of another command, "
-            f"expected that of a pretraining run, or a fine-tuning's {FINETUNED}"
-        )
-    return None
-
-
-def _model_config(settings: dict[str, Any]) -> ModelConfig:
-    """The architecture that a run's configuration or a file's metadata names. Raises TypeError."""
-    backbone = settings["backbone"] if "backbone" in settings else settings["model"]
-    projector, norm = settings.get("projector", ""), settings.get("projector_norm", "hidden")
-    for value in (backbone, settings["stem"], projector, norm):
-        if not isinstance(value, str):
-            raise TypeError(f"the model's settings have {value!r}")
-    return ModelConfig(backbone, settings["stem"], projector, norm)
-
-
-def _kind(config: ModelConfig) -> str:
-    """A ModelConfig's backbone in words."""
-    return f"{config.backbone} with the {config.stem} stem"
-
-
-def _unwrapped(state: dict[str, Any]) -> dict[str, Any]:
-    """The dict of weights in the state that another program saved."""
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    return state
-
-
-def _renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights under the names of `Model`, without the known prefixes."""
-    weights = {}
-    for key, value in state.items():
-        key = key.replace(COMPILED, "")
-        for prefix in PREFIXES:
-            key = key.removeprefix(prefix)
-        if not key.startswith(HEADS):
-            weights[key if key.startswith("projector.") else f"backbone.{key}"] = value
-    return weights
-
-
-def _check_tensors(file: Path, state: dict[str, Any]) -> None:
-    """Raise UserError for a dict that does not map names to tensors."""
-    are_named = all(isinstance(key, str) for key in state)
-    if not state or not are_named or not all(map(torch.is_tensor, state.values())):
-        raise UserError(f"{file}: got no state dict of tensors, expected a ResNet's weights")
-
-
 def _build(
     file: Path, config: ModelConfig, weights: dict[str, torch.Tensor], first_key: str
 ) -> Model:
@@ -280,36 +169,7 @@ def _build(
     blocks = {int(key.split(".")[1]) for key in weights if re.match(r"projector\.\d+\.", key)}
     model = Model(config)
     keep_blocks(model, max(blocks, default=-1) + 1)
-    wanted = model.state_dict()
-    architecture = _kind(config)
-    for key, value in wanted.items():
-        if key not in weights:
-            if key.endswith("num_batches_tracked"):  # older files lack it, and nothing here uses it
-                weights[key] = value
-                continue
-            raise UserError(
-                f"{file}: not a {architecture}: it lacks {key} {list(value.shape)}; "
-                f"its first key is {first_key}"
-            )
-        if weights[key].shape != value.shape:
-            raise UserError(
-                f"{file}: not a {architecture}: "
-                f"{key} is {list(weights[key].shape)}, expected {list(value.shape)}"
-            )
-        if value.is_floating_point() and not weights[key].is_floating_point():
-            raise UserError(
-                f"{file}: {key} has values of {weights[key].dtype}, expected floating point; "
-                "save them unquantised"
-            )
-        if not weights[key].isfinite().all():  # features of NaN would all have rank 0: top-1 of 1
-            raise UserError(
-                f"{file}: {key} has values that are not finite, so its training diverged; "
-                "take an earlier checkpoint"
-            )
-    for key in weights:
-        if key not in wanted:
-            raise UserError(f"{file}: not a {architecture}: it has {key}, expected no such key")
-    model.load_state_dict(weights)
+    weight_files.fill(model, weights, file, kind(config), first_key)
     return model
 
 

@@ -21,7 +21,7 @@ from ffcv_ssl.config.plain import config_dict
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.evaluation import protocol_run
 from ffcv_ssl.evaluation.datasets import EvalDatasets, labels_digest, with_field_names
-from ffcv_ssl.evaluation.encoder import FINETUNED, Encoder, save_encoder
+from ffcv_ssl.evaluation.encoder import Encoder, save_encoder
 from ffcv_ssl.evaluation.former_names import RENAMED, layer_of_depth
 from ffcv_ssl.evaluation.protocol_settings import ProtocolConfig
 from ffcv_ssl.evaluation.results import checkpoint_folder, make_record, report, results_folder
@@ -32,6 +32,7 @@ from ffcv_ssl.loader import Loader
 from ffcv_ssl.training import checkpoint, runtime
 from ffcv_ssl.training.command import StopSignal
 from ffcv_ssl.training.run_folder import BACKBONE, RunFolder
+from ffcv_ssl.training.weight_files import FINETUNED
 from ffcv_ssl.training.world import World
 
 # What a resumed run may differ in, besides what all runs may: the weights are compared instead.

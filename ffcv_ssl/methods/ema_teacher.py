@@ -31,6 +31,7 @@ class EMATeacher(nn.Module):
     ) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).requires_grad_(False)
+        self.model.stage_widths = {}  # type: ignore[assignment]  # nobody asks a teacher for them
         self.momentum, self.schedule = momentum, schedule
         self.register_load_state_dict_pre_hook(_add_model_prefix)
 

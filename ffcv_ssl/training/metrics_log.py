@@ -147,6 +147,11 @@ class MetricsLog:
 
 def is_evaluation(record: dict[str, Any]) -> bool:
     """Whether a record holds an evaluation rather than training figures."""
+    return has_accuracies(record) or any(key.startswith("health/") for key in record)
+
+
+def has_accuracies(record: dict[str, Any]) -> bool:
+    """Whether a record holds accuracies on the validation file, which need labels."""
     return any(key.startswith("val/") for key in record)
 
 

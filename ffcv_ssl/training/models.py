@@ -12,7 +12,12 @@ import torch
 from torch import nn
 
 from ffcv_ssl.config.settings import ModelConfig
+from ffcv_ssl.errors import UserError
 from ffcv_ssl.training import backbones
+from ffcv_ssl.training.meters import meta_twin
+
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+"""Parts of a ResNet, by torchvision's names, whose outputs are (B, D, H, W)."""
 
 
 def make_backbone(name: str, stem: str) -> tuple[nn.Module, int]:
@@ -53,10 +58,43 @@ def make_mlp(widths: str, in_features: int, norm: str = "hidden") -> nn.ModuleLi
     return blocks
 
 
-class Model(nn.Module):
-    """Backbone and projector. `widths` maps the name of each depth to its D."""
+def forward_stages(
+    backbone: nn.Module, images: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """What a torchvision ResNet's forward pass does, by the same operations in the same order:
+    (features (B, D), {stage: its output (B, C, H, W)}). A backbone of our own may have a method of
+    this name instead."""
+    if (own := getattr(backbone, "forward_stages", None)) is not None:
+        return own(images)
+    maps, values = {}, images
+    for name, part in backbone.named_children():
+        values = part(values.flatten(1) if name == "fc" else values)
+        if name in STAGES:
+            maps[name] = values
+    return values, maps
 
-    def __init__(self, config: ModelConfig) -> None:
+
+def stage_widths(backbone: nn.Module, name: str) -> dict[str, int]:
+    """The number of channels of each stage. Raises UserError for a backbone without stages."""
+    is_resnet = all(hasattr(backbone, part) for part in (*STAGES, "avgpool", "fc"))
+    if not is_resnet and not hasattr(backbone, "forward_stages"):
+        raise UserError(
+            f"probes.stages: got true, but the backbone {name} has no stages {STAGES[0]} to "
+            f"{STAGES[-1]}; leave it out, or take a ResNet such as resnet18"
+        )
+    image = torch.empty(1, 3, 64, 64, device="meta")
+    _, maps = forward_stages(meta_twin(backbone).eval(), image)
+    return {stage: values.shape[1] for stage, values in maps.items()}
+
+
+class Model(nn.Module):
+    """Backbone and projector. `widths` maps the name of each depth to its D.
+
+    stages: hand out the backbone's stages too, averaged over pixels and detached; `stage_widths`
+    maps their names to their D. Raises UserError for a backbone without stages.
+    """
+
+    def __init__(self, config: ModelConfig, stages: bool = False) -> None:
         super().__init__()
         self.backbone, width = make_backbone(config.backbone, config.stem)
         self.projector: nn.ModuleList = nn.ModuleList()
@@ -65,6 +103,7 @@ class Model(nn.Module):
             self.projector = make_mlp(config.projector, width, config.projector_norm)
         for depth, block in enumerate(self.projector, start=1):
             self.widths[f"projector_{depth}"] = block[0].out_features  # type: ignore[index,union-attr]
+        self.stage_widths = stage_widths(self.backbone, config.backbone) if stages else {}
 
     @property
     def last(self) -> str:
@@ -72,11 +111,18 @@ class Model(nn.Module):
         return next(reversed(self.widths))
 
     def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(B, 3, H, W) -> {"backbone": (B, D), "projector_1": (B, D), ...}."""
-        features = [self.backbone(images)]
+        """(B, 3, H, W) -> {"backbone": (B, D), "projector_1": (B, D), ...}; before them {"layer1":
+        (B, D), ...} where the model hands out stages."""
+        stages: dict[str, torch.Tensor] = {}
+        if self.stage_widths:
+            first, maps = forward_stages(self.backbone, images)
+            stages = {name: values.detach().mean(dim=(2, 3)) for name, values in maps.items()}
+        else:
+            first = self.backbone(images)
+        features = [first]
         for block in self.projector:
             features.append(block(features[-1]))
-        return dict(zip(self.widths, features))
+        return {**stages, **dict(zip(self.widths, features))}
 
     def forward(self, views: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         """A list of (B, 3, H, W), of any B -> a list of dicts as of `encode`, in the same order.

@@ -1,4 +1,5 @@
-"""Online evaluation: probes and k-nearest neighbours on clean images, over all ranks, exactly.
+"""Online evaluation: probes and k-nearest neighbours on clean images, over all ranks, exactly, and
+the health of the representation.
 
 Every labelled sample counts once for any number of ranks: each rank takes a part, padding is left
 out, and the counts are summed.
@@ -6,7 +7,7 @@ out, and the counts are summed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,18 @@ import torch.nn.functional as F
 
 from ffcv_ssl.config.settings import DataConfig, EvaluationConfig
 from ffcv_ssl.loader import Loader, OrderOption
+from ffcv_ssl.training.fitted_probes import fit_probe
+from ffcv_ssl.training.health_check import MAX_CLEAN, HealthCheck
+from ffcv_ssl.training.image_rows import ImageRows
 from ffcv_ssl.training.probes import knn_scores, topk_correct
 from ffcv_ssl.training.run_data import RunData, check_classes, make_loader
+from ffcv_ssl.training.run_files import RunFiles
 from ffcv_ssl.training.world import World
+
+Encode = Callable[[torch.Tensor], dict[str, torch.Tensor]]
+"""Views (B, 3, H, W) -> features by depth."""
+Classify = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+"""Features by depth -> logits by depth."""
 
 
 def labels_of(batch: Any, field: str) -> Any:
@@ -32,75 +42,94 @@ def labels_of(batch: Any, field: str) -> Any:
 
 
 def open_evaluation(
-    train: RunData | None,
-    val: RunData | None,
+    files: RunFiles,
     data: DataConfig,
     settings: EvaluationConfig,
     ops: dict[str, list],
+    pair: dict[str, list],
     seed: int,
     world: World,
     channels_last: bool,
 ) -> OnlineEvaluation | None:
-    """The evaluation of a run that trains on `train` and validates on `val` (RunData, or None).
+    """The evaluation of a run on these files; None where there is nothing to measure.
 
-    Returns None, and says so, where one of the two has no labels. data: a DataConfig; settings: an
-    EvaluationConfig; ops: view name -> list of ops, only for view_0. Raises UserError where the
-    classes of the two differ, as `check_classes` does.
+    settings: an EvaluationConfig; ops: view name -> list of ops, only for view_0; pair: the same
+    for the training views that the health check compares. Where a file has no labels, accuracies
+    are left out, and a line says so. Raises UserError where the classes of two files differ, as
+    `check_classes` does.
     """
-    for dataset in (train, val):
-        if dataset is not None and dataset.labels is None:
-            world.say(
-                f"{dataset.path}: no labels in field '{data.label_field}', so the run has no "
-                "evaluation"
-            )
-        if dataset is None or dataset.labels is None:
-            return None
-    assert train is not None and val is not None
-    check_classes(train, val, data.label_field)
+    bank_set, measures = files.bank, files.has_accuracies
+    if (missing := files.what_is_missing()) is not None:
+        world.say(missing)
+    if not measures and not settings.health:
+        return None
     options: dict[str, Any] = {
         "batch_size": max(1, settings.batch_size // world.size), "drop_last": False, "seed": seed,
         "order": OrderOption.SEQUENTIAL,
     }  # fmt: skip
-    bank_loader = None
-    if settings.knn_k > 0:
-        bank = train.draw_labelled(settings.knn_bank, seed)
-        bank_loader = make_loader(train, data, ops, world, channels_last, indices=bank, **options)
-    val_loader = make_loader(val, data, ops, world, channels_last, **options)
+    size = MAX_CLEAN if settings.health else 0
+    if measures and (settings.knn_k > 0 or files.probes is not None):
+        size = settings.knn_bank
+    bank, bank_loader, val_loader, health = bank_set.draw(size, seed), None, None, None
+    if size:
+        bank_loader = make_loader(
+            bank_set, data, ops, world, channels_last, indices=bank, **options
+        )
+    if measures:
+        assert files.val is not None
+        check_classes(bank_set, files.val, data.label_field)
+        val_loader = make_loader(files.val, data, ops, world, channels_last, **options)
+    if settings.health:
+        health = HealthCheck(bank_set, data, pair, settings.batch_size, seed, world, channels_last)
     return OnlineEvaluation(
-        val_loader, bank_loader, data.label_field, settings, train.num_classes, world
-    )
+        val_loader, bank_loader, data.label_field, settings, bank_set.num_classes, world, health,
+        files.probes, bank,
+    )  # fmt: skip
 
 
 class OnlineEvaluation:
-    """Holds the loader of the validation file and, for k-NN, the loader of the bank (None: no
-    k-NN). `settings` has knn_k and knn_temperature."""
+    """Holds the loader of the validation file and that of the bank, for k-NN, for the health check
+    and for the probes that are fitted to it; each may be None.
+
+    `settings` has knn_k and knn_temperature. fitted_to: the file whose images `bank`, sorted ids,
+    are to fit the probes, or None: `run` is given probes.
+    """
 
     def __init__(
         self,
-        val_loader: Loader,
+        val_loader: Loader | None,
         bank_loader: Loader | None,
         label_field: str,
         settings: Any,
         num_classes: int,
         world: World,
+        health: HealthCheck | None = None,
+        fitted_to: RunData | None = None,
+        bank: np.ndarray | None = None,
     ) -> None:
         self.val_loader, self.bank_loader = val_loader, bank_loader
         self.label_field, self.settings = label_field, settings
         self.num_classes, self.world = num_classes, world
+        self.health, self.fitted_to, self.bank = health, fitted_to, bank
 
     @torch.no_grad()
     def run(
-        self,
-        encode: Callable[[torch.Tensor], dict[str, torch.Tensor]],
-        probes: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
-        before_batch: Callable[[], object],
+        self, encode: Encode, probes: Classify | None, before_batch: Callable[[], object]
     ) -> dict[str, float]:
-        """{"val/<depth or knn>/top<1 or 5>": accuracy in [0, 1]}.
+        """{"val/<depth or knn>/top<1 or 5>": accuracy in [0, 1]}, and the health check's numbers.
 
-        encode: views (B, 3, H, W) -> features by depth. probes: features -> logits by depth.
+        probes: None where they are fitted here, or where nothing is measured on labels.
         before_batch() is called before each batch and may raise to end the evaluation.
         """
-        bank = self._encode_bank(encode, before_batch) if self.bank_loader is not None else None
+        bank, fitted = self._encode_bank(encode, before_batch)
+        results: dict[str, float] = {}
+        if self.val_loader is not None:
+            results = self._accuracies(encode, fitted or probes, bank, before_batch)
+        if self.health is not None:
+            results |= self.health.finish(encode, before_batch)
+        return results
+
+    def _accuracies(self, encode, probes, bank, before_batch):
         counts: dict[str, Any] = {}
         num_labelled: Any = 0
         for batch in self.val_loader:
@@ -121,18 +150,53 @@ class OnlineEvaluation:
         return {key: count / max(1, totals[0]) for key, count in zip(counts, totals[1:])}
 
     def _encode_bank(self, encode, before_batch):
-        """Unit features (N, D) and labels (N,) of the whole bank, on every rank."""
-        features, labels = [], []
+        """(unit features (N, D) and labels (N,) of the whole bank, on every rank; probes that were
+        fitted to it), each of them None where it is not needed."""
+        if self.bank_loader is None:
+            return None, None
+        serves_knn = self.val_loader is not None and self.settings.knn_k > 0
+        features, labels, all_rows = [], [], ImageRows(self.bank)
         for batch in self.bank_loader:
             before_batch()
-            features.append(F.normalize(encode(batch.view_0)["backbone"].float(), dim=1))
-            labels.append(labels_of(batch, self.label_field))
-        features = self.world.gather(torch.cat(features))
-        labels = self.world.gather(torch.cat(labels))
-        return features[labels >= 0], labels[labels >= 0]
+            encoded = encode(batch.view_0)
+            if serves_knn:
+                features.append(F.normalize(encoded["backbone"].float(), dim=1))
+                labels.append(labels_of(batch, self.label_field))
+            if self.health is not None:
+                self.health.see(batch, encoded)
+            if self.fitted_to is not None:
+                all_rows.add(batch, encoded)
+        bank = None
+        if serves_knn:
+            rows = self.world.gather(torch.cat(features))
+            classes = self.world.gather(torch.cat(labels))
+            bank = rows[classes >= 0], classes[classes >= 0]
+        return bank, self._fit(all_rows, before_batch) if self.fitted_to is not None else None
+
+    def _fit(self, all_rows, before_batch):
+        """Probes at every depth, fitted to the bank."""
+        probes = {}
+        for depth in list(all_rows.values):
+            before_batch()
+            rows, images = all_rows.take(depth, self.world)
+            labels = torch.as_tensor(self.fitted_to.labels[images], device=rows.device)
+            probes[depth] = fit_probe(rows, labels, self.num_classes)
+        return lambda features: {depth: probe(features[depth]) for depth, probe in probes.items()}
 
     def close(self) -> None:
         """End the loaders' threads."""
-        for loader in (self.val_loader, self.bank_loader):
-            if loader is not None:
-                loader.close()
+        for part in (self.val_loader, self.bank_loader, self.health):
+            if part is not None:
+                part.close()
+
+
+def in_words(results: Mapping[str, float]) -> str:
+    """What `run` has found, for a line of the log."""
+    names = [key.split("/") for key in results]  # val/backbone/top1, health/backbone/rankme
+    top1 = [f"{name[1]} {results['/'.join(name)]:.1%}" for name in names if name[-1] == "top1"]
+    ranks = [
+        f"{name[1]} {results['/'.join(name)]:.1f}" for name in names if name[-1] == "effective_rank"
+    ]
+    parts = [f"top-1 on val: {'  '.join(top1)}"] if top1 else []
+    parts += [f"effective rank: {'  '.join(ranks)}"] if ranks else []
+    return "  ".join(parts)

@@ -5,6 +5,8 @@ Shapes: B images per batch, D features, N images of the bank, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,11 +19,22 @@ from ffcv_ssl.training.world import World
 
 
 class Probes(nn.Module):
-    """A linear classifier at every depth, on detached features: the model gets no gradients."""
+    """A linear classifier at every depth, on detached features: the model gets no gradients.
 
-    def __init__(self, widths: dict[str, int], num_classes: int) -> None:
+    widths, stage_widths: depth -> D. Those of stages come last, and draw their first weights apart:
+    all that draws random numbers afterwards draws the same ones with them as without.
+    """
+
+    def __init__(
+        self,
+        widths: dict[str, int],
+        num_classes: int,
+        stage_widths: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         super().__init__()
         layers = {name: nn.Linear(width, num_classes) for name, width in widths.items()}
+        with torch.random.fork_rng(devices=[]):
+            layers |= {name: nn.Linear(width, num_classes) for name, width in stage_widths.items()}
         self.layers = nn.ModuleDict(layers)
 
     def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -50,12 +50,14 @@ class RunData:
         with Reader(self.path) as reader:
             return reader.names
 
-    def draw_labelled(self, size: int, seed: int) -> np.ndarray:
-        """Sorted indices (<= size,) of labelled samples; the same seed draws the same samples."""
-        assert self.labels is not None, "open_evaluation has seen to that"
-        labelled = np.flatnonzero(self.labels >= 0)
+    def draw(self, size: int, seed: int) -> np.ndarray:
+        """Sorted indices (<= size,) of labelled samples, of any samples where none is labelled. The
+        same seed draws the same samples; a smaller size, some of these."""
+        samples = np.arange(self.num_samples)
+        if self.labels is not None:
+            samples = np.flatnonzero(self.labels >= 0)
         generator = np.random.Generator(np.random.Philox(seed))
-        return np.sort(generator.permutation(labelled)[:size])
+        return np.sort(generator.permutation(samples)[:size])
 
     def sample_views(
         self, ops: dict[str, list], image_field: str, seed: int, num_images: int = 8
@@ -134,13 +136,16 @@ def set_resolution(loader: Loader, sides_px: dict[str, int]) -> None:
         loader.set_resolution(side, name)
 
 
-def open_dataset(path: StrPath, image_field: str = "image", label_field: str = "label") -> RunData:
-    """Read what training needs to know of a file. Raises UserError where the file does not fit a
-    training run, and BetonError where it is damaged."""
+def open_dataset(
+    path: StrPath,
+    image_field: str = "image",
+    label_field: str = "label",
+    setting: str = "data.train or data.val",
+) -> RunData:
+    """Read what training needs to know of a file. setting: what names it, for a message. Raises
+    UserError where the file does not fit a training run, and BetonError where it is damaged."""
     if not Path(path).is_file():
-        raise UserError(
-            f"data.train or data.val: no file '{path}'; write one with write_dataset.py"
-        )
+        raise UserError(f"{setting}: no file '{path}'; write one with write_dataset.py")
     with Reader(path) as reader:
         if not isinstance(reader.fields.get(image_field), RGBImageField):
             raise UserError(

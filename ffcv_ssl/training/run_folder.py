@@ -55,6 +55,8 @@ class RunFolder:
         self.datasets = {name: data and data.describe() for name, data in datasets.items()}
         self.free_keys, self.free_groups = free_keys, free_groups
         self.log: MetricsLog | None = None
+        self.remarks: list[str] = []
+        """What has happened to the run, a line each: in the checkpoint, and in config.yaml."""
 
     def read_checkpoint(self) -> dict[str, Any] | None:
         """The checkpoint's state, or None. Raises UserError, naming both sides, for a checkpoint of
@@ -74,17 +76,26 @@ class RunFolder:
         if differences:
             raise UserError(
                 f"{path}: made by another run: {'; '.join(differences)}; restore what has changed, "
-                "or use another --out"
+                f"or use another --out{self._longer(saved)}"
             )
+        self.remarks = list(saved.get("remarks", ()))
         return saved
+
+    def _longer(self, saved):
+        """How a finished run gets more epochs, where the command asks for more and has a way."""
+        epochs, now = saved["config"].get("epochs"), self.config.get("epochs")
+        is_longer = type(epochs) is int and type(now) is int and epochs < now
+        return "; --extend gives a finished run more epochs" * (
+            is_longer and "epochs" not in self.free_keys and "extend" in self.config
+        )
 
     def _differences(self, saved):
         """What this run has in other words than a checkpoint, whose settings get today's names."""
         saved["config"], _ = rename(saved["config"], self.renamed)
         sides = (saved["config"], self.config)
         differences = config_differences(*sides, self.free_keys, self.free_groups)
-        for name, now in self.datasets.items():
-            before = saved["datasets"].get(name, "not on record")
+        for name in {**self.datasets, **saved["datasets"]}:
+            before, now = saved["datasets"].get(name, "not on record"), self.datasets.get(name)
             if before != now:
                 differences.append(f"{name} data {before} in the checkpoint, {now} now")
         return differences
@@ -132,6 +143,7 @@ class RunFolder:
         """Write the resolved configuration to `config.yaml`."""
         if self.writes:
             text, path = yaml_text(self.config), self.path / CONFIG
+            text = "".join(f"# {remark}\n" for remark in self.remarks) + text
             with explained(path):
                 write_text(path, text)
 
@@ -161,6 +173,7 @@ class RunFolder:
             with self._explained_log():
                 self.log.sync()
             about = {"format": FORMAT, "config": self.config, "datasets": self.datasets}
+            about["remarks"] = self.remarks
             threads = {"threads": torch.get_num_threads(), "versions": checkpoint.versions()}
             files = self.path / CHECKPOINT, self.path / PREVIOUS
             checkpoint.save(files[0], {**about, **state, **threads}, previous=files[1])

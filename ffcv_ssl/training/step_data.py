@@ -14,7 +14,8 @@ import torch
 from ffcv_ssl.loader import Loader
 from ffcv_ssl.training.labelled_stream import LabelledStream
 from ffcv_ssl.training.online_evaluation import labels_of
-from ffcv_ssl.training.run_data import set_resolution
+from ffcv_ssl.training.run_data import RunData, set_resolution
+from ffcv_ssl.training.world import World
 
 
 class StepKind(Enum):
@@ -125,6 +126,15 @@ class Streams:
             streams.append(Images(views, labels) if views else NO_IMAGES)
         kind = StepKind.UNLABELLED_AND_LABELLED if streams[1].views else StepKind.UNLABELLED
         return StepData(kind if streams[0].views else StepKind.LABELS_ALONE, *streams)
+
+    def largest(
+        self, config: Any, train: RunData, world: World, memory_format: torch.memory_format
+    ) -> StepData:
+        """A step at `resolution.max` on random pixels, for the trainer's config and this rank."""
+        sizes = config.unlabelled_batch_size, config.labelled_batch_size
+        num_classes = None if train.labels is None else train.num_classes
+        rows = (sizes[0] // world.size, sizes[1] // world.size)
+        return self.noise(config.resolution.max, rows, num_classes, world.device, memory_format)
 
     def steps(self, step: int, px: int) -> Iterator[StepData]:
         """The data of step `step` and of all others up to the end of its epoch, with views for a

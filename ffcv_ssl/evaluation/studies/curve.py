@@ -35,7 +35,7 @@ from ffcv_ssl.evaluation.results import (
 from ffcv_ssl.files import save_figure, write_text
 from ffcv_ssl.training import checkpoint
 from ffcv_ssl.training.command import StopSignal
-from ffcv_ssl.training.metrics_log import each_metric, is_evaluation
+from ffcv_ssl.training.metrics_log import each_metric, has_accuracies
 from ffcv_ssl.training.run_folder import CHECKPOINT
 from ffcv_ssl.training.world import World
 
@@ -162,7 +162,7 @@ def recorded_points(
     """(metric, {run: points}) of what runs recorded while they trained."""
     runs: dict[str, Points] = {}
     for folder, name in run_names(paths).items():
-        records = [record for record in each_metric(folder) if is_evaluation(record)]
+        records = [record for record in each_metric(folder) if has_accuracies(record)]
         if not records:
             raise UserError(f"{folder}: no evaluations in its metrics; choose another --protocol")
         for record in records:
