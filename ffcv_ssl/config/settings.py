@@ -38,7 +38,8 @@ class DataConfig:
     """The `.beton` file to train on. Labels serve only probes, k-NN and the labelled stream; label
     -1 means unlabelled."""
     val: str | None = None
-    """The `.beton` file to evaluate on; null: no evaluation."""
+    """The `.beton` file to evaluate on; null: no evaluation (without any labels, of the
+    representation's health alone)."""
     image_field: str = "image"
     """Name of the image field."""
     label_field: str = "label"

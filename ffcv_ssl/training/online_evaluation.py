@@ -61,13 +61,15 @@ def open_evaluation(
     bank_set, measures = files.bank, files.has_accuracies
     if (missing := files.what_is_missing()) is not None:
         world.say(missing)
-    if not measures and not settings.health:
+    # a labelled run without a validation file is one whose user wants no evaluation
+    watches = settings.health and (files.val is not None or bank_set.labels is None)
+    if not measures and not watches:
         return None
     options: dict[str, Any] = {
         "batch_size": max(1, settings.batch_size // world.size), "drop_last": False, "seed": seed,
         "order": OrderOption.SEQUENTIAL,
     }  # fmt: skip
-    size = MAX_CLEAN if settings.health else 0
+    size = MAX_CLEAN if watches else 0
     if measures and (settings.knn_k > 0 or files.probes is not None):
         size = settings.knn_bank
     bank, bank_loader, val_loader, health = bank_set.draw(size, seed), None, None, None
@@ -79,7 +81,7 @@ def open_evaluation(
         assert files.val is not None
         check_classes(bank_set, files.val, data.label_field)
         val_loader = make_loader(files.val, data, ops, world, channels_last, **options)
-    if settings.health:
+    if watches:
         health = HealthCheck(bank_set, data, pair, settings.batch_size, seed, world, channels_last)
     return OnlineEvaluation(
         val_loader, bank_loader, data.label_field, settings, bank_set.num_classes, world, health,

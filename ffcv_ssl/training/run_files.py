@@ -28,7 +28,8 @@ class RunFiles:
     @property
     def has_accuracies(self) -> bool:
         """Whether probes and k-NN can be measured: both files have labels."""
-        return self.val is not None and None not in (self.val.labels, self.bank.labels)
+        has_labels = self.val is not None and self.val.labels is not None
+        return has_labels and self.bank.labels is not None
 
     def on_record(self) -> dict[str, RunData | None]:
         """The files by name, as a checkpoint records them."""

@@ -95,6 +95,9 @@ def test_a_run_records_every_key_of_its_metrics(finished):
     training |= {f"train/{depth}/top1" for depth in depths}
     training |= {"train/loss/alignment", "train/loss/uniformity"}
     measured = {f"val/{name}/top{k}" for name in (*depths, "knn") for k in (1, 5)}
+    numbers, watched = ("std", "effective_rank", "rankme"), ("backbone", "projector_2")
+    measured |= {f"health/{depth}/{number}" for depth in watched for number in numbers}
+    measured |= {"health/alignment", "health/uniformity"}
     lines = read_metrics(out)
     steps = [line["step"] for line in lines if "train/loss" in line]
     assert steps == [2, 4, 5, 6, 8, 10]
