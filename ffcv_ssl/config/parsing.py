@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from ffcv_ssl.config.flags import with_true
 from ffcv_ssl.config.messages import find_mistake, one_line
 from ffcv_ssl.config.plain import config_dict, flatten
 from ffcv_ssl.config.renamed import rename, say_notes
@@ -42,6 +43,7 @@ def parse_config(
     Raises UserError for unknown keys and bad values, and names the file at fault. Exits as argparse
     does for --help and --print_config.
     """
+    argv = with_true(argv, config_class)
     files = [text or "" for key, text in read_words(argv) if key == "--config"]
     if "" in files:
         raise UserError("--config: got nothing, expected a YAML file")
