@@ -109,6 +109,12 @@ NAMES: dict[str, dict[str, str]] = {
         "HUE": "ffcv_ssl.transforms.color_jitter:HUE",
         "SATURATION": "ffcv_ssl.transforms.color_jitter:SATURATION",
     },
+    "ffcv_ssl.pretrained": {
+        "COMPILED": "ffcv_ssl.training.weight_files:COMPILED",
+        "FINETUNED": "ffcv_ssl.training.weight_files:FINETUNED",
+        "HEADS": "ffcv_ssl.training.weight_files:HEADS",
+        "PREFIXES": "ffcv_ssl.training.weight_files:PREFIXES",
+    },
     "ffcv_ssl.protocols": {
         "PROTOCOLS": "ffcv_ssl.evaluation.protocols:PROTOCOLS",
     },

@@ -1,4 +1,4 @@
-"""Settings that are true or false may stand alone on a command line: `--extend` is `--extend=true`."""
+"""Settings that are true or false may stand alone on a command line: `--extend`, for true."""
 
 from __future__ import annotations
 

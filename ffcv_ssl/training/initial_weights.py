@@ -63,8 +63,8 @@ def begin_with(model: Model, config: Any, saved: dict[str, Any] | None, world: W
 def _check_backbone(file, named: ModelConfig | None, wanted: ModelConfig) -> None:
     if named is not None and kind(named) != kind(wanted):
         raise UserError(
-            f"{file}: got a {kind(named)}, but the run trains a {kind(wanted)}; change "
-            "model.backbone and model.stem, or init_from"
+            f"{file}: got a {kind(named)}, but the run trains a {kind(wanted)}; give it the file's "
+            "model.backbone and model.stem, or another file"
         )
 
 
