@@ -73,3 +73,14 @@ def graphs_of_ranks(world):
 def test_synchronised_batch_norm_is_part_of_the_graph(tmp_path):
     for graphs, breaks in run_ranks(graphs_of_ranks, tmp_path):
         assert (int(graphs), int(breaks)) == (2, 0)
+
+
+def test_a_networks_stages_are_in_the_same_graph(eager):
+    world = World()
+    learner = make_learner("simclr", world, "resnet18")
+    learner.model = train.Model(learner.method.config.model, stages=True)
+    network = share_learning(learner, world, SystemConfig(compile=True))
+    graphs, breaks = count_graphs(learner, network, [32, 64, 32])
+    assert not breaks and graphs == 2
+    views = [torch.randn(ROWS, 3, 32, 32)]
+    assert {"layer1", "layer4", "embedding"} <= set(network(views, 1)[0])
