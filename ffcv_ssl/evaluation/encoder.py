@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from ffcv_ssl.config.yaml_layers import read_yaml
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.training import checkpoint, weight_files
 from ffcv_ssl.training.metrics_log import X_AXES, each_metric_from_the_end
-from ffcv_ssl.training.models import Model
+from ffcv_ssl.training.models import STAGES, Model, has_stages, stage_widths
 from ffcv_ssl.training.run_folder import CHECKPOINT
 from ffcv_ssl.training.runtime import autocast
 from ffcv_ssl.training.weight_files import kind
@@ -53,8 +53,8 @@ class Encoder:
 
     @property
     def widths(self) -> dict[str, int]:
-        """D of each depth by name, `backbone` first."""
-        return self.model.widths
+        """D of each depth by name, `backbone` first; last, stages that were asked for."""
+        return self.model.widths | self.model.stage_widths
 
     @property
     def arithmetic(self) -> str:
@@ -71,8 +71,13 @@ class Encoder:
             features = self.model.encode(images)
         return {depth: values.float() for depth, values in features.items()}
 
-    def check_depths(self, depths: Iterable[str], where: str = "depths") -> None:
-        """Raise UserError for a depth (a name) that this encoder does not have."""
+    def check_depths(
+        self, depths: Collection[str], where: str = "depths", stages: bool = True
+    ) -> None:
+        """Raise UserError for a depth (a name) that this encoder does not have. With `stages`, the
+        backbone's stages (`layer3`) are depths too: once asked for, `encode` hands them out."""
+        if stages and not {*STAGES}.isdisjoint(depths) and has_stages(self.model.backbone):
+            self.model.stage_widths = stage_widths(self.model.backbone)
         for depth in depths:
             if depth not in self.widths:
                 raise UserError(

@@ -222,7 +222,7 @@ def open_tuning(config: Any, encoder: Encoder, world: World) -> tuple[Any, Tunin
     """(config with what its data left open, the data). Raises UserError where the data or the depth
     are missing."""
     config = replace(config, data=with_field_names(config.data, encoder))
-    encoder.check_depths([config.depth], "depth")
+    encoder.check_depths([config.depth], "depth", stages=False)
     data = open_tuning_data(config.data, config.labels, encoder, world)
     return resolved(config, data.datasets), data
 

@@ -74,14 +74,14 @@ def forward_stages(
     return values, maps
 
 
-def stage_widths(backbone: nn.Module, name: str) -> dict[str, int]:
-    """The number of channels of each stage. Raises UserError for a backbone without stages."""
+def has_stages(backbone: nn.Module) -> bool:
+    """Whether `forward_stages` takes a backbone."""
     is_resnet = all(hasattr(backbone, part) for part in (*STAGES, "avgpool", "fc"))
-    if not is_resnet and not hasattr(backbone, "forward_stages"):
-        raise UserError(
-            f"probes.stages: got true, but the backbone {name} has no stages {STAGES[0]} to "
-            f"{STAGES[-1]}; leave it out, or take a ResNet such as resnet18"
-        )
+    return is_resnet or hasattr(backbone, "forward_stages")
+
+
+def stage_widths(backbone: nn.Module) -> dict[str, int]:
+    """The number of channels of each stage of a backbone that has stages."""
     image = torch.empty(1, 3, 64, 64, device="meta")
     _, maps = forward_stages(meta_twin(backbone).eval(), image)
     return {stage: values.shape[1] for stage, values in maps.items()}
@@ -103,7 +103,12 @@ class Model(nn.Module):
             self.projector = make_mlp(config.projector, width, config.projector_norm)
         for depth, block in enumerate(self.projector, start=1):
             self.widths[f"projector_{depth}"] = block[0].out_features  # type: ignore[index,union-attr]
-        self.stage_widths = stage_widths(self.backbone, config.backbone) if stages else {}
+        if stages and not has_stages(self.backbone):
+            raise UserError(
+                f"probes.stages: got true, but the backbone {config.backbone} has no stages "
+                f"{STAGES[0]} to {STAGES[-1]}; leave it out, or take a ResNet such as resnet18"
+            )
+        self.stage_widths = stage_widths(self.backbone) if stages else {}
 
     @property
     def last(self) -> str:

@@ -105,6 +105,25 @@ def test_linear_probes_at_two_depths_learn_and_leave_their_results(run, files, t
     assert len(list((tmp_path / "features").glob("*-projector_1.npy"))) == 2
 
 
+def test_the_stages_of_a_resnet_are_depths_of_frozen_features_but_not_of_finetuning(
+    run, tmp_path, capsys
+):
+    words = ("--checkpoint", run, "--depths", "layer1", "backbone", "--out", tmp_path)
+    knn = result(capsys, "knn", *words)["metrics"]
+    assert knn["layer1"]["top1"] > 0.6 and set(knn) == {"layer1", "backbone"}
+    assert mistake(capsys, "finetune", "--checkpoint", run, "--depth", "layer1").endswith(
+        "expected one of backbone, projector_1, projector_2\n"
+    )
+    encoder, images = load_encoder(run), torch.randn(3, 3, 32, 32)
+    expected, fingerprint = encoder.encode(images), encoder.fingerprint
+    encoder.check_depths(["layer4"])
+    features = encoder.encode(images)
+    assert features["layer3"].shape == (3, encoder.widths["layer3"]) == (3, 256)
+    torch.testing.assert_close(features["layer4"], features["backbone"])
+    assert all(torch.equal(features[depth], values) for depth, values in expected.items())
+    assert load_encoder(run).fingerprint == fingerprint
+
+
 def test_mlp_probe_on_augmented_views_and_few_labels(run, tmp_path, capsys):
     record = result(
         capsys, "mlp", "--checkpoint", run, "--hidden", "16", "--lrs", "0.1", "--epochs", 8,
