@@ -186,7 +186,7 @@ def test_an_extended_run_goes_on_from_its_last_step_on_the_schedule_of_all_epoch
         assert rates[step + 1] == pytest.approx(lr_at(step, config.optim, 10, 4, 2))
     assert rates[5] > 2 * rates[4]  # it jumps up to the new cosine
     said = capsys.readouterr().out
-    assert train.read_config(["--extend", "--epochs=4"]).extend
+    assert train.read_config(["--extend", "--epochs=40"]).extend
     remark = f"from 2 to 4 epochs: the schedules are drawn anew over 4 epochs, so the learning rate goes from {rates[4]:.4g} to {rates[5]:.4g}"  # noqa: E501
     assert remark in said and remark in (finished / "config.yaml").read_text()
     assert (finished / "checkpoint_epoch_0002.pt").read_bytes() == kept
