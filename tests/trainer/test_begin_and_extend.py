@@ -11,7 +11,7 @@ from support.small_runs import RESNET, assert_same_state, records, run, state_of
 
 import train
 from ffcv_ssl.evaluation.encoder import load_encoder
-from ffcv_ssl.training import report
+from ffcv_ssl.training import checkpoint, report
 from ffcv_ssl.training.optimizers import lr_at
 
 pytestmark = pytest.mark.whole
@@ -234,3 +234,17 @@ def test_an_unfinished_run_is_not_extended_and_no_run_is_shortened(tmp_path, few
     message = capsys.readouterr().err
     assert "got epochs 1, expected more than the 2 epochs" in message and message.count("\n") == 1
     assert state_of(out)["step"] == 3
+
+
+def test_a_checkpoint_from_before_these_settings_goes_on(tmp_path, other, few):
+    out = run(tmp_path / "run", code=75, stop_at=3, **EXTENDED, **few)
+    saved = state_of(out)
+    config = saved["config"]
+    for name in ("extend", "init_from", "init_digest"):
+        del config[name]
+    for name in ("train", "val", "stages"):
+        del config["probes"][name]
+    del config["evaluation"]["health"]
+    del saved["remarks"]
+    checkpoint.save(out / "checkpoint.pt", saved)
+    assert records(run(out, **EXTENDED, **few)) == records(other)
