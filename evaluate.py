@@ -31,7 +31,7 @@ from ffcv_ssl.evaluation.protocol_calls import checked
 from ffcv_ssl.evaluation.protocols import PROTOCOLS
 from ffcv_ssl.evaluation.studies import STUDIES
 from ffcv_ssl.jobs import slurm
-from ffcv_ssl.training import command
+from ffcv_ssl.training import command, console
 
 COMMANDS = {**PROTOCOLS, **STUDIES}
 
@@ -86,7 +86,8 @@ def run(argv: Sequence[str]) -> tuple[int, dict[str, Any]]:
         return 0, slurm.submit(read_config(argv), __file__, name)
     world = slurm.join(getattr(configs[0], "system", SystemConfig(device="cpu")))
     results: list[dict[str, Any]] = []
-    with world, command.StopSignal() as stop:
+    setting = configs[0].log.progress if hasattr(configs[0], "log") else "auto"
+    with world, console.showing(setting, world), command.StopSignal() as stop:
         try:
             if len(configs) > 1:
                 configs = [config for config, _ in checked(name, configs, world)]

@@ -26,6 +26,7 @@ from ffcv_ssl.errors import (
     UserError,
 )
 from ffcv_ssl.training import world
+from ffcv_ssl.training.console import ERASE
 from ffcv_ssl.training.memory import what_ran_out
 
 EXIT_USER_ERROR = 2
@@ -69,7 +70,8 @@ class StopSignal:
     def _remember(self, number, frame):
         if not self.received:
             # not print: the signal may interrupt another print
-            os.write(2, b"stopping after this step; the run can be resumed\n")
+            start = ERASE.encode() if os.isatty(2) else b""  # of a live line
+            os.write(2, start + b"stopping after this step; the run can be resumed\n")
         self.received.append(signal.Signals(number))
         if number == signal.SIGINT:
             signal.signal(number, self.former[number])

@@ -31,6 +31,13 @@ def labels_of(batch: Any, field: str) -> Any:
     return labels.masked_fill(torch.as_tensor(~valid, device=labels.device), -1)
 
 
+def top1_in_words(results: dict[str, float]) -> str:
+    """The accuracies of an evaluation by depth: `backbone 61.2%  projector_1 58.0%  knn 55.1%`."""
+    names = [key.split("/") for key in results]  # val/backbone/top1
+    shown = [name for kind, name, k in names if (kind, k) == ("val", "top1")]
+    return "  ".join(f"{name} {results[f'val/{name}/top1']:.1%}" for name in shown)
+
+
 def open_evaluation(
     train: RunData | None,
     val: RunData | None,
@@ -87,6 +94,12 @@ class OnlineEvaluation:
         self.val_loader, self.bank_loader = val_loader, bank_loader
         self.label_field, self.settings = label_field, settings
         self.num_classes, self.world = num_classes, world
+
+    @property
+    def num_images(self) -> int:
+        """Images of all ranks that one evaluation encodes."""
+        loaders = filter(None, (self.val_loader, self.bank_loader))
+        return sum(len(loader.indices) for loader in loaders)
 
     @torch.no_grad()
     def run(

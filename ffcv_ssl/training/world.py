@@ -23,6 +23,7 @@ from torch import nn
 from ffcv_ssl.config.stdout import say_if_possible
 from ffcv_ssl.errors import ToldBefore, UserError
 from ffcv_ssl.training import lost_ranks, meeting
+from ffcv_ssl.training.console import Console
 
 PATIENCE_MINUTES = 20.0
 """How long a rank waits for another before it gives up with an error, if nothing else is said."""
@@ -69,7 +70,7 @@ class _Seat(NamedTuple):
 class World:
     """This process' place in the run: its rank of `size`, its local rank, and its device.
 
-    cores: this rank's share of the cores of its machine.
+    cores: this rank's share of the cores of its machine. console: shows what takes a while.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class World:
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self.device = torch.device(device)
         self.cores = len(os.sched_getaffinity(0)) if cores is None else cores
+        self.console = Console()  # console.showing replaces it while a command runs
 
     @classmethod
     def join(
