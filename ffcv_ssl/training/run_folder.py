@@ -36,7 +36,9 @@ class RunFolder:
 
     config (dict of plain types) and datasets (dict of RunData or None) identify the run. Settings
     in `free_keys`, or starting with one of `free_groups`, may differ from the saved settings.
-    renamed: table of old and new names of settings, as `config.renamed.rename` takes it.
+    renamed: table of old and new names of settings, as `config.renamed.rename` takes it. complete:
+    writes out what settings leave to a name, such as a recipe's views; both sides of a comparison
+    are completed, so that a checkpoint may say less.
     """
 
     def __init__(
@@ -48,10 +50,12 @@ class RunFolder:
         free_groups: tuple[str, ...],
         writes: bool = True,
         renamed: Table | None = None,
+        complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> None:
         self.path, self.writes = Path(path), writes
         self.renamed = renamed or {}
-        self.config = config
+        self.complete = complete or (lambda settings: settings)
+        self.config = self.complete(config)
         self.datasets = {name: data and data.describe() for name, data in datasets.items()}
         self.free_keys, self.free_groups = free_keys, free_groups
         self.log: MetricsLog | None = None
@@ -81,6 +85,8 @@ class RunFolder:
     def _differences(self, saved):
         """What this run has in other words than a checkpoint, whose settings get today's names."""
         saved["config"], _ = rename(saved["config"], self.renamed)
+        with contextlib.suppress(ValueError):  # of a recipe that is gone: the two differ as named
+            saved["config"] = self.complete(saved["config"])
         sides = (saved["config"], self.config)
         differences = config_differences(*sides, self.free_keys, self.free_groups)
         for name, now in self.datasets.items():
