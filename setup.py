@@ -46,6 +46,7 @@ setup(
             "timm>=1.0",
             "xxhash>=3.4",
         ],
+        "wandb": ["wandb>=0.19"],
         "bench": ["nvidia-dali-cuda130>=2.0"],
         "interop": ["ffcv==1.0.2"],
     },

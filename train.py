@@ -59,8 +59,9 @@ from ffcv_ssl.training.run_data import make_loader, open_dataset, rank_share
 from ffcv_ssl.training.run_folder import CHECKPOINT
 from ffcv_ssl.training.run_rules import RunRules
 from ffcv_ssl.training.step_data import StepData, StepKind, Streams
+from ffcv_ssl.training.view_pictures import ViewPictures
 from ffcv_ssl.training.world import ALONE, World
-from pipelines import Views, build
+from pipelines import Views, build, views_in_full
 
 # ---- Configuration: YAML and dotted overrides; the groups are in ffcv_ssl/config/settings.py -----
 
@@ -386,11 +387,6 @@ def make_views(views: dict, px: int) -> dict[str, list]:
     return {name: build(view, px) for name, view in views.items()}
 
 
-def views_in_full(settings: dict[str, Any]) -> dict[str, Any]:
-    """Nested settings of a run with every setting of every view, as its folder keeps them."""
-    return {**settings, "views": Views.complete(settings["views"])}
-
-
 def clean_view(config: Config) -> dict[str, list]:
     """The ops of the only view of an evaluation, by name: a centre crop."""
     views = Views(recipe="evaluation", small_images=config.views.small_images).resolve()
@@ -420,10 +416,11 @@ class Trainer:
         self._build_loaders()
         self._build_model()
         self._build_evaluation()
+        ops = make_views(self.views, config.resolution.max)
+        self.pictures = ViewPictures(self.folder, self.train_set, config, ops, self.views, world)
         self.done, self.averages = Counters(self.steps_per_epoch), Averages()
         self.interval = Interval(world.device, self.streams.loaders)
-        num_evaluated = self.evaluation.num_images if self.evaluation is not None else 0
-        self.pace = Pace(config, self.steps_per_epoch, num_evaluated, world)
+        self.pace = Pace(config, self.steps_per_epoch, self.evaluation, world)
         self.watch = FiniteWatch(world.device)
         # all ranks have the same loss, so only that of the first rank counts
         self.one = torch.full((), float(world.is_first), device=world.device)
@@ -644,6 +641,8 @@ class Trainer:
 
     def _evaluate_if_due(self, epoch):
         is_due = epoch % self.config.evaluation.every_epochs == 0 or epoch == self.config.epochs
+        if is_due:
+            self.pictures.write(self.step, epoch)
         if self.evaluation is None or not is_due:
             return
         if self.world.from_first(self.folder.has_evaluation(self.step)):
@@ -684,7 +683,7 @@ class Trainer:
             ops = make_views(self.views, config.resolution.max)
             samples = self.train_set.sample_views(ops, config.data.image_field, config.seed)
             about = {"model": config.model.backbone, "stem": config.model.stem}
-            self.folder.finish(samples, self.model.backbone, about)
+            self.folder.finish(samples, self.model.backbone, about, self.step)
         return self.summary("finished")
 
     def summary(self, status: str) -> dict[str, Any]:
@@ -713,7 +712,7 @@ class Trainer:
     def _start(self):
         """Begin at step 0."""
         config = self.config
-        self.folder.open_log(None, config.log.tensorboard)
+        self.folder.open_log(None, config.log)
         self.saver.save()
         step = self.streams.describe_step(config.unlabelled_batch_size, config.labelled_batch_size)
         steps = f"{config.epochs} epochs of {self.steps_per_epoch} steps"
@@ -726,7 +725,7 @@ class Trainer:
             if name != "loader" or self.step % self.steps_per_epoch:  # between epochs: set_epoch
                 part.load_state_dict(saved[name])
         self.averages.load(saved["averages"], self.world)
-        self.folder.open_log(self.step, self.config.log.tensorboard)
+        self.folder.open_log(self.step, self.config.log)
         checkpoint.restore_rng_state(saved["rng"])
         if self.step < self.total_steps:
             self.world.say(f"{self.folder.path}: resumed at step {self.step} of {self.total_steps}")
@@ -735,7 +734,8 @@ class Trainer:
 
     def close(self) -> None:
         """End the loaders' threads and the log."""
-        for part in (self.loader, self.labelled, self.evaluation, self.tracer, self.folder):
+        loaders = (self.loader, self.labelled, self.evaluation, self.pictures)
+        for part in (*loaders, self.tracer, self.folder):
             if part is not None:
                 part.close()
 

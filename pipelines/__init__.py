@@ -5,8 +5,8 @@ A `View` holds every probability and range of one view. A recipe names a set of 
 ops for the loader.
 """
 
-from pipelines.config import Views, ViewSettings
+from pipelines.config import Views, ViewSettings, views_in_full
 from pipelines.recipes import RECIPES
 from pipelines.view import View, build
 
-__all__ = ["RECIPES", "View", "ViewSettings", "Views", "build"]
+__all__ = ["RECIPES", "View", "ViewSettings", "Views", "build", "views_in_full"]

@@ -105,6 +105,11 @@ class Views:
         return reduced
 
 
+def views_in_full(settings: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings with a group `views`, with every setting of every view in it."""
+    return {**settings, "views": Views.complete(settings["views"])}
+
+
 def _plain(value: Any) -> Any:
     """Settings as YAML reads them back: tuples as lists."""
     if isinstance(value, Mapping):

@@ -320,6 +320,9 @@ class LogConfig:
     """Steps between log lines. Each epoch's end also has a log line."""
     tensorboard: bool = True
     """Write TensorBoard events."""
+    wandb: str | None = None
+    """Weights & Biases project that shows the metrics, the settings and the views, too (pip install
+    wandb). Set WANDB_MODE=offline where there is no network. null: none."""
     progress: Literal["auto", "plain", "none"] = "auto"
     """How to show what takes a while, and how long it will take. auto: one live line on a terminal,
     plain lines elsewhere and under torchrun and Slurm; plain: lines; none: neither."""

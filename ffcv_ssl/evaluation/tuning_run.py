@@ -143,7 +143,7 @@ class TuningRun(ABC):
         if saved is not None:
             self.load_state(saved)
         last_step = None if saved is None else self.counters()["step"]
-        self.folder.open_log(last_step, self.config.log.tensorboard)
+        self.folder.open_log(last_step, self.config.log)
         if saved is None:
             self.world.say(f"{self.folder.path}: {self.plan()}")
             return

@@ -183,9 +183,10 @@ class LiveConsole(Console):
 
         self.stream, self.phases = sys.stderr, list[Phase]()
         self.rich = RichConsole(file=self.stream)
-        self.lock, self.ended, self.is_drawn = threading.RLock(), threading.Event(), False
+        self.lock, self.ended = threading.RLock(), threading.Event()
+        self.is_drawn = self.is_within_line = False  # the line; what others have printed
         self.former = sys.stdout, sys.stderr
-        sys.stderr = self.wrapped_stderr = _AboveLine(sys.stderr, self)  # type: ignore[assignment]
+        sys.stderr = _AboveLine(sys.stderr, self)  # type: ignore[assignment]
         if sys.stdout is not None and sys.stdout.isatty():
             sys.stdout = _AboveLine(sys.stdout, self)  # type: ignore[assignment]
         self.thread = threading.Thread(target=self._keep_drawing, name="console", daemon=True)
@@ -225,7 +226,7 @@ class LiveConsole(Console):
 
     def _draw(self) -> None:
         with self.lock, contextlib.suppress(OSError, ValueError):
-            if not self.phases or self.wrapped_stderr.is_within_line:
+            if not self.phases or self.is_within_line:
                 self.erase()
                 return
             self.stream.write(ERASE + self._line(self.phases[-1]))
@@ -241,7 +242,7 @@ class LiveConsole(Console):
         if phase.left_s is not None:
             parts[1:] = [f"{phase.per_s:.3g}/s", f"{in_words(phase.left_s)} left"]
         text = "  ".join(parts) + phase.beyond()
-        room = self.rich.width - 1
+        room = self._width() - 1
         if room < NARROW:
             return f"{phase.name}  {text}"[:room]
         with self.rich.capture() as bar:
@@ -250,19 +251,27 @@ class LiveConsole(Console):
         name = phase.name[: max(10, room - len(text))]
         return f"{name}  {bar.get()}  {text[: room - len(name)]}"
 
+    def _width(self) -> int:
+        """Columns of the terminal, which its user may change at any time."""
+        try:
+            return os.get_terminal_size(self.stream.fileno()).columns or 80
+        except (OSError, ValueError):
+            return 80
+
 
 class _AboveLine:
     """A stream whose lines come above the live line of a console."""
 
     def __init__(self, stream: Any, console: LiveConsole) -> None:
-        self._stream, self._console, self.is_within_line = stream, console, False
+        self._stream, self._console = stream, console
 
     def write(self, text: str) -> int:
         with self._console.lock:
             self._console.erase()
-            self.is_within_line = bool(text) and not text.endswith("\n")
             number = self._stream.write(text)
-            if not self.is_within_line:
+            if text:
+                self._console.is_within_line = not text.endswith("\n")
+            if text.endswith("\n"):
                 self._stream.flush()
             return number
 

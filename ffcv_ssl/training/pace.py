@@ -17,14 +17,14 @@ T = TypeVar("T")
 class Pace:
     """The pace of a run since this process started it, or goes on with it.
 
-    config: the trainer's, of which epochs, resolution and evaluation count. num_evaluated: images
-    of one evaluation; 0: there are none. A step's cost grows with the number of its pixels, so that
+    config: the trainer's, of which epochs, resolution and evaluation count. evaluation: with
+    `num_images`; None: the run has none. A step's cost grows with the number of its pixels, so that
     the estimate holds while the resolution grows.
     """
 
-    def __init__(self, config: Any, steps_per_epoch: int, num_evaluated: int, world: World) -> None:
+    def __init__(self, config: Any, steps_per_epoch: int, evaluation: Any, world: World) -> None:
         self.config, self.steps_per_epoch, self.world = config, steps_per_epoch, world
-        self.num_evaluated = num_evaluated
+        self.num_evaluated = 0 if evaluation is None else evaluation.num_images
         self.pixels = [resolution_at(e, config.resolution) ** 2 for e in range(config.epochs)]
         self.seconds = self.work = 0.0  # of the steps measured so far, but for the first
         self.evaluation_s: float | None = None
@@ -70,9 +70,15 @@ class Pace:
         epoch, rest = divmod(step, self.steps_per_epoch)
         pixels = self.steps_per_epoch * sum(self.pixels[epoch:])
         pixels -= rest * self.pixels[epoch] if rest else 0
+        left_s = self.seconds / self.work * pixels
+        if self.num_evaluated:
+            left_s += self._evaluations_from(epoch + (rest > 0)) * (self.evaluation_s or 0)
+        return left_s
+
+    def _evaluations_from(self, epoch: int) -> int:
+        """How many evaluations there are after epoch `epoch`, which is at least 1, and later."""
         every, epochs = self.config.evaluation.every_epochs, self.config.epochs
-        evaluations = -(-epochs // every) - epoch // every if self.num_evaluated else 0
-        return self.seconds / self.work * pixels + evaluations * (self.evaluation_s or 0)
+        return epochs // every - (max(1, epoch) - 1) // every + (epochs % every > 0)
 
     def describe(self, step: int) -> str:
         """The end of a log line after so many steps: the time of an epoch that is over, and what is

@@ -10,6 +10,7 @@ if the disk loses the last one. A folder with files that a new run would destroy
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,15 +21,17 @@ import torch
 
 from ffcv_ssl.config.plain import config_differences
 from ffcv_ssl.config.renamed import Table, rename
+from ffcv_ssl.config.settings import LogConfig
 from ffcv_ssl.config.yaml_layers import yaml_text
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.files import StrPath, explained, write_text
-from ffcv_ssl.training import checkpoint
+from ffcv_ssl.training import checkpoint, wandb_log
 from ffcv_ssl.training.checkpoint import PREVIOUS
 from ffcv_ssl.training.metrics_log import EVENTS_FOLDER, METRICS_FILE, MetricsLog
 from ffcv_ssl.training.report import REPORT_FILE, draw_report
 
 CHECKPOINT, BACKBONE, CONFIG, FORMAT = "checkpoint.pt", "backbone.safetensors", "config.yaml", 1
+VIEWS_PICTURE, VIEWS_FILE = "views.png", "views.json"
 
 
 class RunFolder:
@@ -127,12 +130,30 @@ class RunFolder:
                 "--out"
             )
 
-    def open_log(self, last_step: int | None, tensorboard: bool) -> None:
-        """Begin the metrics anew (`last_step` None), or continue after `last_step`."""
+    def open_log(self, last_step: int | None, settings: LogConfig) -> None:
+        """Begin the metrics anew (`last_step` None), or continue after `last_step`. Raises
+        UserError where wandb is asked for and cannot be imported."""
         if not self.writes:
             return
+        follow = None
+        if settings.wandb is not None:
+            follow = wandb_log.opener(self.path, settings.wandb, self.config)
+        pictures, step = {}, step_of_views(self.path)
+        if step is not None:
+            pictures["views"] = self.path / VIEWS_PICTURE, step
+        if self.is_finished and last_step is not None:
+            pictures["report"] = self.path / REPORT_FILE, last_step
         with self._explained_log():
-            self.log = MetricsLog(self.path, last_step, tensorboard)
+            about = yaml_text(self.config)
+            self.log = MetricsLog(
+                self.path, last_step, settings.tensorboard, about, pictures, follow
+            )
+
+    def show_picture(self, tag: str, path: Path, step: int) -> None:
+        """Show a picture of the run, a PNG, beside its metrics."""
+        if self.log is not None:
+            with self._explained_log():
+                self.log.picture(tag, path, step)
 
     def write_config(self) -> None:
         """Write the resolved configuration to `config.yaml`."""
@@ -178,12 +199,16 @@ class RunFolder:
         return not self.writes or (has[BACKBONE] and has[REPORT_FILE] and not has[PREVIOUS])
 
     def finish(
-        self, samples: list[np.ndarray], backbone: torch.nn.Module, about: dict[str, str]
+        self,
+        samples: list[np.ndarray],
+        backbone: torch.nn.Module,
+        about: dict[str, str],
+        step: int,
     ) -> None:
         """Leave the backbone of a pretraining run and its picture. samples: views to show, as
-        `draw_report` takes them; about: the backbone's metadata."""
+        `draw_report` takes them; about: the backbone's metadata; step: the last one."""
         checkpoint.save_weights(self.path / BACKBONE, backbone, about)
-        draw_report(self.path, samples)
+        self.show_picture("report", draw_report(self.path, samples), step)
         self.forget_previous()
 
     def forget_previous(self) -> None:
@@ -218,6 +243,15 @@ class RunFolder:
         if self.log is not None:
             with self._explained_log():
                 self.log.close()
+
+
+def step_of_views(folder: Path) -> int | None:
+    """The step of the pictures of views in a run's folder; None where there are none."""
+    try:
+        about = json.loads(_text(folder / VIEWS_FILE))
+        return int(about["step"]) if (folder / VIEWS_PICTURE).exists() else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _foreign(folder: Path) -> list[str]:

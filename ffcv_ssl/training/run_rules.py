@@ -73,10 +73,11 @@ class RunRules(Rules):
 
     def _recorded(self) -> dict[str, Any]:
         """What was chosen when the run in this folder began; empty for a new run."""
-        if not (Path(self.out) / CHECKPOINT).exists():
+        checkpoint, config = Path(self.out) / CHECKPOINT, Path(self.out) / CONFIG
+        if not (checkpoint.exists() and config.is_file()):
             return {}
         try:
-            saved = flatten(read_yaml(Path(self.out) / CONFIG))
+            saved = flatten(read_yaml(config))
         except (ValueError, AttributeError):  # lost or damaged: the checkpoint is compared later
             return {}
         self.recorded_in = Path(self.out)
