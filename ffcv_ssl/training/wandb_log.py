@@ -78,8 +78,8 @@ class WandbLog:
         write_text(folder / ID_FILE, json.dumps({"project": project, "id": run_id}) + "\n")
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
-        where = f"offline; to send it: wandb sync {Path(run.dir).parent}"
-        where = where if getattr(run, "offline", False) else run.url
+        is_offline = getattr(run, "offline", False)
+        where = f"offline; to send it: wandb sync {Path(run.dir).parent}" if is_offline else run.url
         tell_once(f"log.wandb: {where}")
 
     def write(self, record: dict[str, Any]) -> None:
