@@ -80,9 +80,13 @@ class ResolutionConfig:
 
     def __post_init__(self):
         if self.min > self.max or self.start_ramp > self.end_ramp:
+            remedy = f"--resolution.min {self.max}"
+            if self.min <= self.max:
+                remedy = f"--resolution.start_ramp {self.end_ramp}"
             raise UserError(
                 f"resolution: got min {self.min}, max {self.max}, start_ramp {self.start_ramp}, "
-                f"end_ramp {self.end_ramp}, expected min <= max and start_ramp <= end_ramp"
+                f"end_ramp {self.end_ramp}, expected min <= max and start_ramp <= end_ramp; give "
+                f"{remedy}"
             )
         if self.max > MAX_SIDE_PX:
             raise UserError(f"resolution.max: got {self.max}, expected at most {MAX_SIDE_PX}")

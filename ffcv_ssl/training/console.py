@@ -98,7 +98,9 @@ class Phase:
 class Console:
     """Says nothing of phases: the setting `none`, and ranks that do not print."""
 
-    is_quiet = True
+    def __deepcopy__(self, memo: dict[int, Any]) -> Console:
+        """A copy of a world, as in a copy of a method, shares its console."""
+        return self
 
     @contextlib.contextmanager
     def phase(
@@ -147,8 +149,6 @@ class PlainConsole(Console):
     """Lines on stdout, said by `say`: the name of an announced phase, how long a phase is going to
     take, and once a minute where it is."""
 
-    is_quiet = False
-
     def __init__(self, say: Callable[[str], object]) -> None:
         self.say = say
 
@@ -175,8 +175,6 @@ class PlainConsole(Console):
 
 class LiveConsole(Console):
     """One line on stderr, drawn anew twice a second by a thread while a phase runs."""
-
-    is_quiet = False
 
     def __init__(self) -> None:
         from rich.console import Console as RichConsole

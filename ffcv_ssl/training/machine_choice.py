@@ -67,6 +67,10 @@ def choose(
     as they are there. num_images: of the training file; None: not known.
     """
     chosen = {} if machine.has_gpu else {n: SMALL_RUN[n] for n in names if n in SMALL_RUN}
+    sides = {"resolution.min", "resolution.max"}
+    if len(sides & chosen.keys()) == 1:  # the other one was given: this one is the same
+        (name,), (given,) = sides & chosen.keys(), sides - chosen.keys()
+        chosen[name] = below[given]
     settings = {**below, **chosen}
     if "data.batch_size" in names:
         most = settings["data.batch_size"] if machine.has_gpu else LARGEST_BATCH

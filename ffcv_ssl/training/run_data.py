@@ -138,8 +138,12 @@ def open_dataset(path: StrPath, image_field: str = "image", label_field: str = "
     """Read what training needs to know of a file. Raises UserError where the file does not fit a
     training run, and BetonError where it is damaged."""
     if not Path(path).is_file():
+        is_folder = str(path) and Path(path).is_dir()
+        how = f" --source imagefolder --root {path} --out train.beton" if is_folder else ""
         raise UserError(
-            f"data.train or data.val: no file '{path}'; write one with write_dataset.py"
+            f"data.train or data.val: no file '{path}'; write one with write_dataset.py{how}, and "
+            "give --data.train FILE.beton; --data.val FILE.beton, or --data.val null for no "
+            "evaluation"
         )
     with Reader(path) as reader:
         if not isinstance(reader.fields.get(image_field), RGBImageField):

@@ -113,7 +113,7 @@ class RunRules(Rules):
         of = f" of {self.num_images} images" if self.num_images else ""
         about = (
             f"{config.model.backbone} at {px} px, batch {config.data.batch_size}{of}, "
-            f"{config.epochs} epochs, {config.precision}"
+            f"{_epochs(config.epochs)}, {config.precision}"
         )
         if self.recorded_in is not None:
             lines.append(f"{self.recorded_in}: goes on as it was chosen at its start: {about}")
@@ -122,15 +122,19 @@ class RunRules(Rules):
             lines.append(f"{what}: {about}")
             if self.full_recipe is not None and not self.machine.has_gpu:
                 lines.append(
-                    f"the full recipe, which needs a GPU: --config {self.full_recipe}; what is "
-                    "given on the command line stays, as --epochs 50"
+                    f"the full recipe, which wants a GPU: --config {self.full_recipe}; any single "
+                    "setting can be given, too: --epochs 50"
                 )
         if self.warmup_before is not None:
             lines.append(
                 f"{WARMUP}: {config.optim.warmup_epochs:g} instead of {self.warmup_before:g}, to "
-                f"fit into {config.epochs} epochs; or give --{WARMUP}"
+                f"fit into {_epochs(config.epochs)}; or give --{WARMUP}"
             )
         return lines
+
+
+def _epochs(number: int) -> str:
+    return f"{number} epoch{'s' * (number != 1)}"
 
 
 def default_out(given: Any, layers: Layers) -> str:

@@ -35,8 +35,8 @@ def opener(folder: Path, project: str, config: dict[str, Any]) -> Callable[..., 
         wandb = None  # type: ignore[assignment]
     if not hasattr(wandb, "init"):  # a folder of that name, such as wandb's own, is no package
         raise UserError(
-            f"log.wandb: got {project!r}, but wandb is not installed; pip install wandb, or leave "
-            "out --log.wandb"
+            f"log.wandb: got {project!r}, but wandb is not installed; run pip install wandb, or "
+            "leave out --log.wandb"
         )
     return partial(WandbLog, wandb, folder, project, config)
 

@@ -1,5 +1,6 @@
 """What a command says while it works: a live line on a terminal, plain lines elsewhere."""
 
+import copy
 import fcntl
 import io
 import os
@@ -209,3 +210,10 @@ def test_drawing_takes_less_than_a_thousandth_of_the_time(attach):
         an_advance_s = (time.thread_time() - began) / 5000
     # at the interval that is set outside of this test; with room for slow machines
     assert a_drawing_s < 0.004 and an_advance_s < 20e-6
+
+
+def test_a_copy_of_a_world_shares_its_console(attach):
+    attach()
+    world = World()
+    with showing("auto", world) as shown:
+        assert copy.deepcopy(world).console is shown

@@ -29,6 +29,11 @@ def test_only_settings_that_are_asked_for_are_chosen():
     assert chosen == {"optim.warmup_epochs": 0.7, "channels_last": True}
 
 
+def test_one_side_of_the_resolution_that_is_given_is_the_other_too():
+    below = {**BELOW, "resolution.max": 32}
+    assert choose(["resolution.min"], below, CPU, 50) == {"resolution.min": 32}
+
+
 @pytest.mark.parametrize(
     "most, num_images, ranks, expected",
     [

@@ -129,8 +129,7 @@ def test_a_warmup_that_nobody_typed_fits_into_fewer_epochs(config):
     settings, (note,) = settings_of(*config, "--epochs", "1")
     assert settings["optim"]["warmup_epochs"] == 0.1
     assert note == (
-        "optim.warmup_epochs: 0.1 instead of 10, to fit into 1 epochs; or give "
-        "--optim.warmup_epochs"
+        "optim.warmup_epochs: 0.1 instead of 10, to fit into 1 epoch; or give --optim.warmup_epochs"
     )
 
 

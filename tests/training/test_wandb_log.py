@@ -137,7 +137,7 @@ def test_without_wandb_a_line_says_how_to_get_it(monkeypatch, tmp_path, module):
     with pytest.raises(UserError) as refused:
         open_log(tmp_path)
     assert str(refused.value) == (
-        "log.wandb: got 'proj', but wandb is not installed; pip install wandb, or leave out "
+        "log.wandb: got 'proj', but wandb is not installed; run pip install wandb, or leave out "
         "--log.wandb"
     )
 
