@@ -117,7 +117,7 @@ class Config:
 
 def check_config(config: Config) -> None:
     """Raise UserError for settings of different groups that do not go together."""
-    check_run(config, method_class(config.method), config.views.resolve())
+    check_run(config, method_class)
 
 
 # Settings that a resumed run may change, besides those of `runtime`. (The labels' file may move:

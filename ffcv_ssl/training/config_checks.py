@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 from ffcv_ssl.errors import UserError
@@ -11,9 +11,9 @@ from ffcv_ssl.training.run_data import RunData
 from ffcv_ssl.training.world import World
 
 
-def check_run(config: Any, method: Any, views: Mapping[str, Any]) -> None:
-    """Raise UserError for settings of a run that do not go together. config: the trainer's; method:
-    its method's class; views: by name, with `crop`."""
+def check_run(config: Any, method_class: Callable[[str], Any]) -> None:
+    """Raise UserError for settings of a run that do not go together. config: the trainer's;
+    method_class: the class of a method by its name."""
     if config.out is not None and not config.out.strip():
         raise UserError(f"out: got {config.out!r}, expected a folder; leave it out for runs/NAME")
     warmup, epochs, num_views = config.optim.warmup_epochs, config.epochs, config.labelled.num_views
@@ -22,6 +22,7 @@ def check_run(config: Any, method: Any, views: Mapping[str, Any]) -> None:
             f"optim.warmup_epochs: got {warmup}, expected less than epochs ({epochs}); give "
             f"--optim.warmup_epochs {fitting_warmup(epochs):g}"
         )
+    views, method = config.views.resolve(), method_class(config.method)
     if config.unlabelled_batch_size:
         method.check_sizes(len(views), config.unlabelled_batch_size)
     if num_views > len(views):
