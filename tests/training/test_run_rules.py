@@ -13,6 +13,7 @@ from ffcv_ssl.config.yaml_layers import read_yaml, yaml_text
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.training import machine_choice
 from ffcv_ssl.training.machine_choice import CHOOSABLE, Machine
+from ffcv_ssl.training.run_folder import RunFolder
 from pipelines.view import SETTINGS
 
 AUTO_FILE = str(REPOSITORY / "configs/auto.yaml")
@@ -184,3 +185,22 @@ def test_settings_that_cannot_be_chosen_are_left_alone():
     with pytest.raises(UserError, match="seed: got 'auto'"):
         settings_of("--seed=auto")
     assert machine_choice.CHOOSABLE.isdisjoint({"system.device", "seed", "method"})
+
+
+@pytest.mark.parametrize("is_complete", [False, True])
+def test_a_checkpoint_whose_views_say_less_or_as_much_belongs_to_the_same_run(
+    is_complete, tmp_path
+):
+    config = config_dict(train.read_config(["--views.view_0.blur_prob=0.25"]))
+    saved = train.views_in_full(config) if is_complete else config
+    saved = {**saved, "views": dict(saved["views"])}
+    options = ({}, (), ())
+    folder = RunFolder(tmp_path, config, *options, complete=train.views_in_full)
+    assert folder._differences({"config": saved, "datasets": {}}) == []
+    other = config_dict(train.read_config(["--views.view_0.blur_prob=0.5"]))
+    folder = RunFolder(tmp_path, other, *options, complete=train.views_in_full)
+    assert folder._differences({"config": saved, "datasets": {}}) == [
+        "views.view_0.blur_prob 0.25 in the checkpoint, 0.5 now"
+    ]
+    saved["views"]["recipe"] = "gone"
+    assert len(folder._differences({"config": saved, "datasets": {}})) >= 1
