@@ -153,7 +153,7 @@ def is_channels_last(precision: str) -> bool:
 
 def images_per_second(px: int, threads: int, precision: str, seconds: float = 1.0) -> float:
     """Images per second of a run, from real training steps of the demo's model on random pixels."""
-    config = train.read_config(["--config=configs/demo.yaml"])
+    config = train.read_config([f"--config={ROOT}/configs/demo.yaml"])
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -383,7 +383,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = OneLineParser(prog="demo.py", description=__doc__.split("\n")[0])
     parser.add_argument("--out", default="runs/demo", help="folder to make anew")
     try:
-        code, summary = run((ROOT / parser.parse_args(argv).out).resolve())
+        code, summary = run(Path(parser.parse_args(argv).out).resolve())
     except UserError as error:
         print(one_line(error), file=sys.stderr)
         return EXIT_USER_ERROR

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from ffcv_ssl.config.app_files import shown_program
 from ffcv_ssl.config.parsing import parse_config
 from ffcv_ssl.config.renamed import rename, say_notes
 from ffcv_ssl.config.settings import SystemConfig
@@ -103,9 +104,8 @@ def usage() -> str:
     """The text of `evaluate.py --help`."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {found.summary}" for name, found in COMMANDS.items()]
-    return "\n".join(
-        [str(__doc__), "Protocols; `python evaluate.py PROTOCOL --help` lists settings:", *lines]
-    )
+    how = f"Protocols; `{shown_program('evaluate.py PROTOCOL')} --help` lists settings:"
+    return "\n".join([str(__doc__), how, *lines])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from ffcv_ssl import beton
+from ffcv_ssl.config.app_files import shown_program
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.config.stdout import printing, say
 from ffcv_ssl.errors import BetonError, UserError
@@ -266,7 +267,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = _Parser(prog="python -m ffcv_ssl.inspect", description="What is in a .beton file.")
+    prog = shown_program("python -m ffcv_ssl.inspect")
+    parser = _Parser(prog=prog, description="What is in a .beton file.")
     parser.add_argument("file", help="the .beton file")
     parser.add_argument("--verify", action="store_true", help="read and check every sample")
     parser.add_argument("--grid", metavar="PNG", help="draw a few dozen images")

@@ -20,6 +20,9 @@ FLOORS = [
     ["methods", "jobs"],
     ["evaluation"],
     ["monitor"],
+    ["api", "selftest"],
+    ["command_line"],
+    ["__main__"],
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 OUTSIDE = ("train", "evaluate", "write_dataset", "demo", "pipelines", "benchmarks", "tests")

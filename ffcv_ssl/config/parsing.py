@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from ffcv_ssl.config.app_files import find_config, shown_program
 from ffcv_ssl.config.messages import find_mistake, one_line
 from ffcv_ssl.config.plain import config_dict, flatten
 from ffcv_ssl.config.renamed import rename, say_notes
@@ -34,14 +35,16 @@ def parse_config(
 ) -> tuple[Config, list[str]]:
     """Fill a frozen dataclass from `--config FILE.yaml` and dotted overrides.
 
-    A file may build on other files (`base:`, see yaml_layers); a later argument overrides earlier
-    ones. Old names in `config_class.RENAMED` are accepted, with a note on stderr. Returns (config,
-    list of the YAML files given). `sort_out(config)` may raise ValueError for values that
-    contradict each other. ignored: top-level keys of files that are skipped.
+    FILE.yaml may also be the name of one of the project's configurations. A file may build on other
+    files (`base:`, see yaml_layers); a later argument overrides earlier ones. Old names in
+    `config_class.RENAMED` are accepted, with a note on stderr. Returns (config, list of the YAML
+    files given). `sort_out(config)` may raise ValueError for values that contradict each other.
+    ignored: top-level keys of files that are skipped.
 
     Raises UserError for unknown keys and bad values, and names the file at fault. Exits as argparse
     does for --help and --print_config.
     """
+    argv = _with_found_files(argv)
     files = [text or "" for key, text in read_words(argv) if key == "--config"]
     if "" in files:
         raise UserError("--config: got nothing, expected a YAML file")
@@ -95,6 +98,19 @@ def read_words(argv: Iterable[str]) -> list[tuple[str, str | None]]:
     return pairs
 
 
+def _with_found_files(argv: Iterable[str]) -> list[str]:
+    """A command line in which each `--config NAME` has the path of the file that it stands for."""
+    words: list[str] = []
+    for word in argv:
+        key, equals, text = word.partition("=")
+        if key == "--config" and equals:
+            word = f"{key}={find_config(text)}"
+        elif words and words[-1] == "--config" and not word.startswith("--"):
+            word = find_config(word)
+        words.append(word)
+    return words
+
+
 def _with_new_names(layers: list[tuple[str, dict]], config_class: type) -> list[tuple[str, dict]]:
     """[(file, its settings)] with old names in `config_class.RENAMED` replaced; prints notes."""
     renamed = []
@@ -120,7 +136,7 @@ def _fill(
     from jsonargparse import ArgumentError
 
     with_help = any(word == "-h" or "help" in word or "comments" in word for word in argv)
-    parser = _make_parser(config_class, prog, description, settings, with_help)
+    parser = _make_parser(config_class, shown_program(prog), description, settings, with_help)
     try:
         namespace = parser.parse_args(argv)
         namespace.pop("config", None)

@@ -71,6 +71,13 @@ def has_told(command: str, done: str, show: Callable[[], object]) -> bool:
     return True
 
 
+def flush_or_drop() -> None:
+    """Flush what a command has printed before it ends; where nobody reads it, drop it. Without this
+    the interpreter would complain of it, with an exit code of its own. Raises UserError."""
+    with contextlib.suppress(BrokenPipeError), printing():
+        pass
+
+
 def _drop_rest() -> None:
     """Let the rest go nowhere: the interpreter flushes stdout at its end, and would complain."""
     with contextlib.suppress(OSError, ValueError):  # stdout may be no file of the system

@@ -199,6 +199,8 @@ def run(argv: Sequence[str]) -> tuple[int, dict[str, Any]]:
     stages = [resolved(stage) for stage in read_chain(argv)]
     unfinished = unfinished_of(stages)
     jobs = make_jobs(unfinished)
+    if any(job.slurm.dry_run for job in jobs):
+        return 0, slurm.show_jobs([jobs])
     if any(job.slurm.partition for job in jobs):
         return 0, _submit(unfinished, jobs)
     summaries = {s.name: summary_of(s.folder) for s in stages if s not in unfinished}

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -45,7 +46,8 @@ class StopSignal:
     Signals after the first are only noted, so that they cannot break the orderly stop. But a second
     SIGINT (Ctrl-C twice) interrupts at once, as without this class. A nested context knows the
     signals of the outer context, and passes its own signals on to it. At the end the former
-    handlers are restored.
+    handlers are restored. Python handles signals in the main thread alone: in another one, as a
+    notebook may use, nothing is listened to.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
@@ -62,6 +64,8 @@ class StopSignal:
         outer = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
         if isinstance(outer, StopSignal):
             self.received = outer.received
+        if threading.current_thread() is not threading.main_thread():
+            return self
         for number in self.SIGNALS:
             self.former[number] = signal.signal(number, self._remember)
         return self
