@@ -24,7 +24,7 @@ import numpy as np
 
 from ffcv_ssl import beton
 from ffcv_ssl.config.app_files import shown_program
-from ffcv_ssl.config.messages import one_line
+from ffcv_ssl.config.messages import QuietParser, one_line
 from ffcv_ssl.config.stdout import printing, say
 from ffcv_ssl.errors import BetonError, UserError
 from ffcv_ssl.fields import Field, IntField, NDArrayField, RGBImageField
@@ -260,7 +260,7 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes / (1 << 30):,.1f} GiB"
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(QuietParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see --help\n")
 

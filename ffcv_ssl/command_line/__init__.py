@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from ffcv_ssl import __version__
 from ffcv_ssl.command_line import completion
-from ffcv_ssl.config import app_files
+from ffcv_ssl.config import app_files, told_mistakes
 from ffcv_ssl.config.app_files import COMMAND
 from ffcv_ssl.errors import UserError
 
@@ -67,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     if words[:1] == [completion.WORDS]:  # asked by a shell at each TAB
         return completion.answer(words[1:])
+    if told_mistakes.is_told():  # as training.command does, but before torch is imported
+        return EXIT_USER_ERROR
     try:
         check_system()
         return _run(words or ["--help"])
@@ -76,24 +78,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
-    from ffcv_ssl.config.stdout import flush_or_drop, say
+    from ffcv_ssl.config.stdout import show_help
 
     name, *rest = words
-    try:
-        if name in ("--help", "-h"):
-            say(usage())
-        elif name == "--version":
-            say(f"{COMMAND} {__version__}")
-        elif name == "--completion":
-            say(completion.script(rest), end="")
-        else:
-            return find(name)(rest)
-    except BrokenPipeError:  # `| head` has read enough
-        if name in COMMANDS:
-            raise
-    except SystemExit:  # of --help, or of a mistake
-        flush_or_drop()
-        raise
+    if name in ("--help", "-h"):
+        show_help(usage())
+    elif name == "--version":
+        show_help(f"{COMMAND} {__version__}")
+    elif name == "--completion":
+        show_help(completion.script(rest))
+    else:
+        return find(name)(rest)
     return 0
 
 

@@ -24,7 +24,17 @@ _BOUNDS = {
 }
 
 
-class OneLineParser(argparse.ArgumentParser):
+class QuietParser(argparse.ArgumentParser):
+    """A parser whose --help may be read by `head`."""
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        from ffcv_ssl.config.stdout import flush_or_drop  # which imports this module
+
+        flush_or_drop()
+        super().exit(status, message)
+
+
+class OneLineParser(QuietParser):
     """A parser whose mistakes are UserErrors of one line, without the usage text.
 
     prog: the script's name; help shows how the user has called it.

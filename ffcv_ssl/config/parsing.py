@@ -17,6 +17,7 @@ from ffcv_ssl.config.app_files import find_config, shown_program
 from ffcv_ssl.config.messages import find_mistake, one_line
 from ffcv_ssl.config.plain import config_dict, flatten
 from ffcv_ssl.config.renamed import rename, say_notes
+from ffcv_ssl.config.stdout import flush_or_drop
 from ffcv_ssl.config.yaml_layers import merge, nested, read_layers, read_text
 from ffcv_ssl.errors import UserError
 
@@ -146,6 +147,8 @@ def _fill(
         _check_values(config_dict(config))
         if sort_out is not None:
             sort_out(config)
+    except BrokenPipeError:  # nobody reads the rest of --help or --print_config
+        parser.exit()
     except (ArgumentError, ValueError, TypeError, OSError) as error:
         message = _raised_by_settings(error) or find_mistake(config_class, _given(argv, settings))
         raise UserError(message or one_line(error)) from None
@@ -210,6 +213,10 @@ def _make_parser(
         def parse_path(self, path, *args, **kwargs):
             own = _with_earlier_keys(settings[str(path)], self.so_far)
             return self.parse_string(json.dumps(own, ensure_ascii=False), **kwargs)
+
+        def exit(self, *args, **kwargs):
+            flush_or_drop()
+            super().exit(*args, **kwargs)
 
     class ConfigFile(ActionConfigFile):
         def __call__(self, parser, namespace, *args, **kwargs):

@@ -42,6 +42,12 @@ def say(text: str, end: str = "\n") -> None:
         print(text, end=end)
 
 
+def show_help(text: str) -> None:
+    """Print a command's help; a reader that has read enough of it is no failure."""
+    with contextlib.suppress(BrokenPipeError):
+        say(text)
+
+
 def say_if_possible(text: str) -> None:
     """Print a text at once. Where stdout takes no more, stderr says so once, and the work goes on
     without its lines: a terminal that is closed costs no training."""

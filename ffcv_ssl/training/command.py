@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ffcv_ssl.config import told_mistakes
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.config.stdout import has_told
 from ffcv_ssl.errors import (
@@ -91,6 +92,8 @@ def run_ranks(run: Callable[[Sequence[str]], tuple[int, Any]], argv: Sequence[st
     this rank is still connected to others when it fails, the process ends here, so that torchrun or
     Slurm ends the other ranks.
     """
+    if told_mistakes.is_told():
+        return EXIT_USER_ERROR
     try:
         code, summary = run(argv)
     except ToldBefore:
@@ -125,6 +128,8 @@ def _end_finished_rank(code: int) -> None:
 
 def _say_and_end(line: str, code: int) -> int:
     """Say in one line why this rank fails, and end the process if it is connected to others."""
+    if code == EXIT_USER_ERROR:
+        told_mistakes.mark_mistake()
     if world.is_connected():
         _end_process(code, line)
     if world.tell_before_meeting(line, is_mistake=code == EXIT_USER_ERROR):
