@@ -62,10 +62,13 @@ class Images:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         rng = np.random.default_rng(index)
-        y, x = np.mgrid[: self.shape[0], : self.shape[1]] / max(self.shape)
-        phases, speeds = rng.uniform(0, 6, (3, 3)), rng.uniform(2, 15, (3, 3))
-        waves = [np.sin(s[0] * x + p[0]) + np.sin(s[1] * y + p[1]) for p, s in zip(phases, speeds)]
-        image = 127 + 60 * np.stack(waves, -1) + rng.normal(0, 3, (*self.shape, 3))
+        phases, speeds = rng.uniform(0, 6, (2, 3)), rng.uniform(0.004, 0.03, (2, 3))
+        rows, columns = (
+            np.sin(np.arange(side)[:, None] * speed + phase)
+            for side, speed, phase in zip(self.shape, speeds, phases)
+        )
+        noise = rng.integers(-5, 6, (*self.shape, 3), dtype=np.int8)
+        image = 127 + 60 * (rows[:, None] + columns) + noise
         return np.clip(image, 0, 255).astype(np.uint8), index % 10
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
@@ -144,7 +147,7 @@ def check_damage(raw: str) -> str:
     with Reader(raw) as reader:
         extents = reader.extents("image")
         assert extents is not None  # an image has a payload
-        place = int(extents.offset[5]) + 100
+        place = int(extents.pointer[5]) + 100
     with open(raw, "r+b") as file:
         file.seek(place)
         byte = file.read(1)
@@ -197,8 +200,8 @@ def load_all(
         pipelines={"view_0": ("image", view), "label": [IntDecoder()]}, drop_last=False,
     ) as loader:  # fmt: skip
         for batch in loader:
-            views.append(np.array(batch.view_0)[batch.valid])
-            drawn.append(batch.params["view_0"][batch.valid].copy())
+            views.append(np.array(batch.view_0))  # a copy: slots are reused
+            drawn.append(batch.params["view_0"].copy())
     return np.concatenate(views), np.concatenate(drawn)
 
 
@@ -246,7 +249,7 @@ def run(device_name: str, seconds: float) -> tuple[int, dict[str, Any]]:
 
     began, device = time.perf_counter(), choose_device(device_name)
     summary: dict[str, Any] = {
-        "status": "right", "versions": versions(), "system": platform.platform(),
+        "status": "right", "versions": versions(), "system": " ".join(os.uname()[::2]),
         "cores": _num_cores(), "device": _describe(device), "kernels": cache_folder(),
         "package": str(Path(__file__).parent), "scripts": str(app_folder()),
     }  # fmt: skip

@@ -42,6 +42,7 @@ def same(records):
     return [{k: v for k, v in record.items() if k not in MEASURED} for record in records]
 
 
+@pytest.mark.whole
 def test_a_run_from_python_is_that_of_the_command(run, files, tmp_path, capsys):
     assert (run.status, run.exit_code) == ("finished", 0)
     assert run.checkpoint.exists() and run.backbone.exists() and run.report.exists()
@@ -52,6 +53,7 @@ def test_a_run_from_python_is_that_of_the_command(run, files, tmp_path, capsys):
     assert same([summary]) == same([{**run.summary, "out": f"{tmp_path}/run"}])
 
 
+@pytest.mark.whole
 def test_metrics_are_there_by_key(run):
     steps = [step for step, _ in run.values("train/loss")]
     assert steps == list(range(1, 9))
@@ -62,11 +64,13 @@ def test_metrics_are_there_by_key(run):
     assert run.values("no/such/key") == []
 
 
+@pytest.mark.whole
 def test_a_call_on_a_finished_run_returns_it(run, files):
     again = pretrain([SETTINGS], out=str(run.out), **files)
     assert (again.status, same(again.metrics)) == ("finished", same(run.metrics))
 
 
+@pytest.mark.whole
 def test_an_evaluation_returns_its_metrics(run):
     result = evaluate("knn", run.out, ks=[1, 5], **{"system.device": "cpu"})
     assert result.exit_code == 0 and result.results == [result.summary]
@@ -93,7 +97,7 @@ def test_an_evaluation_returns_its_metrics(run):
         (lambda: evaluate("lienar", "x"), "protocol: got 'lienar', expected one of"),
         (lambda: evaluate("knn"), "checkpoint: got none"),
         (lambda: evaluate("knn", []), "checkpoint: got none"),
-        (lambda: evaluate("knn", "no/run"), "no/run: "),
+        (lambda: evaluate("knn", "no/run"), "checkpoint: no file or folder 'no/run'"),
     ],
 )
 def test_a_mistake_is_a_user_error_and_ends_nothing(call, message, tmp_path, monkeypatch):
@@ -103,12 +107,14 @@ def test_a_mistake_is_a_user_error_and_ends_nothing(call, message, tmp_path, mon
     assert str(error.value).startswith(message), error.value
 
 
+@pytest.mark.whole
 def test_a_damaged_file_is_named(tmp_path, run, files):
     (tmp_path / "a.beton").write_bytes(b"nothing")
     with pytest.raises(BetonError, match=r"a\.beton"):
         pretrain(SETTINGS, out=tmp_path / "run", **{**files, "data.train": tmp_path / "a.beton"})
 
 
+@pytest.mark.whole
 def test_it_works_in_a_thread_without_stdout_and_leaves_the_process_as_it_was(
     files, tmp_path, monkeypatch
 ):
@@ -125,6 +131,7 @@ def test_it_works_in_a_thread_without_stdout_and_leaves_the_process_as_it_was(
     assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), rng)
 
 
+@pytest.mark.whole
 def test_ctrl_c_in_a_notebook_leaves_a_run_that_goes_on(files, tmp_path):
     def interrupt_at_step_3(number, frame):
         raise AssertionError("the run's own handler was expected")

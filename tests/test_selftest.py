@@ -16,6 +16,7 @@ def raw(tmp_path):
     return selftest.write(tmp_path / "raw.beton", images, "raw")
 
 
+@pytest.mark.whole
 def test_all_is_right_here_and_the_last_line_says_so(capsys):
     assert selftest.main(["--device=cpu", "--seconds=0.05"]) == 0
     lines = capsys.readouterr().out.splitlines()
