@@ -32,7 +32,8 @@ import torch
 import torch.nn.functional as F
 
 import train
-from ffcv_ssl.config.messages import OneLineParser, one_line
+from ffcv_ssl.config.messages import one_line
+from ffcv_ssl.config.parsers import OneLineParser
 from ffcv_ssl.config.stdout import has_told, say
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.loader import OrderOption
@@ -52,6 +53,7 @@ NUM_PROBE = 2500  # training images that the offline probes learn from
 PROBE_STEPS, PROBE_PENALTY = 60, 1e-3
 LEAST_GAIN_POINTS = 15
 TRAIN_FILE, VAL_FILE = "train.beton", "val.beton"
+CLEAN_PX = 48  # side of the centre crops that are evaluated
 
 
 def clear_folder(out: Path) -> None:
@@ -67,9 +69,6 @@ def clear_folder(out: Path) -> None:
 
 
 # ---- What this machine can do, and what it gets to do --------------------------------------------
-
-
-CLEAN_PX = 48  # side of the centre crops that are evaluated
 
 
 def batch_size_at(px: int) -> int:

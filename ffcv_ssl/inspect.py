@@ -24,7 +24,8 @@ import numpy as np
 
 from ffcv_ssl import beton
 from ffcv_ssl.config.app_files import shown_program
-from ffcv_ssl.config.messages import QuietParser, one_line
+from ffcv_ssl.config.messages import one_line
+from ffcv_ssl.config.parsers import QuietParser
 from ffcv_ssl.config.stdout import printing, say
 from ffcv_ssl.errors import BetonError, UserError
 from ffcv_ssl.fields import Field, IntField, NDArrayField, RGBImageField

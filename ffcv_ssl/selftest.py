@@ -27,7 +27,8 @@ import numpy as np
 
 from ffcv_ssl import transforms as ops
 from ffcv_ssl.config.app_files import app_folder
-from ffcv_ssl.config.messages import OneLineParser, one_line
+from ffcv_ssl.config.messages import one_line
+from ffcv_ssl.config.parsers import OneLineParser
 from ffcv_ssl.config.stdout import has_told, say
 from ffcv_ssl.errors import BetonError, UserError
 from ffcv_ssl.fields import IntField, RGBImageField

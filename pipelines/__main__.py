@@ -113,7 +113,8 @@ def _is_training(argv: Sequence[str]) -> bool:
 
 def _of_training(argv: Sequence[str]) -> Drawing:
     """The views that train.py would train on, from a command line with `--config`."""
-    own, rest = [], []
+    own: list[str] = []
+    rest: list[str] = []
     for key, text in read_words(argv):
         if not key.startswith("--"):
             raise UserError(f"recipe: got {key} and --config, expected one of them")
@@ -123,7 +124,8 @@ def _of_training(argv: Sequence[str]) -> Drawing:
     given = [f"--recipe={config.views.recipe}", f"--size={config.resolution.max}"]
     given += [f"--seed={config.seed}", f"--beton={config.data.train}"]
     (*_, name) = [text for key, text in read_words(argv) if key == "--config"]
-    return Drawing(_parse([*given, *own]), config.views.resolve(), name, config.data.image_field)
+    views, field = config.views.resolve(), config.data.image_field
+    return Drawing(_parse([*given, *own]), views, str(name), field)
 
 
 def _with_named_recipe(argv: Sequence[str]) -> list[str]:

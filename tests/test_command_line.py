@@ -42,14 +42,15 @@ def test_the_version_is_that_of_the_package(capsys):
     assert 'version="0.1.0"' in (REPOSITORY / "setup.py").read_text()
 
 
-@pytest.mark.parametrize(
-    ("name", "remedy"), [("trian", "did you mean train?"), ("xyzzy", "see --help"), ("", "see --")]
-)
-def test_an_unknown_command_is_one_line_with_the_nearest(name, remedy, capsys):
-    assert main([name]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    known = ", ".join(COMMANDS)
-    assert line.startswith(f"ffcv-ssl: got {name!r}, expected one of {known}; {remedy}")
+def test_an_unknown_command_is_one_line_with_the_nearest(capsys):
+    assert main(["trian"]) == 2
+    assert capsys.readouterr().err == (
+        "ffcv-ssl: got 'trian', expected one of write, train, evaluate, chain, views, inspect, "
+        "monitor, demo, selftest; did you mean train?\n"
+    )
+    for name in ("xyzzy", ""):
+        assert main([name]) == 2
+        assert capsys.readouterr().err.endswith("selftest; see --help\n")
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "monitor"])
@@ -62,7 +63,7 @@ def test_a_command_that_is_missing_is_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(COMMANDS, "missing", missing)
     assert main(["missing"]) == 2
     assert capsys.readouterr().err == (
-        "ffcv-ssl: missing: this version of ffcv-ssl does not have it yet\n"
+        "ffcv-ssl: missing: this version does not have it; update ffcv-ssl\n"
     )
     (tmp_path / "needs_more.py").write_text("import a_library_that_is_missing")
     monkeypatch.syspath_prepend(tmp_path)

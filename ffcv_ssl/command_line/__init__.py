@@ -113,7 +113,7 @@ def _import(name: str, module: str) -> Main:
     except ModuleNotFoundError as error:
         if error.name is None or not module.startswith(error.name):
             raise
-        raise UserError(f"{name}: this version of ffcv-ssl does not have it yet") from None
+        raise UserError(f"{name}: this version does not have it; update ffcv-ssl") from None
 
 
 def check_system(platform: str = sys.platform) -> None:

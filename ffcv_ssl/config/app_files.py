@@ -46,7 +46,7 @@ def load_script(name: str) -> ModuleType:
         return sys.modules[full_name]
     path = app_folder() / f"{name}.py"
     if not path.is_file():
-        raise UserError(f"{path}: no such script; install ffcv-ssl again, or use its repository")
+        raise UserError(f"{path}: no such script; run `pip install` for ffcv-ssl again")
     spec = importlib.util.spec_from_file_location(full_name, path)
     assert spec is not None and spec.loader is not None  # as the name ends in .py
     # in sys.modules before it runs: there dataclasses look up the types of their fields

@@ -5,16 +5,13 @@ The types come from the dataclasses, so that no message depends on a parser's wo
 
 from __future__ import annotations
 
-import argparse
 import operator
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from ffcv_ssl.config.app_files import shown_program
 from ffcv_ssl.config.yaml_layers import read_text
-from ffcv_ssl.errors import UserError
 
 _BOUNDS = {
     operator.gt: "above",
@@ -22,29 +19,6 @@ _BOUNDS = {
     operator.lt: "below",
     operator.le: "of at most",
 }
-
-
-class QuietParser(argparse.ArgumentParser):
-    """A parser whose --help may be read by `head`."""
-
-    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        from ffcv_ssl.config.stdout import flush_or_drop  # which imports this module
-
-        flush_or_drop()
-        super().exit(status, message)
-
-
-class OneLineParser(QuietParser):
-    """A parser whose mistakes are UserErrors of one line, without the usage text.
-
-    prog: the script's name; help shows how the user has called it.
-    """
-
-    def __init__(self, prog: str, **options: Any) -> None:
-        super().__init__(prog=shown_program(prog), **options)
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
 
 
 def one_line(error: BaseException | str) -> str:

@@ -163,5 +163,5 @@ def test_a_users_method_can_import_from_train(tmp_path):
 
 def test_a_missing_script_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(app_files, "app_folder", lambda: tmp_path)
-    with pytest.raises(UserError, match=r"absent\.py: no such script; install ffcv-ssl again"):
+    with pytest.raises(UserError, match=r"absent\.py: no such script; run `pip install`"):
         app_files.load_script("absent")
