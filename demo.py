@@ -17,7 +17,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -35,6 +34,7 @@ import train
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.config.parsers import OneLineParser
 from ffcv_ssl.config.stdout import has_told, say
+from ffcv_ssl.cores import usable_cores
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.loader import OrderOption
 from ffcv_ssl.training import checkpoint
@@ -213,7 +213,7 @@ def look_at_machine(started: float) -> Choice:
     elapsed_s = time.perf_counter() - started
     choice = choose(speed, idle, bf16, TARGET_S - OTHER_S - elapsed_s)
     total_s = time.perf_counter() - started + choice.seconds + OTHER_S
-    cores, timed_px = len(os.sched_getaffinity(0)), max(choice.plan.px, QUICK_PX)
+    cores, timed_px = len(usable_cores()), max(choice.plan.px, QUICK_PX)
     say(
         f"   this machine: {idle:.1f} of {cores} cores idle, {'' if bf16 else 'no '}bf16; "
         f"{choice.images_per_s:.0f} images/s at {timed_px} px with {choice.threads} "

@@ -27,6 +27,7 @@ from ffcv_ssl.config.app_files import shown_program
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.config.parsers import QuietParser
 from ffcv_ssl.config.stdout import printing, say
+from ffcv_ssl.cores import usable_cores
 from ffcv_ssl.errors import BetonError, UserError
 from ffcv_ssl.fields import Field, IntField, NDArrayField, RGBImageField
 from ffcv_ssl.files import own_temporary, save_figure
@@ -110,7 +111,7 @@ def verify(reader: Reader, report: Callable[[str], object] = print) -> int:
     """
     num_bad, spoke = 0, time.monotonic()
     starts = range(0, reader.num_samples, _VERIFY_CHUNK)
-    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    pool = ThreadPoolExecutor(len(usable_cores()))
     try:
         for start, errors in zip(starts, pool.map(partial(_find_bad, reader), starts)):
             for error in errors[: max(0, _MAX_LISTED - num_bad)]:

@@ -30,6 +30,7 @@ from ffcv_ssl.config.app_files import app_folder
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.config.parsers import OneLineParser
 from ffcv_ssl.config.stdout import has_told, say
+from ffcv_ssl.cores import usable_cores
 from ffcv_ssl.errors import BetonError, UserError
 from ffcv_ssl.fields import IntField, RGBImageField
 from ffcv_ssl.fields.basics import IntDecoder
@@ -251,7 +252,7 @@ def run(device_name: str, seconds: float) -> tuple[int, dict[str, Any]]:
     began, device = time.perf_counter(), choose_device(device_name)
     summary: dict[str, Any] = {
         "status": "right", "versions": versions(), "system": " ".join(os.uname()[::2]),
-        "cores": _num_cores(), "device": _describe(device), "kernels": cache_folder(),
+        "cores": len(usable_cores()), "device": _describe(device), "kernels": cache_folder(),
         "package": str(Path(__file__).parent), "scripts": str(app_folder()),
     }  # fmt: skip
     for key in ("system", "cores", "device", "kernels", "scripts"):
@@ -276,11 +277,6 @@ def run(device_name: str, seconds: float) -> tuple[int, dict[str, Any]]:
             code, summary["status"], summary["wrong"] = 1, "wrong", one_line(error)
     summary["seconds"] = round(time.perf_counter() - began, 1)
     return code, summary
-
-
-def _num_cores() -> int:
-    has_affinity = hasattr(os, "sched_getaffinity")
-    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def _describe(device: Any) -> str:

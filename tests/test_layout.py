@@ -10,7 +10,7 @@ PACKAGE = "ffcv_ssl"
 # `transforms` because FFCV's import paths want decoders such as RandomResizedCrop there.
 FLOORS = [
     ["errors", "moved"],
-    ["files", "seeding"],
+    ["cores", "files", "seeding"],
     ["config", "kernels"],
     ["beton", "transforms", "traversal_order"],
     ["fields", "pipeline"],

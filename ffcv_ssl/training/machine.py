@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
+
+from ffcv_ssl.cores import usable_cores
 
 MOST_THREADS = 8  # more do not make a batch of small images faster
 
@@ -20,7 +23,7 @@ def has_bf16() -> bool:
 
 def idle_cores(seconds: float = 1.0) -> float:
     """How many of this process's cores other programs leave idle, seen over some seconds."""
-    cores = os.sched_getaffinity(0)
+    cores = usable_cores()
     try:
         before, began = idle_seconds(cores), time.perf_counter()
         time.sleep(seconds)
@@ -30,7 +33,7 @@ def idle_cores(seconds: float = 1.0) -> float:
     return min(idle, len(cores), cgroup_cores())
 
 
-def idle_seconds(cores: set[int], stat: str = "/proc/stat") -> float:
+def idle_seconds(cores: Collection[int], stat: str = "/proc/stat") -> float:
     """Seconds since the start that these cores had nothing to do."""
     wanted, ticks = {f"cpu{core}" for core in cores}, 0
     for line in Path(stat).read_text(encoding="utf-8").splitlines():
