@@ -26,7 +26,7 @@ from ffcv_ssl.config.app_files import shown_program
 from ffcv_ssl.config.parsing import parse_config
 from ffcv_ssl.config.renamed import rename, say_notes
 from ffcv_ssl.config.settings import SystemConfig
-from ffcv_ssl.config.stdout import show_help
+from ffcv_ssl.config.stdout import show
 from ffcv_ssl.errors import Interrupted, UserError
 from ffcv_ssl.evaluation.command_words import grouped, kind_of, with_lists
 from ffcv_ssl.evaluation.protocol_calls import checked
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; the last line on stdout is the result."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] in (["--help"], ["-h"]):
-        show_help(usage())
+        show(usage())
         return 0
     return command.run_ranks(run, argv)
 

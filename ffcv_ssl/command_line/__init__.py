@@ -78,15 +78,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
-    from ffcv_ssl.config.stdout import show_help
+    from ffcv_ssl.config.stdout import show
 
     name, *rest = words
     if name in ("--help", "-h"):
-        show_help(usage())
+        show(usage())
     elif name == "--version":
-        show_help(f"{COMMAND} {__version__}")
+        show(f"{COMMAND} {__version__}")
     elif name == "--completion":
-        show_help(completion.script(rest))
+        show(completion.script(rest))
     else:
         return find(name)(rest)
     return 0

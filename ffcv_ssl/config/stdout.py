@@ -42,8 +42,8 @@ def say(text: str, end: str = "\n") -> None:
         print(text, end=end)
 
 
-def show_help(text: str) -> None:
-    """Print a command's help; a reader that has read enough of it is no failure."""
+def show(text: str) -> None:
+    """Print a text at once, such as help; a reader that has read enough of it is no failure."""
     with contextlib.suppress(BrokenPipeError):
         say(text)
 

@@ -35,7 +35,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from ffcv_ssl.config.app_files import is_installed
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.config.plain import config_dict
-from ffcv_ssl.config.stdout import say
+from ffcv_ssl.config.stdout import show
 from ffcv_ssl.config.yaml_layers import yaml_text
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.files import write_text
@@ -161,7 +161,7 @@ def submit(config: Any, script: str, *words: str) -> dict[str, Any]:
     if config.slurm.dry_run:
         return show_jobs(launches)
     (job,) = submit_jobs(launches)
-    print(f"job {job['job_id']}: {job['out']}, log {job['stdout']}", flush=True)
+    show(f"job {job['job_id']}: {job['out']}, log {job['stdout']}")
     return {"status": "submitted", **job}
 
 
@@ -188,9 +188,9 @@ def submit_batch(
         return show_jobs(launches)
     jobs = submit_jobs(launches)
     width = max([len(job["out"]) for job in jobs], default=0)
-    print(f"{'job':>10}  {'folder':{width}}  log")
+    show(f"{'job':>10}  {'folder':{width}}  log")
     for made in jobs:
-        print(f"{made['job_id']:>10}  {made['out']:{width}}  {made['stdout']}", flush=True)
+        show(f"{made['job_id']:>10}  {made['out']:{width}}  {made['stdout']}")
     return {"status": "submitted", "jobs": jobs}
 
 
@@ -237,7 +237,7 @@ def show_jobs(launches: Sequence[Sequence[Job]]) -> dict[str, Any]:
             _check(job)
             job = job if before is None else _after(job, f"<the job of {before}>")
             words = shlex.join([job.command.script, *job.command.words])
-            say(f"# {job.out}: this job runs {words}\n{_job_file(job)}")
+            show(f"# {job.out}: this job runs {words}\n{_job_file(job)}")
             shown.append({"out": job.out, "command": words})
             before = job.out
     return {"status": "dry_run", "jobs": shown}

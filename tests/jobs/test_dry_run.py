@@ -1,9 +1,11 @@
 """`--slurm.dry_run`: the files that sbatch would get, where there is no Slurm, and nothing else."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
+from support.outputs import closed_stdout
 
 import evaluate
 import train
@@ -84,6 +86,14 @@ def test_the_jobs_of_a_chain_wait_for_one_another(tmp_path, capsys):
     text, summary = shown(capsys)
     assert [job["out"] for job in summary["jobs"]] == ["runs/c/first", "runs/c/second"]
     assert text.count("--dependency='afterok:<the job of runs/c/first>'") == 1
+
+
+def test_a_reader_that_has_read_enough_is_no_traceback(monkeypatch, capsys):
+    with closed_stdout() as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert train.main(["--config=demo", "--out=runs/a", *WORDS]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("note: ") for line in lines), lines
 
 
 def test_a_mistake_is_one_line_all_the_same(capsys):
