@@ -53,7 +53,7 @@ def test_an_unknown_command_is_one_line_with_the_nearest(capsys):
         assert capsys.readouterr().err.endswith("selftest; see --help\n")
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "monitor"])
+@pytest.mark.parametrize("name", [*COMMANDS])
 def test_every_command_is_there(name):
     assert callable(command_line.find(name))
 
