@@ -21,6 +21,7 @@ from ffcv_ssl.config import settings
 from ffcv_ssl.config.messages import is_group, setting_types
 from ffcv_ssl.jobs.chain_file import ChainFile
 from ffcv_ssl.methods import find
+from ffcv_ssl.monitor import __main__ as monitor
 from ffcv_ssl.sources import FOLDERS
 from pipelines import RECIPES
 from pipelines import __main__ as views
@@ -52,6 +53,7 @@ def table() -> dict[str, dict[str, Any]]:
         "chain": {"settings": chain},
         "views": {"settings": draws, "words": [*RECIPES]},
         "inspect": {"settings": settings_of_parser(lambda: inspect.main([]))},
+        "monitor": {"settings": settings_of_parser(lambda: monitor.main([]))},
         "demo": {"settings": {"--out": []}},
         "selftest": {"settings": {"--seconds": [], "--device": []}},
     }

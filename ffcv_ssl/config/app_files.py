@@ -131,6 +131,7 @@ _CALLED = {
     "chain": "chain",
     "python -m ffcv_ssl.inspect": "inspect",
     "python -m pipelines": "views",
+    "python -m ffcv_ssl.monitor": "monitor",
     "selftest": "selftest",
 }
 is_command = [False]
