@@ -100,6 +100,8 @@ def test_every_module_of_the_package_is_in_it(built):
     package = installations.REPOSITORY / "ffcv_ssl"
     modules = {f"ffcv_ssl/{path.relative_to(package)}" for path in package.rglob("*.py")}
     assert modules == {n for n in names if n.endswith(".py") and "/app/" not in n}
+    assets = (package / "monitor/assets").iterdir()
+    assert {f"ffcv_ssl/monitor/assets/{path.name}" for path in assets} <= names
 
 
 def test_the_sources_of_a_release_have_what_the_wheel_is_made_of(built):
