@@ -17,7 +17,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -32,8 +31,10 @@ import torch
 import torch.nn.functional as F
 
 import train
-from ffcv_ssl.config.messages import OneLineParser, one_line
+from ffcv_ssl.config.messages import one_line
+from ffcv_ssl.config.parsers import OneLineParser
 from ffcv_ssl.config.stdout import has_told, say
+from ffcv_ssl.cores import usable_cores
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.loader import OrderOption
 from ffcv_ssl.training import checkpoint
@@ -52,6 +53,7 @@ NUM_PROBE = 2500  # training images that the offline probes learn from
 PROBE_STEPS, PROBE_PENALTY = 60, 1e-3
 LEAST_GAIN_POINTS = 15
 TRAIN_FILE, VAL_FILE = "train.beton", "val.beton"
+CLEAN_PX = 48  # side of the centre crops that are evaluated
 
 
 def clear_folder(out: Path) -> None:
@@ -67,9 +69,6 @@ def clear_folder(out: Path) -> None:
 
 
 # ---- What this machine can do, and what it gets to do --------------------------------------------
-
-
-CLEAN_PX = 48  # side of the centre crops that are evaluated
 
 
 def batch_size_at(px: int) -> int:
@@ -153,7 +152,7 @@ def is_channels_last(precision: str) -> bool:
 
 def images_per_second(px: int, threads: int, precision: str, seconds: float = 1.0) -> float:
     """Images per second of a run, from real training steps of the demo's model on random pixels."""
-    config = train.read_config(["--config=configs/demo.yaml"])
+    config = train.read_config([f"--config={ROOT}/configs/demo.yaml"])
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -214,7 +213,7 @@ def look_at_machine(started: float) -> Choice:
     elapsed_s = time.perf_counter() - started
     choice = choose(speed, idle, bf16, TARGET_S - OTHER_S - elapsed_s)
     total_s = time.perf_counter() - started + choice.seconds + OTHER_S
-    cores, timed_px = len(os.sched_getaffinity(0)), max(choice.plan.px, QUICK_PX)
+    cores, timed_px = len(usable_cores()), max(choice.plan.px, QUICK_PX)
     say(
         f"   this machine: {idle:.1f} of {cores} cores idle, {'' if bf16 else 'no '}bf16; "
         f"{choice.images_per_s:.0f} images/s at {timed_px} px with {choice.threads} "
@@ -383,7 +382,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = OneLineParser(prog="demo.py", description=__doc__.split("\n")[0])
     parser.add_argument("--out", default="runs/demo", help="folder to make anew")
     try:
-        code, summary = run((ROOT / parser.parse_args(argv).out).resolve())
+        code, summary = run(Path(parser.parse_args(argv).out).resolve())
     except UserError as error:
         print(one_line(error), file=sys.stderr)
         return EXIT_USER_ERROR

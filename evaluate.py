@@ -22,16 +22,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from ffcv_ssl.config.app_files import shown_program
 from ffcv_ssl.config.parsing import parse_config
 from ffcv_ssl.config.renamed import rename, say_notes
 from ffcv_ssl.config.settings import SystemConfig
+from ffcv_ssl.config.stdout import show
 from ffcv_ssl.errors import Interrupted, UserError
 from ffcv_ssl.evaluation.command_words import grouped, kind_of, with_lists
 from ffcv_ssl.evaluation.protocol_calls import checked
 from ffcv_ssl.evaluation.protocols import PROTOCOLS
 from ffcv_ssl.evaluation.studies import STUDIES
 from ffcv_ssl.jobs import slurm
-from ffcv_ssl.training import command
+from ffcv_ssl.training import command, console
 
 COMMANDS = {**PROTOCOLS, **STUDIES}
 
@@ -86,7 +88,8 @@ def run(argv: Sequence[str]) -> tuple[int, dict[str, Any]]:
         return 0, slurm.submit(read_config(argv), __file__, name)
     world = slurm.join(getattr(configs[0], "system", SystemConfig(device="cpu")))
     results: list[dict[str, Any]] = []
-    with world, command.StopSignal() as stop:
+    setting = configs[0].log.progress if hasattr(configs[0], "log") else "auto"
+    with world, console.showing(setting, world), command.StopSignal() as stop:
         try:
             if len(configs) > 1:
                 configs = [config for config, _ in checked(name, configs, world)]
@@ -103,16 +106,15 @@ def usage() -> str:
     """The text of `evaluate.py --help`."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {found.summary}" for name, found in COMMANDS.items()]
-    return "\n".join(
-        [str(__doc__), "Protocols; `python evaluate.py PROTOCOL --help` lists settings:", *lines]
-    )
+    how = f"Protocols; `{shown_program('evaluate.py PROTOCOL')} --help` lists settings:"
+    return "\n".join([str(__doc__), how, *lines])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; the last line on stdout is the result."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] in (["--help"], ["-h"]):
-        print(usage())
+        show(usage())
         return 0
     return command.run_ranks(run, argv)
 

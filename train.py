@@ -22,8 +22,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -32,14 +31,23 @@ from jsonargparse.typing import PositiveInt
 from torch import Tensor, nn
 
 from ffcv_ssl.config import settings
-from ffcv_ssl.config.parsing import given_value, parse_config
+from ffcv_ssl.config.parsing import parse_config
 from ffcv_ssl.config.plain import config_dict
-from ffcv_ssl.errors import Interrupted, UserError
+from ffcv_ssl.errors import Interrupted
 from ffcv_ssl.jobs import slurm
 from ffcv_ssl.loader import OrderOption
 from ffcv_ssl.methods import EMATeacher, Features, Loss, Method, apply_head, find, make_mlp, stack
 from ffcv_ssl.methods.numeric import center, cross_entropy, full_precision, mean_over, unit_rows
-from ffcv_ssl.training import checkpoint, command, data_parallel, gradient_cache, memory, runtime
+from ffcv_ssl.training import (
+    checkpoint,
+    command,
+    console,
+    data_parallel,
+    gradient_cache,
+    memory,
+    runtime,
+)
+from ffcv_ssl.training.config_checks import check_enough_images, check_labels, check_run
 from ffcv_ssl.training.health_check import pair_of
 from ffcv_ssl.training.initial_weights import begin_with
 from ffcv_ssl.training.labelled_stream import LabelledStream
@@ -47,14 +55,17 @@ from ffcv_ssl.training.meters import Averages, Counters, FiniteWatch, Interval, 
 from ffcv_ssl.training.models import Model
 from ffcv_ssl.training.online_evaluation import in_words, open_evaluation
 from ffcv_ssl.training.optimizers import make_optimizer, resolution_at, set_lr
+from ffcv_ssl.training.pace import Pace
 from ffcv_ssl.training.probes import Probes, ProbeTrainer
 from ffcv_ssl.training.resumption import begin_extension, free_settings
 from ffcv_ssl.training.run_data import make_loader, rank_share
 from ffcv_ssl.training.run_files import open_files
 from ffcv_ssl.training.run_folder import CHECKPOINT
+from ffcv_ssl.training.run_rules import RunRules
 from ffcv_ssl.training.step_data import StepData, StepKind, Streams
+from ffcv_ssl.training.view_pictures import ViewPictures
 from ffcv_ssl.training.world import ALONE, World
-from pipelines import Views, make_views
+from pipelines import Views, make_views, views_in_full
 
 # ---- Configuration: YAML and dotted overrides; the groups are in ffcv_ssl/config/settings.py -----
 
@@ -116,22 +127,7 @@ class Config:
 
 def check_config(config: Config) -> None:
     """Raise UserError for settings of different groups that do not go together."""
-    if config.out is not None and not config.out.strip():
-        raise UserError(f"out: got {config.out!r}, expected a folder; leave it out for runs/NAME")
-    warmup, epochs, num_views = config.optim.warmup_epochs, config.epochs, config.labelled.num_views
-    if warmup >= epochs:
-        raise UserError(f"optim.warmup_epochs: got {warmup}, expected less than epochs ({epochs})")
-    views, method = config.views.resolve(), method_class(config.method)
-    if config.unlabelled_batch_size:
-        method.check_sizes(len(views), config.unlabelled_batch_size)
-    if num_views > len(views):
-        raise UserError(f"labelled.num_views: got {num_views}, but the run has {len(views)} views")
-    for name, view in views.items():
-        if view.crop != "random" and config.resolution.min < config.resolution.max:
-            raise UserError(
-                f"views.{name}.crop: got {view.crop}, expected random where resolution.min is "
-                "below resolution.max; make them equal"
-            )
+    check_run(config, method_class)
 
 
 # ---- The network -------------------------------------------------------------------------------
@@ -410,14 +406,17 @@ class Trainer:
         others = find.groups_of_others(method_class(config.method), METHODS)
         free = free_settings(config, others)
         self.folder, saved = runtime.open_folder(
-            str(config.out), config_dict(config), on_record, world, *free
+            str(config.out), config_dict(config), on_record, world, *free, complete=views_in_full
         )
         self.views = config.views.resolve()
         self._build_loaders()
         self._build_model(saved)
         self._build_evaluation()
+        ops = make_views(self.views, config.resolution.max)
+        self.pictures = ViewPictures(self.folder, self.train_set, config, ops, self.views, world)
         self.done, self.averages = Counters(self.steps_per_epoch), Averages()
         self.interval = Interval(world.device, self.streams.loaders)
+        self.pace = Pace(config, self.steps_per_epoch, self.evaluation, world)
         self.watch = FiniteWatch(world.device)
         # all ranks have the same loss, so only that of the first rank counts
         self.one = torch.full((), float(world.is_first), device=world.device)
@@ -435,12 +434,7 @@ class Trainer:
 
     def _build_loaders(self):
         config, train, world = self.config, self.train_set, self.world
-        needs_labels = method_class(config.method).needs_labels or config.labelled.loss != "none"
-        if needs_labels and train.labels is None:
-            raise UserError(
-                f"{train.path}: no labels in field '{config.data.label_field}', but method "
-                f"{config.method} with labelled.loss {config.labelled.loss} needs them"
-            )
+        check_labels(config, method_class(config.method), train)
         ops = make_views(self.views, config.resolution.max)
         self.loader = self.labelled = None
         if config.unlabelled_batch_size:
@@ -463,11 +457,7 @@ class Trainer:
         )  # fmt: skip
         self.steps_per_epoch = self.streams.steps_per_epoch
         self.total_steps = self.streams.total_steps
-        if self.steps_per_epoch == 0:
-            raise UserError(
-                f"{train.path}: got {train.num_samples} samples, expected at least one batch of "
-                f"{config.unlabelled_batch_size}; lower data.batch_size"
-            )
+        check_enough_images(train, config.unlabelled_batch_size, self.steps_per_epoch, world)
         if self.labelled is not None:
             world.say(self.streams.describe_labelled())
 
@@ -541,6 +531,7 @@ class Trainer:
         self.interval.start()
         end = (epoch + 1) * self.steps_per_epoch
         steps = self.interval.timed(self.streams.steps(self.step, px))
+        steps = self.pace.steps(steps, self.step)
         for data in self.tracer.around(steps):
             self._train_step(data, px)
             if self.step % self.config.log.every_steps == 0 or self.step == end:
@@ -645,6 +636,8 @@ class Trainer:
 
     def _evaluate_if_due(self, epoch):
         is_due = epoch % self.config.evaluation.every_epochs == 0 or epoch == self.config.epochs
+        if is_due:
+            self.pictures.write(self.step, epoch)
         if self.evaluation is None or not is_due:
             return
         if self.world.from_first(self.folder.has_evaluation(self.step)):
@@ -652,7 +645,9 @@ class Trainer:
         self.learner.eval()
         self.world.broadcast_(self.learner.buffers())  # those of the checkpoint
         probes = self.probes and self.probes.probes
-        results = self.evaluation.run(self._encode, probes, self.saver.exit_if_asked)
+        with self.pace.evaluation(self.step) as phase:
+            seen = phase.counting(self.saver.exit_if_asked, self.config.evaluation.batch_size)
+            results = self.evaluation.run(self._encode, probes, seen)
         self.folder.write({**self.done.record(), **results})
         self.world.say(f"epoch {epoch}/{self.config.epochs}  {in_words(results)}")
 
@@ -666,7 +661,8 @@ class Trainer:
         lr = self.optimizer.param_groups[0]["lr"]
         record = {**self.done.record(), "resolution": px, "lr": lr, **means, **speed}
         self.folder.write(record)
-        self.world.say(runtime.log_line(self.step, self.total_steps, record))
+        line = runtime.log_line(self.step, self.total_steps, record)
+        self.world.say(line + self.pace.describe(self.step))
 
     def _check_finite(self):
         """Raise NonFiniteLoss if a loss or a weight is not finite; waits for the device."""
@@ -682,7 +678,7 @@ class Trainer:
             ops = make_views(self.views, config.resolution.max)
             samples = self.train_set.sample_views(ops, config.data.image_field, config.seed)
             about = {"model": config.model.backbone, "stem": config.model.stem}
-            self.folder.finish(samples, self.model.backbone, about)
+            self.folder.finish(samples, self.model.backbone, about, self.step)
         return self.summary("finished")
 
     def summary(self, status: str) -> dict[str, Any]:
@@ -711,7 +707,7 @@ class Trainer:
     def _start(self):
         """Begin at step 0."""
         config = self.config
-        self.folder.open_log(None, config.log.tensorboard)
+        self.folder.open_log(None, config.log)
         self.saver.save()
         step = self.streams.describe_step(config.unlabelled_batch_size, config.labelled_batch_size)
         steps = f"{config.epochs} epochs of {self.steps_per_epoch} steps"
@@ -726,7 +722,7 @@ class Trainer:
             if name != "loader" or self.step % self.steps_per_epoch:  # between epochs: set_epoch
                 part.load_state_dict(saved[name])
         self.averages.load(saved["averages"], self.world)
-        self.folder.open_log(self.step, self.config.log.tensorboard)
+        self.folder.open_log(self.step, self.config.log)
         checkpoint.restore_rng_state(saved["rng"])
         if self.step < self.total_steps:
             self.world.say(f"{self.folder.path}: resumed at step {self.step} of {self.total_steps}")
@@ -735,7 +731,8 @@ class Trainer:
 
     def close(self) -> None:
         """End the loaders' threads and the log."""
-        for part in (self.loader, self.labelled, self.evaluation, self.tracer, self.folder):
+        loaders = (self.loader, self.labelled, self.evaluation, self.pictures)
+        for part in (*loaders, self.tracer, self.folder):
             if part is not None:
                 part.close()
 
@@ -745,19 +742,17 @@ class Trainer:
 
 def read_config(argv: Sequence[str]) -> Config:
     """The command line as a Config, with its method's settings and its folder. Raises UserError."""
-    name, file = given_value(argv, "method", Config.method)
-    try:
-        config_class = config_class_of(str(name))
-    except UserError as error:
-        raise UserError(f"{file}: {error}" if file else f"{error}") from None
-    # a file may have settings of several methods: those of other plugins are left out
-    unread = find.groups_of_others(method_class(str(name)), METHODS)
-    unread -= {group.name for group in fields(config_class)}
-    summary = __doc__.split("\n")[0]
-    config, files = parse_config(config_class, argv, "train.py", summary, check_config, unread)
-    if config.out is not None:
-        return config
-    return replace(config, out=f"runs/{Path(files[-1]).stem if files else 'train'}")
+    return read_with_notes(argv)[0]
+
+
+def read_with_notes(argv: Sequence[str]) -> tuple[Config, list[str]]:
+    """`read_config`, and lines that say what it chose: see ffcv_ssl/training/run_rules.py."""
+    config_class, unread = find.settings_for(argv, Config, METHODS)
+    summary, rules = __doc__.split("\n")[0], RunRules(config_class(), Views)
+    about = ("train.py", summary, check_config, unread, rules)
+    config, _ = parse_config(config_class, argv, *about)
+    config = replace(config, out=rules.out) if config.out is None else config
+    return config, rules.notes(config)
 
 
 def config_class_of(method: str) -> type[Config]:
@@ -769,11 +764,14 @@ def run(argv: Sequence[str]) -> tuple[int, dict[str, Any]]:
     """Run the command: returns (exit code, summary)."""
     if slurm.is_batch(argv):
         return 0, slurm.submit_batch(argv, lambda line: [slurm.job_of(read_config(line), __file__)])
-    config = read_config(argv)
+    config, notes = read_with_notes(argv)
     if slurm.wants_submission(config):
         return 0, slurm.submit(config, __file__)
     world = slurm.join(config.system)
-    with world, command.StopSignal() as stop, runtime.hold(str(config.out), world):
+    shown = console.showing(config.log.progress, world)
+    with world, shown, command.StopSignal() as stop, runtime.hold(str(config.out), world):
+        for note in notes:
+            world.say(note)
         trainer = Trainer(config, world, stop)
         trainer.folder.write_config()
         try:

@@ -28,7 +28,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ffcv_ssl.config.messages import OneLineParser, one_line
+from ffcv_ssl.config.messages import one_line
+from ffcv_ssl.config.parsers import OneLineParser
 from ffcv_ssl.config.stdout import has_told
 from ffcv_ssl.errors import BetonError, SourceError, UserError
 from ffcv_ssl.fields import RGBImageField

@@ -23,7 +23,7 @@ BY_WORDS = (
     ("has no attribute", "check the spelling; `ffcv_ssl.__all__` and docs/ have the names"),
     ("parts have moved", "take the new name from ffcv_ssl/moved.py"),
     ("unknown key", "check the spelling; `--help` lists the keys"),
-    ("no such configuration file", "check the path; files are in configs/"),
+    ("no such configuration file", "check the path, or the name; the project's are in configs/"),
     ("is given twice", "remove one of them"),
     ("expected <in_words>", "give a value of the kind that the line names"),
     ("no such folder", "check the path, and choose one of the folders that are there"),

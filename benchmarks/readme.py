@@ -1,5 +1,5 @@
-"""Writes what is generated into the documents, between markers: the tables of benchmarks/results/
-into README.md and docs/, the list of refusals into docs/errors.md.
+"""Writes what is generated: into the documents, between markers, the tables of benchmarks/results/
+and the list of refusals (docs/errors.md); and the words that a shell completes.
 
 python -m benchmarks.readme            # rewrite the tables
 python -m benchmarks.readme --check    # exit 1 if a file does not have them
@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import errors_page, reliability_page, scaling_page
+from benchmarks import completion_words, errors_page, reliability_page, scaling_page
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -71,6 +71,12 @@ def main() -> None:
             sys.exit(1)
         if not is_check:
             path.write_text(wanted)
+    words = completion_words.text()
+    if is_check and words != completion_words.FILE.read_text():
+        print(f"{completion_words.FILE}: not what benchmarks.readme writes; run it")
+        sys.exit(1)
+    if not is_check:
+        completion_words.FILE.write_text(words)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from ffcv_ssl import beton
+from ffcv_ssl.config.app_files import shown_program
 from ffcv_ssl.config.messages import one_line
+from ffcv_ssl.config.parsers import QuietParser
 from ffcv_ssl.config.stdout import printing, say
+from ffcv_ssl.cores import usable_cores
 from ffcv_ssl.errors import BetonError, UserError
 from ffcv_ssl.fields import Field, IntField, NDArrayField, RGBImageField
 from ffcv_ssl.files import own_temporary, save_figure
@@ -108,7 +111,7 @@ def verify(reader: Reader, report: Callable[[str], object] = print) -> int:
     """
     num_bad, spoke = 0, time.monotonic()
     starts = range(0, reader.num_samples, _VERIFY_CHUNK)
-    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    pool = ThreadPoolExecutor(len(usable_cores()))
     try:
         for start, errors in zip(starts, pool.map(partial(_find_bad, reader), starts)):
             for error in errors[: max(0, _MAX_LISTED - num_bad)]:
@@ -259,14 +262,15 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes / (1 << 30):,.1f} GiB"
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(QuietParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see --help\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = _Parser(prog="python -m ffcv_ssl.inspect", description="What is in a .beton file.")
+    prog = shown_program("python -m ffcv_ssl.inspect")
+    parser = _Parser(prog=prog, description="What is in a .beton file.")
     parser.add_argument("file", help="the .beton file")
     parser.add_argument("--verify", action="store_true", help="read and check every sample")
     parser.add_argument("--grid", metavar="PNG", help="draw a few dozen images")

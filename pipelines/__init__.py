@@ -5,8 +5,10 @@ A `View` holds every probability and range of one view. A recipe names a set of 
 ops for the loader.
 """
 
-from pipelines.config import Views, ViewSettings
+from pipelines.config import Views, ViewSettings, views_in_full
 from pipelines.recipes import RECIPES
 from pipelines.view import View, build, make_views
 
-__all__ = ["RECIPES", "View", "ViewSettings", "Views", "build", "make_views"]
+__all__ = [
+    "RECIPES", "View", "ViewSettings", "Views", "build", "make_views", "views_in_full",
+]  # fmt: skip

@@ -7,7 +7,8 @@ and each setting is declared only once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypedDict
 
 from pipelines.recipes import RECIPES
@@ -78,6 +79,42 @@ class Views:
             views[name] = _overridden(f"views.{name}", views[name], settings)
         _check_links(views)
         return views
+
+    @classmethod
+    def complete(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """A mapping of these settings with every setting of every view of the recipe. Raises what
+        `resolve` raises."""
+        views = cls(**settings).resolve()
+        return {**settings, **{name: _plain(asdict(view)) for name, view in views.items()}}
+
+    @classmethod
+    def reduced(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """`complete` undone: views that have every setting keep only what differs from the recipe.
+        So another recipe, given later, is not covered by them. What is wrong is left for the check
+        of types."""
+        recipe, reduced = RECIPES.get(str(settings.get("recipe"))), dict(settings)
+        small = settings.get("small_images", cls.small_images)
+        views = recipe(small_images=small) if recipe and isinstance(small, bool) else {}
+        for name, view in views.items():
+            own = settings.get(name)
+            if isinstance(own, Mapping) and SETTINGS.keys() <= own.keys():
+                base = _plain(asdict(view))
+                reduced[name] = {
+                    k: v for k, v in own.items() if k not in base or _plain(v) != base[k]
+                }
+        return reduced
+
+
+def views_in_full(settings: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings with a group `views`, with every setting of every view in it."""
+    return {**settings, "views": Views.complete(settings["views"])}
+
+
+def _plain(value: Any) -> Any:
+    """Settings as YAML reads them back: tuples as lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _overridden(where: str, view: View, settings: ViewSettings) -> View:

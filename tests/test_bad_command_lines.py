@@ -111,7 +111,22 @@ TRAIN = [
         "--data.train=none.beton",
         "data.train or data.val: no file 'none.beton'; write one with write_dataset.py",
     ),
-    ("--data.train=folder", "no file 'folder'; write one with write_dataset.py"),
+    (
+        "--data.train=folder",
+        "no file 'folder'; write one with write_dataset.py --source imagefolder --root folder "
+        "--out train.beton, and give --data.train FILE.beton; --data.val FILE.beton, or "
+        "--data.val null for no evaluation",
+    ),
+    (
+        "--resolution.max=32",
+        "end_ramp 0, expected min <= max and start_ramp <= end_ramp; give --re",
+    ),
+    ("--views.recipe=supervised", "expected 2 to 12 for SimCLR; give --views.recipe simclr"),
+    ("--data.batch_size=1", "labelled.unsupervised_batch_size: --data.batch_size 2"),
+    (
+        "--data.batch_size=41",
+        "a.beton: got 40 samples, expected at least one batch of 41; give --d",
+    ),
     (
         "--data.train=text.txt",
         "text.txt: header needs 24 bytes at 0, the file has 6; truncated or damaged",

@@ -10,7 +10,7 @@ PACKAGE = "ffcv_ssl"
 # `transforms` because FFCV's import paths want decoders such as RandomResizedCrop there.
 FLOORS = [
     ["errors", "moved"],
-    ["files", "seeding"],
+    ["cores", "files", "seeding"],
     ["config", "kernels"],
     ["beton", "transforms", "traversal_order"],
     ["fields", "pipeline"],
@@ -20,6 +20,9 @@ FLOORS = [
     ["methods", "jobs"],
     ["evaluation"],
     ["monitor"],
+    ["api", "selftest"],
+    ["command_line"],
+    ["__main__"],
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 OUTSIDE = ("train", "evaluate", "write_dataset", "demo", "pipelines", "benchmarks", "tests")

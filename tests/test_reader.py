@@ -221,3 +221,12 @@ def test_the_tables_go_with_the_last_reader(copy, monkeypatch):
     assert len(contents._open_contents) == before + 1
     del other
     assert len(contents._open_contents) == before
+
+
+def test_a_file_is_read_where_the_system_fills_no_buffers(small_beton, monkeypatch):
+    with Reader(small_beton) as reader:
+        expected = [reader.decode(index, "image") for index in range(reader.num_samples)]
+    monkeypatch.delattr(os, "preadv")
+    with Reader(small_beton) as reader:
+        for index, image in enumerate(expected):
+            assert np.array_equal(reader.decode(index, "image"), image)

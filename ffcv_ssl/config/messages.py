@@ -5,15 +5,13 @@ The types come from the dataclasses, so that no message depends on a parser's wo
 
 from __future__ import annotations
 
-import argparse
 import operator
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from ffcv_ssl.config.yaml_layers import read_text
-from ffcv_ssl.errors import UserError
 
 _BOUNDS = {
     operator.gt: "above",
@@ -21,13 +19,6 @@ _BOUNDS = {
     operator.lt: "below",
     operator.le: "of at most",
 }
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """A parser whose mistakes are UserErrors of one line, without the usage text."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
 
 
 def one_line(error: BaseException | str) -> str:
@@ -47,10 +38,10 @@ def find_mistake(kind: Any, value: Any, key: str = "") -> str | None:
     fitting value, as on a command line.
     """
     if get_origin(kind) in (Union, UnionType):  # a group or null
-        kind = next(filter(_is_group, get_args(kind)), kind) if isinstance(value, dict) else kind
-    if value and _is_group(kind) and isinstance(value, str):
+        kind = next(filter(is_group, get_args(kind)), kind) if isinstance(value, dict) else kind
+    if value and is_group(kind) and isinstance(value, str):
         value = read_text(value)
-    if not _is_group(kind) or not isinstance(value, dict):
+    if not is_group(kind) or not isinstance(value, dict):
         if _fits(kind, value):
             return None
         got = repr(read_text(value) if isinstance(value, str) else value)
@@ -89,7 +80,7 @@ def in_words(kind: Any) -> str:
         return f"a list of {len(parts)}, each {each}"
     if origin in (list, tuple):
         return f"a list, each {in_words(parts[0])}"
-    if kind is dict or _is_group(kind):
+    if kind is dict or is_group(kind):
         return "a mapping of settings"
     if isinstance(kind, type) and issubclass(kind, int | float) and kind is not bool:
         return _number_in_words(kind)
@@ -105,7 +96,8 @@ def _number_in_words(kind: type) -> str:
     return " ".join(filter(None, words))
 
 
-def _is_group(kind: Any) -> bool:
+def is_group(kind: Any) -> bool:
+    """Whether a type is a group of settings: a dataclass, a TypedDict, or `dict[str, X]`."""
     return is_dataclass(kind) or is_typeddict(kind) or get_origin(kind) is dict
 
 
@@ -129,7 +121,7 @@ def _fits_as_it_is(kind: Any, value: Any) -> bool:
             parts = parts[:1] * len(value) if isinstance(value, list | tuple) else parts
         same_length = isinstance(value, list | tuple) and len(value) == len(parts)
         return same_length and all(map(_fits, parts, value))
-    if _is_group(kind):
+    if is_group(kind):
         return isinstance(value, dict) and find_mistake(kind, value) is None
     return _fits_plain(kind, value)
 

@@ -13,10 +13,13 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from ffcv_ssl.config.app_files import find_config, shown_program
 from ffcv_ssl.config.flags import with_true
 from ffcv_ssl.config.messages import find_mistake, one_line
-from ffcv_ssl.config.plain import config_dict, flatten
+from ffcv_ssl.config.plain import as_words, config_dict, flatten
 from ffcv_ssl.config.renamed import rename, say_notes
+from ffcv_ssl.config.rules import Layers, Rules, without_auto, words_without_auto
+from ffcv_ssl.config.stdout import flush_or_drop
 from ffcv_ssl.config.yaml_layers import merge, nested, read_layers, read_text
 from ffcv_ssl.errors import UserError
 
@@ -32,32 +35,39 @@ def parse_config(
     description: str,
     sort_out: Callable[[Config], object] | None = None,
     ignored: Collection[str] = (),
+    rules: Rules | None = None,
 ) -> tuple[Config, list[str]]:
     """Fill a frozen dataclass from `--config FILE.yaml` and dotted overrides.
 
-    A file may build on other files (`base:`, see yaml_layers); a later argument overrides earlier
-    ones. Old names in `config_class.RENAMED` are accepted, with a note on stderr. Returns (config,
-    list of the YAML files given). `sort_out(config)` may raise ValueError for values that
-    contradict each other. ignored: top-level keys of files that are skipped.
+    FILE.yaml may also be the name of one of the project's configurations. A file may build on other
+    files (`base:`, see yaml_layers); a later argument overrides earlier ones. Old names in
+    `config_class.RENAMED` are accepted, with a note on stderr. Returns (config, list of the YAML
+    files given). `sort_out(config)` may raise ValueError for values that contradict each other.
+    ignored: top-level keys of files that are skipped. rules: what the command knows of its settings
+    besides their types.
 
     Raises UserError for unknown keys and bad values, and names the file at fault. Exits as argparse
     does for --help and --print_config.
     """
-    argv = with_true(argv, config_class)
+    argv = _with_found_files(with_true(argv, config_class))
     files = [text or "" for key, text in read_words(argv) if key == "--config"]
     if "" in files:
         raise UserError("--config: got nothing, expected a YAML file")
+    rules = rules or Rules()
     try:
         layers = {path: _with_new_names(read_layers(path), config_class) for path in files}
     except ValueError as error:
         raise UserError(one_line(error)) from None
-    for own in (own for path in files for _, own in layers[path]):
-        for key in ignored:
-            own.pop(key, None)
+    for path in files:
+        for _, own in layers[path]:
+            for key in ignored:
+                own.pop(key, None)
+        layers[path] = [(file, rules.read(own)) for file, own in layers[path]]
     argv, notes = rename(argv, getattr(config_class, "RENAMED", {}))
     say_notes(notes)
+    argv, layers = _with_choices(argv, layers, rules)
     settings = {path: merge(*(own for _, own in layers[path])) for path in files}
-    fill = partial(_fill, config_class, prog, description, sort_out)
+    fill = partial(_fill, config_class, prog, description, sort_out, rules)
     try:
         return fill(argv, settings), files
     except UserError as error:
@@ -97,6 +107,19 @@ def read_words(argv: Iterable[str]) -> list[tuple[str, str | None]]:
     return pairs
 
 
+def _with_found_files(argv: Iterable[str]) -> list[str]:
+    """A command line in which each `--config NAME` has the path of the file that it stands for."""
+    words: list[str] = []
+    for word in argv:
+        key, equals, text = word.partition("=")
+        if key == "--config" and equals:
+            word = f"{key}={find_config(text)}"
+        elif words and words[-1] == "--config" and not word.startswith("--"):
+            word = find_config(word)
+        words.append(word)
+    return words
+
+
 def _with_new_names(layers: list[tuple[str, dict]], config_class: type) -> list[tuple[str, dict]]:
     """[(file, its settings)] with old names in `config_class.RENAMED` replaced; prints notes."""
     renamed = []
@@ -110,11 +133,28 @@ def _with_new_names(layers: list[tuple[str, dict]], config_class: type) -> list[
     return renamed
 
 
+def _with_choices(
+    argv: Sequence[str], layers: dict[str, Layers], rules: Rules
+) -> tuple[list[str], dict[str, Layers]]:
+    """(the words of a command line with what `rules` choose at their end, the files' layers by
+    path), both without the `auto` that stands for a choice."""
+    settings = {path: merge(*(own for _, own in layers[path])) for path in layers}
+    typed = {key.removeprefix("--") for key, _ in read_words(argv)}
+    in_order = [layer for path in layers for layer in layers[path]]
+    chosen = rules.choose(_given(argv, settings), typed, in_order)
+    kept = {
+        path: [(file, without_auto(own, rules.choosable)) for file, own in layers[path]]
+        for path in layers
+    }
+    return [*words_without_auto(argv, rules.choosable), *as_words(nested(chosen))], kept
+
+
 def _fill(
     config_class: Any,
     prog: str,
     description: str,
     sort_out: Callable | None,
+    rules: Rules,
     argv: Sequence[str],
     settings: dict[str, dict],
 ) -> Any:
@@ -122,7 +162,8 @@ def _fill(
     from jsonargparse import ArgumentError
 
     with_help = any(word == "-h" or "help" in word or "comments" in word for word in argv)
-    parser = _make_parser(config_class, prog, description, settings, with_help)
+    program = shown_program(prog)
+    parser = _make_parser(config_class, program, description, settings, with_help, rules)
     try:
         namespace = parser.parse_args(argv)
         namespace.pop("config", None)
@@ -132,6 +173,8 @@ def _fill(
         _check_values(config_dict(config))
         if sort_out is not None:
             sort_out(config)
+    except BrokenPipeError:  # nobody reads the rest of --help or --print_config
+        parser.exit()
     except (ArgumentError, ValueError, TypeError, OSError) as error:
         message = _raised_by_settings(error) or find_mistake(config_class, _given(argv, settings))
         raise UserError(message or one_line(error)) from None
@@ -179,7 +222,12 @@ def _file_at_fault(
 
 
 def _make_parser(
-    config_class: Any, prog: str, description: str, settings: dict[str, dict], with_help: bool
+    config_class: Any,
+    prog: str,
+    description: str,
+    settings: dict[str, dict],
+    with_help: bool,
+    rules: Rules,
 ) -> Any:
     """A parser for the settings of a class; with_help: with their docstrings.
 
@@ -196,6 +244,16 @@ def _make_parser(
         def parse_path(self, path, *args, **kwargs):
             own = _with_earlier_keys(settings[str(path)], self.so_far)
             return self.parse_string(json.dumps(own, ensure_ascii=False), **kwargs)
+
+        def dump(self, cfg, *args, **kwargs):  # what --print_config prints
+            cfg = cfg.clone()
+            for key, value in rules.show(cfg.as_dict()).items():
+                cfg[key] = value
+            return super().dump(cfg, *args, **kwargs)
+
+        def exit(self, *args, **kwargs):
+            flush_or_drop()
+            super().exit(*args, **kwargs)
 
     class ConfigFile(ActionConfigFile):
         def __call__(self, parser, namespace, *args, **kwargs):

@@ -81,9 +81,13 @@ class ResolutionConfig:
 
     def __post_init__(self):
         if self.min > self.max or self.start_ramp > self.end_ramp:
+            remedy = f"--resolution.min {self.max}"
+            if self.min <= self.max:
+                remedy = f"--resolution.start_ramp {self.end_ramp}"
             raise UserError(
                 f"resolution: got min {self.min}, max {self.max}, start_ramp {self.start_ramp}, "
-                f"end_ramp {self.end_ramp}, expected min <= max and start_ramp <= end_ramp"
+                f"end_ramp {self.end_ramp}, expected min <= max and start_ramp <= end_ramp; give "
+                f"{remedy}"
             )
         if self.max > MAX_SIDE_PX:
             raise UserError(f"resolution.max: got {self.max}, expected at most {MAX_SIDE_PX}")
@@ -331,6 +335,12 @@ class LogConfig:
     """Steps between log lines. Each epoch's end also has a log line."""
     tensorboard: bool = True
     """Write TensorBoard events."""
+    wandb: str | None = None
+    """Weights & Biases project that shows the metrics, the settings and the views, too (pip install
+    wandb). Set WANDB_MODE=offline where there is no network. null: none."""
+    progress: Literal["auto", "plain", "none"] = "auto"
+    """How to show what takes a while, and how long it will take. auto: one live line on a terminal,
+    plain lines elsewhere and under torchrun and Slurm; plain: lines; none: neither."""
 
 
 @dataclass(frozen=True)

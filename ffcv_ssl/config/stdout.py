@@ -42,6 +42,12 @@ def say(text: str, end: str = "\n") -> None:
         print(text, end=end)
 
 
+def show(text: str) -> None:
+    """Print a text at once, such as help; a reader that has read enough of it is no failure."""
+    with contextlib.suppress(BrokenPipeError):
+        say(text)
+
+
 def say_if_possible(text: str) -> None:
     """Print a text at once. Where stdout takes no more, stderr says so once, and the work goes on
     without its lines: a terminal that is closed costs no training."""
@@ -69,6 +75,13 @@ def has_told(command: str, done: str, show: Callable[[], object]) -> bool:
         print(f"{command}: {one_line(error)}", file=sys.stderr)
         return False
     return True
+
+
+def flush_or_drop() -> None:
+    """Flush what a command has printed before it ends; where nobody reads it, drop it. Without this
+    the interpreter would complain of it, with an exit code of its own. Raises UserError."""
+    with contextlib.suppress(BrokenPipeError), printing():
+        pass
 
 
 def _drop_rest() -> None:

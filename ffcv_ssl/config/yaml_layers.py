@@ -1,7 +1,8 @@
 """YAML files that build on one another.
 
 `base: other.yaml`, or a list of files, names the files that a file builds on. Paths are relative to
-the file that names them. A later base overrides an earlier base; the file overrides all its bases.
+the file that names them; a name that is no file there may be one of the project's configurations
+(`base: simclr`). A later base overrides an earlier base; the file overrides all its bases.
 Mappings are merged key by key, everything else is replaced. Numbers follow YAML 1.2: 1e-6 is a
 number, 72:00:00 is text. `a.b: 1` means `a: {b: 1}`.
 """
@@ -15,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from ffcv_ssl.config.app_files import find_config, similar_configs
+
 BASE = "base"
 MAX_DEPTH, MAX_VALUES = 32, 100_000
 _TOO_DEEP = f"got more than {MAX_DEPTH} levels, one in another; expected fewer"
@@ -24,9 +27,11 @@ _TOO_MANY = f"got more than {MAX_VALUES} values, counting those of aliases; expe
 def read_layers(path: str, builders: tuple[str, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
     """A file and all files that it builds on: [(file, its own settings)]; later ones win.
 
-    builders: the chain of files that led to this file, in order. Raises ValueError, on one line,
-    with the file and this chain.
+    path: of a file, or the name of one of the project's configurations. builders: the chain of
+    files that led to this file, in order. Raises ValueError, on one line, with the file and this
+    chain.
     """
+    path = path if builders else find_config(path)
     chain = (*builders, path)
     where = " (base of ".join(reversed(chain)) + ")" * len(builders)
     if any(Path(path).resolve() == Path(builder).resolve() for builder in builders):
@@ -37,7 +42,7 @@ def read_layers(path: str, builders: tuple[str, ...] = ()) -> list[tuple[str, di
         bases = _pop_bases(settings)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-    paths = [os.path.normpath(Path(path).parent / base) for base in bases]
+    paths = [os.path.normpath(find_config(base, Path(path).parent)) for base in bases]
     return [layer for base in paths for layer in read_layers(base, chain)] + [(path, settings)]
 
 
@@ -64,7 +69,7 @@ def _pop_bases(settings: dict[str, Any]) -> list[str]:
 def _load(path: str) -> dict[str, Any]:
     """The mapping in a YAML file."""
     if not Path(path).is_file():
-        raise ValueError("no such configuration file")
+        raise ValueError(f"no such configuration file{similar_configs(path)}")
     settings = read_yaml(path)
     if not isinstance(settings, dict):
         got = "nothing" if settings is None else f"a {type(settings).__name__}"

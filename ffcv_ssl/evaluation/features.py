@@ -16,7 +16,6 @@ import hashlib
 import os
 import secrets
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,21 +157,19 @@ def _encode(
     indices: np.ndarray,
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
     """Yield (features by depth (B, D), ids (B,)) of the samples, in order."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    title = f"features of {Path(dataset.path).name}"
-    with clean_loader(dataset, datasets, world, indices) as loader:
-        with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
-            task = progress.add_task(title, total=len(indices))
-            for batch in loader:
-                stop_if_asked(stop)
-                features = encoder.encode(batch.view_0)
-                valid = np.asarray(batch.valid)
-                rows = {depth: features[depth].cpu().numpy()[valid] for depth in depths}
-                yield rows, np.asarray(batch.indices)[valid]
-                progress.advance(task, int(valid.sum()))
+    name = f"features of {Path(dataset.path).name}"
+    with (
+        clean_loader(dataset, datasets, world, indices) as loader,
+        world.console.phase(name, len(indices), announced=True) as phase,
+    ):
+        phase.advance(0)
+        for batch in loader:
+            stop_if_asked(stop)
+            features = encoder.encode(batch.view_0)
+            valid = np.asarray(batch.valid)
+            rows = {depth: features[depth].cpu().numpy()[valid] for depth in depths}
+            yield rows, np.asarray(batch.indices)[valid]
+            phase.advance(int(valid.sum()))
 
 
 class _Files:

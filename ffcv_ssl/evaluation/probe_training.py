@@ -11,7 +11,7 @@ probe with the setting and epoch that were best on the held-out part, as it was 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -38,6 +38,7 @@ from ffcv_ssl.evaluation.protocol_run import finish_frozen, open_frozen, stop_if
 from ffcv_ssl.evaluation.protocol_settings import FrozenConfig
 from ffcv_ssl.seeding import derive_seed
 from ffcv_ssl.training.command import StopSignal
+from ffcv_ssl.training.console import Console
 from ffcv_ssl.training.probes import topk_correct
 from ffcv_ssl.training.world import World
 
@@ -107,7 +108,7 @@ def run_probes(
     val = extract_labelled("val", config, encoder, datasets, world, stop)
     data = ProbeData(config, datasets, train, val, world.device)
     source = AugmentedData(data, encoder, datasets, world) if config.augment else data
-    metrics = evaluate_probes(config, data, source, stop, world.say)
+    metrics = evaluate_probes(config, data, source, stop, world.say, world.console)
     return finish_frozen(protocol, config, encoder, datasets, metrics, world)
 
 
@@ -117,6 +118,7 @@ def evaluate_probes(
     source: ProbeData | AugmentedData | None = None,
     stop: StopSignal | None = None,
     say: Callable[[str], Any] = print,
+    console: Console | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Train and choose probes; returns {depth: metrics}.
 
@@ -125,7 +127,7 @@ def evaluate_probes(
     best_epoch, best_lr, best_weight_decay. Raises UserError where there are settings to choose from
     and no images to choose on, and NonFiniteLoss where the probe to report has diverged.
     """
-    source = data if source is None else source
+    source, console = data if source is None else source, console or Console()
     judge = config.select if data.size(config.select) else None
     if judge is None and len(config.grid) > 1:
         raise UserError(
@@ -135,10 +137,16 @@ def evaluate_probes(
     grids = dict.fromkeys(data.widths, config.grid)
     part = "all" if judge is None else "rest"
     scores: dict[str, list] = {depth: [] for depth in grids}
-    for split in reversed(range(_num_splits(config, data, judge))):  # split 0 last: it stops early
+    num_splits = _num_splits(config, data, judge)
+    for split in reversed(range(num_splits)):  # split 0 last: it stops early
+        epochs = console.over(
+            range(config.epochs), _split_in_words(judge, num_splits - split, num_splits),
+            config.epochs, "epochs",
+        )  # fmt: skip
         if judge == "holdout":
             data.hold_out(config.holdout, config.seed + split)
-        probes, selections = train_probes(config, data, source, part, judge, grids, stop, say)
+        given = (part, judge, grids, stop, say, epochs)
+        probes, selections = train_probes(config, data, source, *given)
         for depth, selection in selections.items():
             scores[depth].append(selection.last_scores)
     if judge is None:
@@ -148,7 +156,9 @@ def evaluate_probes(
     finals = {depth: probe.member(chosen[depth]) for depth, probe in probes.items()}
     if judge == "holdout":
         grids = {depth: [config.grid[member]] for depth, member in chosen.items()}
-        finals, _ = train_probes(config, data, source, "all", None, grids, stop, say)
+        name = "probes: the chosen settings on all labels"
+        epochs = console.over(range(config.epochs), name, config.epochs, "epochs")
+        finals, _ = train_probes(config, data, source, "all", None, grids, stop, say, epochs)
     metrics = {}
     for depth, probe in finals.items():
         metrics[depth] = _measure_setting(config, probe, data, depth, chosen[depth])
@@ -164,6 +174,12 @@ def _num_splits(config: GridConfig, data: ProbeData, judge: str | None) -> int:
     if judge != "holdout" or len(config.grid) == 1:
         return 1
     return min(config.max_splits, -(-ENOUGH_HELD_OUT // data.size("holdout")))
+
+
+def _split_in_words(judge: str | None, number: int, num_splits: int) -> str:
+    if judge != "holdout":
+        return "probes"
+    return f"probes: held-out split {number} of {num_splits}"
 
 
 def _best_on_average(config: GridConfig, depth: str, scores: list) -> int:
@@ -183,11 +199,12 @@ def train_probes(
     grids: dict[str, Grid],
     stop: StopSignal | None,
     say: Callable[[str], Any],
+    epochs: Iterable[int],
 ) -> tuple[dict[str, GridProbe], dict[str, Selection]]:
     """Train a grid of probes at every depth on a `part` of the data, all in one pass over it.
 
     judge: the part on which the probes are scored after each epoch, or None. grids: the members at
-    each depth. Returns ({depth: GridProbe}, {depth: Selection}).
+    each depth. epochs: their numbers, from 0. Returns ({depth: GridProbe}, {depth: Selection}).
     """
     probes, optimizers = {}, {}
     for depth, grid in grids.items():
@@ -197,7 +214,7 @@ def train_probes(
         lrs, weight_decays = zip(*grid)
         optimizers[depth] = GridSGD(probes[depth], lrs, weight_decays, config.momentum)
     selections = {depth: Selection(probe) for depth, probe in probes.items()}
-    for epoch in range(config.epochs):
+    for epoch in epochs:
         num_steps, batches = source.epoch(part, config.rows_per_step, config.seed, epoch)
         for step, (features, labels) in enumerate(batches):
             stop_if_asked(stop)

@@ -25,6 +25,7 @@ from ffcv_ssl.fields import NDArrayField
 from ffcv_ssl.loader import Loader
 from ffcv_ssl.reader import Reader
 from ffcv_ssl.training.label_choice import class_counts
+from ffcv_ssl.training.machine_choice import fitting_batch
 from ffcv_ssl.training.run_data import RunData, open_dataset, rank_share
 from ffcv_ssl.training.world import World
 
@@ -69,9 +70,13 @@ class TuningData:
         )
         if len(loader) == 0:
             loader.close()
+            fitting = fitting_batch(batch_size, len(indices), world.size)
+            remedy = f"give --data.batch_size {fitting}"
+            if fitting > len(indices):
+                remedy = "give more labels"
             raise UserError(
                 f"{self.datasets.train.path}: got {len(indices)} labelled samples, expected at "
-                f"least one batch of {batch_size}; lower data.batch_size"
+                f"least one batch of {batch_size}; {remedy}"
             )
         return loader
 

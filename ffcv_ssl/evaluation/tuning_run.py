@@ -144,7 +144,7 @@ class TuningRun(ABC):
         if saved is not None:
             self.load_state(saved)
         last_step = None if saved is None else self.counters()["step"]
-        self.folder.open_log(last_step, self.config.log.tensorboard)
+        self.folder.open_log(last_step, self.config.log)
         if saved is None:
             self.world.say(f"{self.folder.path}: {self.plan()}")
             return
@@ -156,11 +156,15 @@ class TuningRun(ABC):
 
     def measure(self, network: Classifier, part: str) -> dict[str, Any]:
         """Metrics of a network on the images of `loaders[part]`; saves and ends at a signal."""
-        targets = self.data.val if part == "val" else self.data.train
-        return evaluate(
-            network, self.loaders[part], targets, self.world, self.config.precision,
-            self.saver.save_and_exit_if_asked, self.folder.path,
-        )  # fmt: skip
+        targets, loader = self.data.val if part == "val" else self.data.train, self.loaders[part]
+        name, world = f"evaluating on {part}", self.world
+        with world.console.phase(name, len(loader.indices)) as phase:
+            batch = loader.batch_size * world.size
+            before_batch = phase.counting(self.saver.save_and_exit_if_asked, batch)
+            return evaluate(
+                network, loader, targets, world, self.config.precision, before_batch,
+                self.folder.path,
+            )  # fmt: skip
 
     def say_steps(self, tuner: Tuner, total_steps: int) -> dict[str, Any]:
         """Print the log line of the steps since the last one; returns what metrics hold of them."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ffcv_ssl.config.app_files import find_config
 from ffcv_ssl.config.messages import find_mistake
 from ffcv_ssl.config.parsing import read_words
 from ffcv_ssl.config.plain import as_words
@@ -41,7 +42,7 @@ def read_batch(path: str, argv: Sequence[str] = ()) -> list[list[str]]:
     Raises UserError for a list that is not one.
     """
     try:
-        entries = read_yaml(path)
+        entries = read_yaml(find_config(path))
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     if not isinstance(entries, list) or not entries:

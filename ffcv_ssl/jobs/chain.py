@@ -39,6 +39,7 @@ import yaml
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.config.parsing import parse_config
 from ffcv_ssl.config.plain import as_words, config_dict
+from ffcv_ssl.config.stdout import show
 from ffcv_ssl.config.yaml_layers import merge, yaml_text
 from ffcv_ssl.errors import CheckpointError, UserError
 from ffcv_ssl.files import explained, hold_folder, write_text
@@ -199,6 +200,8 @@ def run(argv: Sequence[str]) -> tuple[int, dict[str, Any]]:
     stages = [resolved(stage) for stage in read_chain(argv)]
     unfinished = unfinished_of(stages)
     jobs = make_jobs(unfinished)
+    if any(job.slurm.dry_run for job in jobs):
+        return 0, slurm.show_jobs([jobs])
     if any(job.slurm.partition for job in jobs):
         return 0, _submit(unfinished, jobs)
     summaries = {s.name: summary_of(s.folder) for s in stages if s not in unfinished}
@@ -213,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; the last line on stdout is the summary."""
     argv = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(argv):
-        print((__doc__ or "").strip())
+        show((__doc__ or "").strip())
         return 0
     try:
         code, summary = run(argv)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from jsonargparse.typing import PositiveInt
 
+from ffcv_ssl.config.app_files import app_folder
 from ffcv_ssl.config.messages import find_mistake, one_line
 from ffcv_ssl.config.parsing import read_words
 from ffcv_ssl.config.plain import as_words
@@ -22,7 +23,7 @@ from ffcv_ssl.config.yaml_layers import merge, nested, read_layers
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.jobs.slurm import SlurmConfig
 
-SCRIPTS = Path(__file__).resolve().parents[2]  # the folder of train.py and evaluate.py
+SCRIPTS = app_folder()  # of train.py and evaluate.py
 
 
 @dataclass(frozen=True)

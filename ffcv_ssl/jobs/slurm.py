@@ -25,23 +25,25 @@ import shutil
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
+from ffcv_ssl.config.app_files import is_installed
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.config.plain import config_dict
-from ffcv_ssl.config.settings import SystemConfig
+from ffcv_ssl.config.stdout import show
 from ffcv_ssl.config.yaml_layers import yaml_text
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.files import write_text
 from ffcv_ssl.jobs.batch import batch_file, read_batch
+from ffcv_ssl.jobs.slurm_ranks import join as join
+from ffcv_ssl.jobs.slurm_ranks import task_environment as task_environment
 from ffcv_ssl.jobs.slurm_task import PYTHON, RequeueingCommand
 from ffcv_ssl.training.run_data import tell_once
-from ffcv_ssl.training.world import World
 
 TIME = r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}"  # as sbatch --time: minutes, or days and hours
 FOLDER, SUBMITTED = "slurm", "submitted.yaml"
@@ -59,6 +61,8 @@ class SlurmConfig:
     """Only on the command line: a YAML list of runs to submit, one job each; every entry is a
     configuration file, or {config: FILE, name: NAME, overrides: {optim.lr: 0.1}}. Each run's folder
     is runs/NAME, and NAME is that of the file if not given."""
+    dry_run: bool = False
+    """Print the file that sbatch would get, also where there is no Slurm, and submit nothing."""
     nodes: PositiveInt = 1
     """Nodes of the job."""
     gpus_per_node: NonNegativeInt = 0
@@ -138,11 +142,11 @@ def job_of(config: Any, script: str, *words: str) -> Job:
 
 
 def wants_submission(config: Any) -> bool:
-    """Whether a command should submit its run instead of doing it here. A job's own command does
-    not: its settings have no partition."""
+    """Whether a command should submit its run instead of doing it here, or show how it would. A
+    job's own command does not: its settings have no partition."""
     if config.slurm.batch is not None:
         raise UserError("slurm.batch: got it in a file, expected it as --slurm.batch LIST.yaml")
-    return config.slurm.partition is not None
+    return config.slurm.partition is not None or config.slurm.dry_run
 
 
 def is_batch(argv: Sequence[str]) -> bool:
@@ -150,11 +154,14 @@ def is_batch(argv: Sequence[str]) -> bool:
     return batch_file(argv) is not None
 
 
-def submit(config: Any, script: str, *words: str) -> dict[str, str]:
+def submit(config: Any, script: str, *words: str) -> dict[str, Any]:
     """Submit the run of a configuration (see `job_of`); returns the command's summary. Raises
     UserError where Slurm refuses, or is not there."""
-    (job,) = submit_jobs([[job_of(config, script, *words)]])
-    print(f"job {job['job_id']}: {job['out']}, log {job['stdout']}", flush=True)
+    launches = [[job_of(config, script, *words)]]
+    if config.slurm.dry_run:
+        return show_jobs(launches)
+    (job,) = submit_jobs(launches)
+    show(f"job {job['job_id']}: {job['out']}, log {job['stdout']}")
     return {"status": "submitted", **job}
 
 
@@ -177,11 +184,13 @@ def submit_batch(
     for job in itertools.chain(*launches):
         if folders.count(job.command.folder) > 1:
             raise UserError(f"{path}: two runs have the folder {job.out}; give one another name")
+    if any(job.slurm.dry_run for job in itertools.chain(*launches)):
+        return show_jobs(launches)
     jobs = submit_jobs(launches)
     width = max([len(job["out"]) for job in jobs], default=0)
-    print(f"{'job':>10}  {'folder':{width}}  log")
+    show(f"{'job':>10}  {'folder':{width}}  log")
     for made in jobs:
-        print(f"{made['job_id']:>10}  {made['out']:{width}}  {made['stdout']}", flush=True)
+        show(f"{made['job_id']:>10}  {made['out']:{width}}  {made['stdout']}")
     return {"status": "submitted", "jobs": jobs}
 
 
@@ -216,6 +225,44 @@ def submit_jobs(launches: Sequence[Sequence[Job]]) -> list[dict[str, str]]:
                 raise UserError(f"{job.out}: {error}; jobs submitted before it: {ids}") from None
             before = done[-1]["job_id"]
     return done
+
+
+def show_jobs(launches: Sequence[Sequence[Job]]) -> dict[str, Any]:
+    """Print what `submit_jobs` would give to sbatch, and write nothing; returns the command's
+    summary. Raises UserError as `submit_jobs` does, but not for want of Slurm."""
+    shown = []
+    for launch in launches:
+        before = None
+        for job in launch:
+            _check(job)
+            job = job if before is None else _after(job, f"<the job of {before}>")
+            words = shlex.join([job.command.script, *job.command.words])
+            show(f"# {job.out}: this job runs {words}\n{_job_file(job)}")
+            shown.append({"out": job.out, "command": words})
+            before = job.out
+    return {"status": "dry_run", "jobs": shown}
+
+
+def _job_file(job: Job) -> str:
+    """The text of the file that sbatch would get."""
+    import submitit  # slow to import
+
+    class WithoutSlurm(submitit.SlurmExecutor):
+        """It looks for no `srun`."""
+
+        @classmethod
+        def affinity(cls) -> int:
+            return 1
+
+    executor = WithoutSlurm(Path(job.command.folder) / FOLDER, python=PYTHON)
+    executor.update_parameters(**_executor_parameters(job))
+    return executor._make_submission_file_text(executor._submitit_command_str, "dry_run")
+
+
+def _executor_parameters(job: Job) -> dict[str, Any]:
+    """The parameters of a job's SlurmExecutor; the job has the name of its run's folder."""
+    name = re.sub(r"[^\w.+=@-]", "_", Path(job.command.folder).name)
+    return sbatch_parameters(job.slurm, name, Path(job.command.script))
 
 
 def _after(job: Job, job_id: str) -> Job:
@@ -274,13 +321,13 @@ def check_not_queued(run: str) -> None:
 
 
 def sbatch_parameters(config: SlurmConfig, name: str, script: Path) -> dict[str, Any]:
-    """A SlurmConfig as the parameters of submitit's SlurmExecutor; this package lies beside the
-    command `script`."""
+    """A SlurmConfig as the parameters of submitit's SlurmExecutor; in a checkout this package lies
+    beside the command `script`."""
     num_tasks = config.tasks_per_node or max(1, config.gpus_per_node)
     srun = ["--kill-on-bad-exit=1"]  # a rank that crashed must not leave the others waiting
     if config.cpus_per_task:  # from 22.05 on, srun no longer takes this from sbatch
         srun.append(f"--cpus-per-task={config.cpus_per_task}")
-    # the job must find this package before it can run the script, installed or not
+    # the job must find this package before it can run the script; an installed one it finds
     path = f'export PYTHONPATH={shlex.quote(str(script.parent))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
     same = ["partition", "nodes", "cpus_per_task", "mem", "time", "signal_delay_s", "constraint"]
     same += ["account", "qos", "nodelist", "exclude", "comment"]
@@ -294,7 +341,7 @@ def sbatch_parameters(config: SlurmConfig, name: str, script: Path) -> dict[str,
         "job_name": name,
         "ntasks_per_node": num_tasks,
         "gpus_per_node": config.gpus_per_node or None,
-        "setup": [*config.setup, path],
+        "setup": config.setup if is_installed() else [*config.setup, path],
         "srun_args": srun,
         "additional_parameters": more,
     }
@@ -304,14 +351,13 @@ def _submit(job: Job) -> dict[str, str]:
     """Submit a job, named after its run's folder, with its settings and logs in there."""
     import submitit  # slow to import
 
-    folder, script = Path(job.command.folder) / FOLDER, Path(job.command.script)
+    folder = Path(job.command.folder) / FOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
         before = set(folder.iterdir())
         write_text(folder / SUBMITTED, yaml_text(job.settings))
         executor = submitit.SlurmExecutor(folder, python=PYTHON)
-        name = re.sub(r"[^\w.+=@-]", "_", folder.parent.name)
-        executor.update_parameters(**sbatch_parameters(job.slurm, name, script))
+        executor.update_parameters(**_executor_parameters(job))
         with _no_jobs_environment(), contextlib.redirect_stderr(io.StringIO()):
             made = executor.submit(job.command)
     except OSError as error:
@@ -346,38 +392,3 @@ def _remove_rest(folder: Path, before: set[Path]) -> None:
     for empty in (folder, folder.parent):
         if not any(empty.iterdir()):
             empty.rmdir()
-
-
-# ---- Ranks --------------------------------------------------------------------------------------
-
-
-def join(system: SystemConfig) -> World:
-    """Connect to the other ranks of the job or of torchrun, if there are any: `World.join`."""
-    options = (system.device, system.torch_threads, task_environment(), system.tf32)
-    return World.join(*options, system.share_device, system.patience_minutes)
-
-
-def task_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str] | None:
-    """torchrun's variables for this task of a Slurm job step, or None outside one.
-
-    Returns {RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT}, all str. A batch script that
-    calls python without srun is no step, and under torchrun its own variables hold.
-    """
-    if "SLURM_STEP_ID" not in environment or "RANK" in environment:
-        return None
-    nodes = environment["SLURM_STEP_NODELIST"]  # node[003-005,7],other: rank 0 is on the first
-    first = re.sub(r"\[(\d+)[^]]*\]", r"\1", nodes).split(",")[0]
-    return {
-        "RANK": environment["SLURM_PROCID"],
-        "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
-        "LOCAL_RANK": environment["SLURM_LOCALID"],
-        "MASTER_ADDR": "127.0.0.1" if environment["SLURM_STEP_NUM_NODES"] == "1" else first,
-        "MASTER_PORT": str(_port(environment)),
-    }
-
-
-def _port(environment: Mapping[str, str]) -> int:
-    """A port of this start of this step alone, below the ports that Linux gives out by itself."""
-    keys = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
-    job, step, start = (int(environment.get(key, 0)) for key in keys)
-    return 20000 + (job + 997 * step + 4999 * start) % 12000

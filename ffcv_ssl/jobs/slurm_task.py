@@ -26,8 +26,10 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from ffcv_ssl.config import app_files
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.files import hold_folder
@@ -96,6 +98,8 @@ class RequeueingCommand:
                 with hold_folder(self.folder, LOCK_PATIENCE_S):
                     pass
         sys.argv = [self.script, *self.words]
+        if Path(self.script).parent == app_files.app_folder():
+            app_files.load_pipelines()  # an installed script does not find it by itself
         try:
             runpy.run_path(self.script, run_name="__main__")
         except SystemExit as end:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from enum import Enum
 from typing import Any
 
 import numpy as np
 
+from ffcv_ssl.cores import usable_cores
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.reader import Reader
 from ffcv_ssl.traversal_order import QuasiRandom, Random, Sequential, TraversalOrder
@@ -40,8 +40,7 @@ def count_workers(num_workers: Any) -> int:
         )
     if num_workers > 0:
         return int(num_workers)
-    has_affinity = hasattr(os, "sched_getaffinity")
-    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return len(usable_cores())
 
 
 def make_order(order: Any) -> TraversalOrder:

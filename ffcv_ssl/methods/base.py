@@ -35,6 +35,10 @@ Loss = tuple[torch.Tensor, dict[str, torch.Tensor]]
 """A scalar loss, and its named terms for the log."""
 
 
+_RECIPES = ((2, "simclr"), (3, "instance"), (1, "supervised"))
+"""(number of views, a recipe that has so many), to name one in a message."""
+
+
 class Method(nn.Module, ABC):
     """A loss with the heads and teachers it needs. Subclasses override what differs.
 
@@ -67,8 +71,11 @@ class Method(nn.Module, ABC):
         if not cls.min_views <= num_views <= cls.max_views:
             low, high = cls.min_views, cls.max_views
             expected = f"{low}" if low == high else f"{low} to {high}"
+            fitting = [name for number, name in _RECIPES if low <= number <= high]
+            remedy = f"; give --views.recipe {fitting[0]}" if fitting else ""
             raise UserError(
                 f"views: got a recipe of {num_views} views, expected {expected} for {cls.__name__}"
+                f"{remedy}"
             )
 
     @classmethod
@@ -80,7 +87,7 @@ class Method(nn.Module, ABC):
             raise UserError(
                 f"data.batch_size: got {batch_size} for {cls.__name__}, expected at least "
                 f"{cls.min_batch}: its loss compares images of a batch; raise it, or "
-                "labelled.unsupervised_batch_size"
+                f"labelled.unsupervised_batch_size: --data.batch_size {max(2, cls.min_batch)}"
             )
 
     @property

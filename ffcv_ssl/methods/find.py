@@ -15,12 +15,14 @@ import hashlib
 import importlib
 import inspect
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ffcv_ssl import methods
 from ffcv_ssl.config import user_code
+from ffcv_ssl.config.parsing import given_value
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.methods.base import Method
 
@@ -89,6 +91,22 @@ def groups_of_others(method: type[Method], others: Mapping[str, type[Method]]) -
     all methods here."""
     known = [*others.values(), *library_methods().values()]
     return {other.group for other in known if other.Settings is not None} - {method.group}
+
+
+def settings_for(
+    argv: Sequence[str], config_class: Any, known: Mapping[str, type[Method]]
+) -> tuple[Any, set[str]]:
+    """(the dataclass with the group of the method that a command line names, names of the groups of
+    other plugins, which its files may have and nobody reads). known: methods besides those here.
+    Raises UserError, naming the file at fault."""
+    name, file = given_value(argv, "method", config_class.method)
+    try:
+        method = known.get(str(name)) or find_method(str(name), tuple(known))
+        config_class = with_settings(config_class, method)
+    except UserError as error:
+        raise UserError(f"{file}: {error}" if file else f"{error}") from None
+    read = {group.name for group in dataclasses.fields(config_class)}
+    return config_class, groups_of_others(method, known) - read
 
 
 def _methods_in(module: ModuleType) -> list[type[Method]]:

@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ffcv_ssl.config.messages import OneLineParser, one_line
+from ffcv_ssl.config.messages import one_line
+from ffcv_ssl.config.parsers import OneLineParser
 from ffcv_ssl.config.stdout import say
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.files import check_target, own_temporary, remedy_for, write_text

@@ -22,7 +22,7 @@ def read_upto(path: str, fd: int, size: int, offset: int) -> np.ndarray:
         raw = np.empty(size, np.uint8)
         view: Any = raw
         while got < size:
-            count = os.preadv(fd, [view[got : got + _MAX_READ_BYTES]], offset + got)
+            count = _read_into(fd, view[got : got + _MAX_READ_BYTES], offset + got)
             if count == 0:
                 break
             got += count
@@ -35,6 +35,15 @@ def read_upto(path: str, fd: int, size: int, offset: int) -> np.ndarray:
             f"{path}: no memory for {size} bytes at {offset}; damaged file, copy or write it again"
         ) from None
     return raw[:got]
+
+
+def _read_into(fd: int, buffer: Any, offset: int) -> int:
+    """Fill a buffer of bytes; returns how many there were."""
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [buffer], offset)
+    raw = os.pread(fd, len(buffer), offset)  # macOS: by way of a copy
+    buffer[: len(raw)] = np.frombuffer(raw, np.uint8)
+    return len(raw)
 
 
 def read_exactly(

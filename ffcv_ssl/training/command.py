@@ -11,10 +11,12 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ffcv_ssl.config import told_mistakes
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.config.stdout import has_told
 from ffcv_ssl.errors import (
@@ -26,6 +28,7 @@ from ffcv_ssl.errors import (
     UserError,
 )
 from ffcv_ssl.training import world
+from ffcv_ssl.training.console import ERASE
 from ffcv_ssl.training.memory import what_ran_out
 
 EXIT_USER_ERROR = 2
@@ -45,7 +48,8 @@ class StopSignal:
     Signals after the first are only noted, so that they cannot break the orderly stop. But a second
     SIGINT (Ctrl-C twice) interrupts at once, as without this class. A nested context knows the
     signals of the outer context, and passes its own signals on to it. At the end the former
-    handlers are restored.
+    handlers are restored. Python handles signals in the main thread alone: in another one, as a
+    notebook may use, nothing is listened to.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
@@ -62,6 +66,8 @@ class StopSignal:
         outer = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
         if isinstance(outer, StopSignal):
             self.received = outer.received
+        if threading.current_thread() is not threading.main_thread():
+            return self
         for number in self.SIGNALS:
             self.former[number] = signal.signal(number, self._remember)
         return self
@@ -69,7 +75,8 @@ class StopSignal:
     def _remember(self, number, frame):
         if not self.received:
             # not print: the signal may interrupt another print
-            os.write(2, b"stopping after this step; the run can be resumed\n")
+            start = ERASE.encode() if os.isatty(2) else b""  # of a live line
+            os.write(2, start + b"stopping after this step; the run can be resumed\n")
         self.received.append(signal.Signals(number))
         if number == signal.SIGINT:
             signal.signal(number, self.former[number])
@@ -87,6 +94,8 @@ def run_ranks(run: Callable[[Sequence[str]], tuple[int, Any]], argv: Sequence[st
     this rank is still connected to others when it fails, the process ends here, so that torchrun or
     Slurm ends the other ranks.
     """
+    if told_mistakes.is_told():
+        return EXIT_USER_ERROR
     try:
         code, summary = run(argv)
     except ToldBefore:
@@ -121,6 +130,8 @@ def _end_finished_rank(code: int) -> None:
 
 def _say_and_end(line: str, code: int) -> int:
     """Say in one line why this rank fails, and end the process if it is connected to others."""
+    if code == EXIT_USER_ERROR:
+        told_mistakes.mark_mistake()
     if world.is_connected():
         _end_process(code, line)
     if world.tell_before_meeting(line, is_mistake=code == EXIT_USER_ERROR):

@@ -21,7 +21,7 @@ _VERSION = "brain.Event:2"  # since which SessionLog.START hides earlier events
 
 
 class EventFile:
-    """A new file of scalars in `folder`, which is made if need be.
+    """A new file of scalars, pictures and texts in `folder`, which is made if need be.
 
     hide_from: a step; TensorBoard hides earlier files' events of this step and of those after it.
     Raises CheckpointError where something cannot be written, here and in every method.
@@ -52,6 +52,33 @@ class EventFile:
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         with explained(self.path):
             self._append(Event(step=step, summary=Summary(value=values)))
+
+    def add_picture(self, tag: str, png: bytes, step: int) -> None:
+        """Append a PNG, as it is after `step` steps."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
+        image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=png)
+        with explained(self.path):
+            value = Summary.Value(tag=tag, image=image)
+            self._append(Event(step=step, summary=Summary(value=[value])))
+
+    def add_text(self, tag: str, text: str, step: int) -> None:
+        """Append a text, in Markdown."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+        from tensorboard.compat.proto.tensor_pb2 import TensorProto
+        from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+
+        shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)])
+        tensor = TensorProto(dtype="DT_STRING", tensor_shape=shape, string_val=[text.encode()])
+        plugin = SummaryMetadata.PluginData(plugin_name="text")
+        with explained(self.path):
+            value = Summary.Value(
+                tag=tag, metadata=SummaryMetadata(plugin_data=plugin), tensor=tensor
+            )
+            self._append(Event(step=step, summary=Summary(value=[value])))
 
     def _append(self, event: Any) -> None:
         event.wall_time = time.time()

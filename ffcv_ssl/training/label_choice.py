@@ -105,7 +105,10 @@ def _check_settings(scheme, fraction, count, file):
     if len(given) != 1 or not set(given) <= set(wanted):
         got = " and ".join(f"{key} {value}" for key, value in given.items()) or "nothing"
         expected = "file alone" if scheme == "file" else "either fraction or count"
-        raise UserError(f"{_WHERE}: scheme {scheme} got {got}, expected {expected}")
+        remedy = "file FILE" if scheme == "file" else "fraction 0.1"
+        raise UserError(
+            f"{_WHERE}: scheme {scheme} got {got}, expected {expected}: --{_WHERE}.{remedy}"
+        )
     if fraction is not None and not 0 < fraction <= 1:
         raise UserError(f"{_WHERE}.fraction: got {fraction:g}, expected above 0, at most 1")
     if count is not None and count < 1:

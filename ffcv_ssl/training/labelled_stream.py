@@ -49,7 +49,8 @@ class LabelledStream:
         if settings.classes_per_batch > num_classes:
             raise UserError(
                 f"labelled.classes_per_batch: got {settings.classes_per_batch}, expected at most "
-                f"{num_classes}, the number of classes with labelled images"
+                f"{num_classes}, the number of classes with labelled images; give "
+                f"--labelled.classes_per_batch {num_classes}"
             )
         order = ClassStratified(
             labels, settings.classes_per_batch, settings.images_per_class,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
+
+from ffcv_ssl.cores import usable_cores
 
 MOST_THREADS = 8  # more do not make a batch of small images faster
 
@@ -18,9 +21,32 @@ def has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
+def is_bf16_fast(timed: bool = True) -> bool:
+    """Whether bf16 is the faster precision here. timed: also time a convolution in both (0.1 s),
+    because a processor may have the instructions and gain nothing by them."""
+    if not has_bf16() or not timed:
+        return has_bf16()
+    import torch
+
+    conv = torch.nn.Conv2d(64, 64, 3, padding=1)
+    images = torch.randn(16, 64, 32, 32)
+
+    def seconds(dtype: torch.dtype) -> float:
+        layer, x = conv.to(dtype), images.to(dtype)
+        times = []
+        with torch.no_grad():
+            for _ in range(6):
+                began = time.perf_counter()
+                layer(x)
+                times.append(time.perf_counter() - began)
+        return min(times[1:])  # the first one chooses torch's kernels
+
+    return seconds(torch.bfloat16) < seconds(torch.float32)
+
+
 def idle_cores(seconds: float = 1.0) -> float:
     """How many of this process's cores other programs leave idle, seen over some seconds."""
-    cores = os.sched_getaffinity(0)
+    cores = usable_cores()
     try:
         before, began = idle_seconds(cores), time.perf_counter()
         time.sleep(seconds)
@@ -30,7 +56,7 @@ def idle_cores(seconds: float = 1.0) -> float:
     return min(idle, len(cores), cgroup_cores())
 
 
-def idle_seconds(cores: set[int], stat: str = "/proc/stat") -> float:
+def idle_seconds(cores: Collection[int], stat: str = "/proc/stat") -> float:
     """Seconds since the start that these cores had nothing to do."""
     wanted, ticks = {f"cpu{core}" for core in cores}, 0
     for line in Path(stat).read_text(encoding="utf-8").splitlines():

@@ -1,5 +1,5 @@
-"""A run's `metrics.jsonl` and TensorBoard events: one JSON object per line, in order of steps, each
-step once.
+"""A run's `metrics.jsonl`, and TensorBoard and Weights & Biases, which show the same: one JSON
+object per line, in order of steps, each step once.
 
 `metrics.jsonl` is the only record, and the file alone holds it: a run of any length keeps none of
 it in memory. When a run resumes, the lines after its checkpoint are cut off, and TensorBoard hides
@@ -14,9 +14,9 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ffcv_ssl.files import StrPath, check_kind
 from ffcv_ssl.training.event_file import EVENTS_PREFIX, EventFile
@@ -64,24 +64,53 @@ def each_metric_from_the_end(folder: StrPath) -> Iterator[dict[str, Any]]:
             yield record
 
 
+class Follower(Protocol):
+    """What shows the metrics somewhere else, as they are written."""
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Show one record."""
+
+    def picture(self, tag: str, path: Path, step: int) -> None:
+        """Show a PNG."""
+
+    def close(self) -> None:
+        """Show nothing more; a second call does nothing."""
+
+
 class MetricsLog:
     """Append metrics to `folder/metrics.jsonl` and, if asked, to TensorBoard events.
 
     Lines of steps after `last_step` are removed, because the resumed run repeats these steps; None
-    removes all lines. When `write` returns, the line is in the file; `sync` puts it on disk.
+    removes all lines. When `write` returns, the line is in the file; `sync` puts it on disk. about:
+    the run's settings, as a text for TensorBoard; pictures: {tag: (path, step)} of those that the
+    folder has already. follow(records, seen): makes a Follower of the kept records; `seen` is the
+    place (see `place_of`) of the last line that the file had, or None.
     """
 
     def __init__(
-        self, folder: StrPath, last_step: int | None = None, tensorboard: bool = True
+        self,
+        folder: StrPath,
+        last_step: int | None = None,
+        tensorboard: bool = True,
+        about: str = "",
+        pictures: Mapping[str, tuple[Path, int]] | None = None,
+        follow: Callable[[Iterator[dict[str, Any]], Any], Follower] | None = None,
     ) -> None:
         self.folder = Path(folder)
         self._events: EventFile | None = None
+        self._follower: Follower | None = None
+        seen = next(map(place_of, each_metric_from_the_end(self.folder)), None) if follow else None
         _cut_back(self.folder / METRICS_FILE, last_step)
         self._file = (self.folder / METRICS_FILE).open("a", encoding="utf-8")
         if tensorboard:
-            self._open_events(last_step)
+            self._open_events(last_step, about, pictures or {})
+        if follow is not None:
+            seen = None if last_step is None else seen
+            self._follower = follow(each_metric(self.folder), seen)
 
-    def _open_events(self, last_step: int | None) -> None:
+    def _open_events(
+        self, last_step: int | None, about: str, pictures: Mapping[str, tuple[Path, int]]
+    ) -> None:
         """Begin the events anew, or add a file to them that hides those from `last_step` on."""
         folder = self.folder / EVENTS_FOLDER
         if last_step is None:
@@ -94,6 +123,22 @@ class MetricsLog:
         unseen = self._of_step(last_step)[::-1] if goes_on else each_metric(self.folder)
         for record in unseen:
             self._write_events(record)
+        if about:
+            indented = "".join(f"    {line}\n" for line in about.splitlines())
+            self._events.add_text("config", indented, last_step or 0)
+        for tag, (path, step) in pictures.items():
+            if last_step is not None and (step == last_step or not goes_on):
+                self._add_picture(tag, path, step)
+
+    def picture(self, tag: str, path: Path, step: int) -> None:
+        """Show the PNG at `path`, as it is after `step` steps."""
+        self._add_picture(tag, path, step)
+        if self._follower is not None:
+            self._follower.picture(tag, path, step)
+
+    def _add_picture(self, tag: str, path: Path, step: int) -> None:
+        if self._events is not None and path.is_file():
+            self._events.add_picture(tag, path.read_bytes(), step)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record: a dict with `step` and numbers. Non-finite numbers become null."""
@@ -101,6 +146,8 @@ class MetricsLog:
         self._file.write(line)
         self._file.flush()
         self._write_events(json.loads(line))
+        if self._follower is not None:
+            self._follower.write(json.loads(line))
 
     def _write_events(self, record: dict[str, Any]) -> None:
         if self._events is not None:
@@ -143,6 +190,15 @@ class MetricsLog:
         if self._events is not None:
             self._events.close()
             self._events = None
+        if self._follower is not None:
+            self._follower.close()
+            self._follower = None
+
+
+def place_of(record: dict[str, Any]) -> tuple[int, bool]:
+    """Where a record stands in the order of the metrics: after its step's training figures comes
+    the evaluation."""
+    return record["step"], is_evaluation(record)
 
 
 def is_evaluation(record: dict[str, Any]) -> bool:

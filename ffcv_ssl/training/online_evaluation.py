@@ -114,6 +114,12 @@ class OnlineEvaluation:
         self.num_classes, self.world = num_classes, world
         self.health, self.fitted_to, self.bank = health, fitted_to, bank
 
+    @property
+    def num_images(self) -> int:
+        """Images of all ranks that one evaluation encodes."""
+        loaders = filter(None, (self.val_loader, self.bank_loader))
+        return sum(len(loader.indices) for loader in loaders)
+
     @torch.no_grad()
     def run(
         self, encode: Encode, probes: Classify | None, before_batch: Callable[[], object]

@@ -145,7 +145,13 @@ def open_dataset(
     """Read what training needs to know of a file. setting: what names it, for a message. Raises
     UserError where the file does not fit a training run, and BetonError where it is damaged."""
     if not Path(path).is_file():
-        raise UserError(f"{setting}: no file '{path}'; write one with write_dataset.py")
+        is_folder = str(path) and Path(path).is_dir()
+        how = f" --source imagefolder --root {path} --out train.beton" if is_folder else ""
+        raise UserError(
+            f"{setting}: no file '{path}'; write one with write_dataset.py{how}, and "
+            "give --data.train FILE.beton; --data.val FILE.beton, or --data.val null for no "
+            "evaluation"
+        )
     with Reader(path) as reader:
         if not isinstance(reader.fields.get(image_field), RGBImageField):
             raise UserError(

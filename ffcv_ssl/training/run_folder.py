@@ -10,6 +10,7 @@ if the disk loses the last one. A folder with files that a new run would destroy
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,15 +21,17 @@ import torch
 
 from ffcv_ssl.config.plain import config_differences
 from ffcv_ssl.config.renamed import Table, rename
+from ffcv_ssl.config.settings import LogConfig
 from ffcv_ssl.config.yaml_layers import yaml_text
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.files import StrPath, explained, write_text
-from ffcv_ssl.training import checkpoint
+from ffcv_ssl.training import checkpoint, wandb_log
 from ffcv_ssl.training.checkpoint import PREVIOUS
 from ffcv_ssl.training.metrics_log import EVENTS_FOLDER, METRICS_FILE, MetricsLog
 from ffcv_ssl.training.report import REPORT_FILE, draw_report
 
 CHECKPOINT, BACKBONE, CONFIG, FORMAT = "checkpoint.pt", "backbone.safetensors", "config.yaml", 1
+VIEWS_PICTURE, VIEWS_FILE = "views.png", "views.json"
 
 
 class RunFolder:
@@ -36,7 +39,9 @@ class RunFolder:
 
     config (dict of plain types) and datasets (dict of RunData or None) identify the run. Settings
     in `free_keys`, or starting with one of `free_groups`, may differ from the saved settings.
-    renamed: table of old and new names of settings, as `config.renamed.rename` takes it.
+    renamed: table of old and new names of settings, as `config.renamed.rename` takes it. complete:
+    writes out what settings leave to a name, such as a recipe's views; both sides of a comparison
+    are completed, so that a checkpoint may say less.
     """
 
     def __init__(
@@ -48,10 +53,12 @@ class RunFolder:
         free_groups: tuple[str, ...],
         writes: bool = True,
         renamed: Table | None = None,
+        complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> None:
         self.path, self.writes = Path(path), writes
         self.renamed = renamed or {}
-        self.config = config
+        self.complete = complete or (lambda settings: settings)
+        self.config = self.complete(config)
         self.datasets = {name: data and data.describe() for name, data in datasets.items()}
         self.free_keys, self.free_groups = free_keys, free_groups
         self.log: MetricsLog | None = None
@@ -92,6 +99,8 @@ class RunFolder:
     def _differences(self, saved):
         """What this run has in other words than a checkpoint, whose settings get today's names."""
         saved["config"], _ = rename(saved["config"], self.renamed)
+        with contextlib.suppress(ValueError):  # of a recipe that is gone: the two differ as named
+            saved["config"] = self.complete(saved["config"])
         sides = (saved["config"], self.config)
         differences = config_differences(*sides, self.free_keys, self.free_groups)
         for name in {**self.datasets, **saved["datasets"]}:
@@ -132,12 +141,30 @@ class RunFolder:
                 "--out"
             )
 
-    def open_log(self, last_step: int | None, tensorboard: bool) -> None:
-        """Begin the metrics anew (`last_step` None), or continue after `last_step`."""
+    def open_log(self, last_step: int | None, settings: LogConfig) -> None:
+        """Begin the metrics anew (`last_step` None), or continue after `last_step`. Raises
+        UserError where wandb is asked for and cannot be imported."""
         if not self.writes:
             return
+        follow = None
+        if settings.wandb is not None:
+            follow = wandb_log.opener(self.path, settings.wandb, self.config)
+        pictures, step = {}, step_of_views(self.path)
+        if step is not None:
+            pictures["views"] = self.path / VIEWS_PICTURE, step
+        if self.is_finished and last_step is not None:
+            pictures["report"] = self.path / REPORT_FILE, last_step
         with self._explained_log():
-            self.log = MetricsLog(self.path, last_step, tensorboard)
+            about = yaml_text(self.config)
+            self.log = MetricsLog(
+                self.path, last_step, settings.tensorboard, about, pictures, follow
+            )
+
+    def show_picture(self, tag: str, path: Path, step: int) -> None:
+        """Show a picture of the run, a PNG, beside its metrics."""
+        if self.log is not None:
+            with self._explained_log():
+                self.log.picture(tag, path, step)
 
     def write_config(self) -> None:
         """Write the resolved configuration to `config.yaml`."""
@@ -185,12 +212,16 @@ class RunFolder:
         return not self.writes or (has[BACKBONE] and has[REPORT_FILE] and not has[PREVIOUS])
 
     def finish(
-        self, samples: list[np.ndarray], backbone: torch.nn.Module, about: dict[str, str]
+        self,
+        samples: list[np.ndarray],
+        backbone: torch.nn.Module,
+        about: dict[str, str],
+        step: int,
     ) -> None:
         """Leave the backbone of a pretraining run and its picture. samples: views to show, as
-        `draw_report` takes them; about: the backbone's metadata."""
+        `draw_report` takes them; about: the backbone's metadata; step: the last one."""
         checkpoint.save_weights(self.path / BACKBONE, backbone, about)
-        draw_report(self.path, samples)
+        self.show_picture("report", draw_report(self.path, samples), step)
         self.forget_previous()
 
     def forget_previous(self) -> None:
@@ -225,6 +256,15 @@ class RunFolder:
         if self.log is not None:
             with self._explained_log():
                 self.log.close()
+
+
+def step_of_views(folder: Path) -> int | None:
+    """The step of the pictures of views in a run's folder; None where there are none."""
+    try:
+        about = json.loads(_text(folder / VIEWS_FILE))
+        return int(about["step"]) if (folder / VIEWS_PICTURE).exists() else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _foreign(folder: Path) -> list[str]:

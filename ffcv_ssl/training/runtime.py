@@ -135,13 +135,15 @@ def open_folder(
     free_keys: tuple[str, ...] = FREE_KEYS,
     free_groups: tuple[str, ...] = FREE_GROUPS,
     renamed: Table | None = None,
+    complete: Callable[[dict], dict] | None = None,
 ) -> tuple[RunFolder, dict | None]:
     """A run's folder, and the state of its checkpoint or None.
 
     The arguments are those of RunFolder. Raises UserError where the checkpoint belongs to another
     run, and CheckpointError where it cannot be read.
     """
-    folder = RunFolder(path, config, datasets, free_keys, free_groups, world.is_first, renamed)
+    options = (free_keys, free_groups, world.is_first, renamed, complete)
+    folder = RunFolder(path, config, datasets, *options)
     saved = folder.read_checkpoint()
     world.barrier()  # the first rank may write a checkpoint as soon as all ranks have read this one
     return folder, saved

@@ -21,8 +21,10 @@ import torch.distributed as dist
 from torch import nn
 
 from ffcv_ssl.config.stdout import say_if_possible
+from ffcv_ssl.cores import usable_cores
 from ffcv_ssl.errors import ToldBefore, UserError
 from ffcv_ssl.training import lost_ranks, meeting
+from ffcv_ssl.training.console import Console
 
 PATIENCE_MINUTES = 20.0
 """How long a rank waits for another before it gives up with an error, if nothing else is said."""
@@ -69,7 +71,7 @@ class _Seat(NamedTuple):
 class World:
     """This process' place in the run: its rank of `size`, its local rank, and its device.
 
-    cores: this rank's share of the cores of its machine.
+    cores: this rank's share of the cores of its machine. console: shows what takes a while.
     """
 
     def __init__(
@@ -82,7 +84,8 @@ class World:
     ) -> None:
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self.device = torch.device(device)
-        self.cores = len(os.sched_getaffinity(0)) if cores is None else cores
+        self.cores = len(usable_cores()) if cores is None else cores
+        self.console = Console()  # console.showing replaces it while a command runs
 
     @classmethod
     def join(
@@ -300,7 +303,7 @@ def _share_of_cores(device: torch.device, shared: bool = False) -> int:
     identity = ""
     if device.type == "cuda" and not shared:
         identity = str(torch.cuda.get_device_properties(device).uuid)
-    seat = _Seat(socket.gethostname(), identity, frozenset(os.sched_getaffinity(0)))
+    seat = _Seat(socket.gethostname(), identity, usable_cores())
     seats: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(seats, seat)
     if identity and sum(other[:2] == seat[:2] for other in seats) > 1:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from ffcv_ssl import beton
+from ffcv_ssl.cores import usable_cores
 from ffcv_ssl.errors import BetonError
 from ffcv_ssl.fields import BUILT_IN, IntField
 from ffcv_ssl.fields.base import Field
@@ -74,7 +75,7 @@ class DatasetWriter:
         self.path = os.fspath(path)
         self.fields = dict(fields)
         self.page_size = page_size
-        self.num_workers = num_workers if num_workers >= 1 else len(os.sched_getaffinity(0))
+        self.num_workers = num_workers if num_workers >= 1 else len(usable_cores())
         self.class_names = {name: list(names) for name, names in (class_names or {}).items()}
         self.made = dict(made or {})
         self.names = names

@@ -325,7 +325,7 @@ def test_the_papers_configurations_have_their_settings(name, epochs, batch_size,
         ({"holdout": 0}, "holdout: got 0, expected above 0, below 1"),
         (
             {"data__batch_size": 121},
-            "labelled samples, expected at least one batch of 121; lower data.batch_size",
+            "labelled samples, expected at least one batch of 121; give --data.batch_size ",
         ),
         (
             {"data__batch_size": 1, "depth": "projector_1"},

@@ -11,6 +11,7 @@ import pytest
 from jsonargparse import ArgumentError, ArgumentParser
 from support.outputs import closed_stdout, full_stdout
 
+import train
 from ffcv_ssl import Loader, Reader
 from ffcv_ssl import transforms as T
 from pipelines import RECIPES, View, Views, __main__, build
@@ -401,6 +402,73 @@ def test_a_full_or_closed_stdout_is_no_traceback_and_the_picture_is_drawn(
         monkeypatch.setattr(sys, "stdout", closed)
         assert __main__.main(words) == 0
     assert capsys.readouterr().err == ""
+
+
+TRAINING = """
+base: simclr
+seed: 5
+resolution: {min: 24, max: 40}
+views: {recipe: byol, view_1: {solarize_prob: 1}}
+"""
+
+
+@pytest.fixture
+def training(tmp_path, monkeypatch, small_beton):
+    """A training configuration in the current folder, called as a recipe is."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "simclr.yaml").write_text(f"{TRAINING}data: {{train: {small_beton}}}\n")
+    return "--config=simclr.yaml"
+
+
+def test_the_command_draws_what_a_configuration_trains_on(training, small_beton, capsys):
+    words = [training, "--views.view_0.blur_prob=0", "--images=2", "--samples=1", "--out=v.png"]
+    code, summary, err = run(*words, capsys=capsys)
+    assert (code, err) == (0, "")
+    assert (summary["recipe"], summary["of"], summary["size_px"]) == ("byol", "simclr.yaml", 40)
+    drawing = __main__.read(words)
+    assert (drawing.grid.beton, drawing.grid.seed) == (small_beton, 5)
+    assert (drawing.views["view_0"].blur_prob, drawing.views["view_1"].solarize_prob) == (0, 1)
+    config = train.read_config([training, "--views.view_0.blur_prob=0"])
+    assert drawing.views == config.views.resolve() and drawing.image_field == "image"
+    other = __main__.read([*words, "--beton", "other.beton", "--size", "8", "--seed", "6"])
+    assert (other.grid.beton, other.grid.size, other.grid.seed) == ("other.beton", 8, 6)
+
+
+def test_the_picture_of_a_configuration_has_the_very_draws_of_training(training, small_beton):
+    drawing = __main__.read([training, "--data.num_workers=1"])
+    pipelines = {name: build(view, 40) for name, view in drawing.views.items()}
+    columns = __main__._draws(drawing.grid, pipelines, "image", [0, 48])
+    config = train.read_config([training])
+    ops = train.make_views(config.views.resolve(), config.resolution.max)
+    loader = Loader(
+        small_beton, 97, num_workers=1, seed=config.seed,
+        pipelines={name: ("image", ops[name]) for name in ops},
+    )  # fmt: skip
+    with loader:
+        (batch,) = loader
+        for name, images, params in columns[:: drawing.grid.samples]:
+            assert np.array_equal(images, np.array(getattr(batch, name))[[0, 48]])
+            assert np.array_equal(params, batch.params[name][[0, 48]])
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["byol"], "recipe: got byol and --config, expected one of them"),
+        (["--optim.lr=-1"], "optim.lr: got -1, expected a number above 0"),
+        (["--images=0"], "images: got 0, expected a whole number above 0"),
+    ],
+)
+def test_a_mistake_beside_a_configuration_is_one_line(training, words, line, capsys):
+    code, _, err = run(training, *words, capsys=capsys)
+    assert (code, err) == (2, f"pipelines: {line}\n")
+
+
+def test_a_file_of_the_pictures_own_settings_is_read_as_before(tmp_path, small_beton):
+    path = tmp_path / "picture.yaml"
+    path.write_text(f"recipe: dino\nbeton: {small_beton}\nview_0: {{blur_prob: 0}}\n")
+    drawing = __main__.read([f"--config={path}"])
+    assert (drawing.of, len(drawing.views), drawing.views["view_0"].blur_prob) == ("dino", 8, 0)
 
 
 def test_the_recipe_may_stand_behind_settings():

@@ -327,6 +327,11 @@ def test_a_mistake_met_before_the_ranks_meet_is_one_line_for_all_ranks_and_resta
     assert code != 0 and printed.count("optim.lr: got -1") == 1, printed
 
 
+def test_a_mistake_of_a_single_rank_is_one_line_for_all_restarts(tmp_path, files):
+    code, printed = finish(start(tmp_path / "run", 1, {"data.train": "no.beton"}, 2))
+    assert code != 0 and printed.count("no file 'no.beton'") == 1, printed
+
+
 FAILING = """
 import time
 import torch.distributed

@@ -403,7 +403,10 @@ BAD_COMMANDS = {
     ),
     "more labelled views than views": (["--labelled.num_views=3"], "labelled.num_views: got 3"),
     "one view": (["--views.recipe=supervised"], "expected 2 to 12 for SimCLR"),
-    "warm-up as long as the run": (["--epochs=5"], "optim.warmup_epochs: got 10.0"),
+    "warm-up as long as the run": (
+        ["--epochs=5", "--optim.warmup_epochs=5"],
+        "optim.warmup_epochs: got 5.0, expected less than epochs (5); give --optim.warmup_epochs",
+    ),
     "ramp the wrong way": (
         ["--resolution.min=300"],
         "resolution: got min 300, max 224, start_ramp 0",

@@ -195,3 +195,64 @@ def test_a_pipe_or_a_device_is_no_file_of_metrics(tmp_path):
             with pytest.raises(UserError, match=f"is a {kind}, expected a regular file"):
                 use(tmp_path)
         path.unlink()
+
+
+# ---- Pictures and texts --------------------------------------------------------------------------
+
+
+def png(shade):
+    """A PNG of one color."""
+    import io
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (4, 3), (shade,) * 3).save(file, "PNG")
+    return file.getvalue()
+
+
+def pictures_of(folder, tag="views"):
+    """[(step, PNG)] that TensorBoard shows."""
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    known = tag in events.Tags()["images"]
+    return [(i.step, i.encoded_image_string) for i in events.Images(tag)] if known else []
+
+
+def test_pictures_after_the_checkpoint_are_hidden_and_those_of_its_step_shown_again(tmp_path):
+    path = tmp_path / "views.png"
+    log = MetricsLog(tmp_path, None, tensorboard=True)
+    for step in (0, 2, 4):
+        log.write({"step": step, "val/knn/top1": 0.5})
+        path.write_bytes(png(step))
+        log.picture("views", path, step)
+    log.close()
+    assert pictures_of(tmp_path) == [(step, png(step)) for step in (0, 2, 4)]
+    MetricsLog(tmp_path, 4, pictures={"views": (path, 4)}).close()
+    assert pictures_of(tmp_path) == [(step, png(step)) for step in (0, 2, 4)]
+    log = MetricsLog(tmp_path, 2, pictures={"views": (path, 4)})  # the picture is of later
+    path.write_bytes(png(7))
+    log.picture("views", path, 3)
+    log.close()
+    assert pictures_of(tmp_path) == [(0, png(0)), (3, png(7))]
+
+
+def test_a_run_that_had_no_events_shows_the_picture_that_it_has(tmp_path):
+    write(tmp_path, [1, 2]).close()
+    (tmp_path / "views.png").write_bytes(png(9))
+    pictures = {"views": (tmp_path / "views.png", 1), "report": (tmp_path / "none.png", 2)}
+    MetricsLog(tmp_path, 2, pictures=pictures).close()
+    assert pictures_of(tmp_path) == [(1, png(9))]
+
+
+def test_the_settings_are_a_text_of_every_start(tmp_path):
+    for last_step, about in ((None, "a: 1\nb: [2]\n"), (4, "a: 2\n")):
+        log = MetricsLog(tmp_path, last_step, about=about)
+        log.write({"step": 5, "train/loss": 1.0})
+        log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0})
+    events.Reload()
+    texts = [(e.step, e.tensor_proto.string_val[0].decode()) for e in events.Tensors("config")]
+    assert texts == [(0, "    a: 1\n    b: [2]\n"), (4, "    a: 2\n")]
+    plugin = events.SummaryMetadata("config").plugin_data
+    assert plugin.plugin_name == "text"

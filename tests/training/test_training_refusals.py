@@ -173,7 +173,7 @@ def test_a_labelled_batch_of_more_classes_than_have_labels_is_refused():
     with pytest.raises(
         UserError,
         match=r"labelled.classes_per_batch: got 4, expected at most 3, the number of classes with "
-        "labelled images",
+        "labelled images; give --labelled.classes_per_batch 3",
     ):
         LabelledStream(settings, data, None, {}, 0, World(), False)
 

@@ -128,8 +128,10 @@ class FineTuning(TuningRun):
             self._train_epoch(epoch)
 
     def _train_epoch(self, epoch: int) -> None:
-        end = (epoch + 1) * self.tuner.steps_per_epoch
-        for _ in self.tuner.train(end):
+        number = self.tuner.steps_per_epoch
+        name, done = f"epoch {epoch + 1} of {self.config.epochs}", self.tuner.step % number
+        steps = self.tuner.train((epoch + 1) * number)
+        for _ in self.world.console.over(steps, name, number, announced=not epoch, done=done):
             if self.tuner.step % self.config.log.every_steps == 0:
                 self._log()
             self.saver.save_if_due(self.tuner.step)

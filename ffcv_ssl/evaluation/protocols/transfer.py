@@ -211,7 +211,8 @@ class Transferring(TuningRun):
         tuner = self._tuner()
         if tuner.step == 0:
             self.world.say(name)
-        for _ in tuner.train(self.config.steps):
+        steps, number = tuner.train(self.config.steps), self.config.steps
+        for _ in self.world.console.over(steps, name, number, done=tuner.step):
             if tuner.step % self.config.log.every_steps == 0:
                 self._log(tuner)
             self.saver.save_if_due(tuner.step)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ffcv_ssl.config.app_files import find_config
 from ffcv_ssl.config.messages import one_line
 from ffcv_ssl.config.parsing import parse_config
 from ffcv_ssl.config.plain import as_words
@@ -117,7 +118,7 @@ def read_suite(path: str, data: EvalData) -> dict[str, EvalData]:
     if not path:
         raise UserError("suite: got none, expected --suite configs/suites/NAME.yaml")
     try:
-        entries = read_yaml(path)
+        entries = read_yaml(find_config(path))
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     if not isinstance(entries, list) or not entries:
