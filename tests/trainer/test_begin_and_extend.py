@@ -118,10 +118,17 @@ def test_another_architecture_is_refused_in_one_line(tmp_path, other, few, capsy
     torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "net.pth")
     cases = [
         ({"init_from": other, "model__backbone": "resnet18"}, "got a tiny with the imagenet stem"),
+        (
+            {"init_from": other, "model__backbone": "resnet50"},
+            "; give it the file's model.backbone and model.stem, or another file",
+        ),
         ({"init_from": tmp_path / "net.pth", "model__backbone": "resnet18"}, "not a resnet18 with"),
         ({"init_from": tmp_path / "gone"}, "init_from: no file or folder"),
         ({"init_from": few["data__train"]}, "not a readable checkpoint"),
-        ({"init_from": other, "init_digest": "ab" * 16}, "as in init_digest"),
+        (
+            {"init_from": other, "init_digest": "ab" * 16},
+            "as in init_digest; restore the file, or leave init_digest out",
+        ),
     ]
     for given, said in cases:
         begin(tmp_path / "run", code=2, **few, **given)
