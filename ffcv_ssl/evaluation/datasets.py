@@ -146,7 +146,8 @@ def usable_labels(dataset: RunData, labels: EvalLabels) -> np.ndarray:
             count=labels.count, file=labels.file, seed=labels.seed, names=dataset.names,
         )  # fmt: skip
     except UserError as error:  # the trainer has this setting in its group `labelled`
-        raise UserError(str(error).removeprefix("labelled.")) from None
+        line = str(error).removeprefix("labelled.").replace("--labelled.labels.", "--labels.")
+        raise UserError(line) from None
 
 
 def labels_digest(datasets: EvalDatasets) -> str:

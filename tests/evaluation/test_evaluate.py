@@ -314,8 +314,8 @@ def test_mistakes_end_in_one_line_and_exit_code_2(run, files, tmp_path, capsys):
     line = mistake(capsys, "snn", *tail, "--labels.fraction", "2")
     assert line.startswith("labels.fraction: got 2")
     for protocol, scheme, expected in (
-        ("linear", "file", "file alone"),
-        ("finetune", "balanced", "either fraction or count"),
+        ("linear", "file", "file alone: --labels.file FILE"),
+        ("finetune", "balanced", "either fraction or count: --labels.fraction 0.1"),
     ):
         line = mistake(capsys, protocol, *tail, "--labels.scheme", scheme)
         assert line == f"labels: scheme {scheme} got nothing, expected {expected}\n"
