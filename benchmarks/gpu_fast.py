@@ -123,7 +123,6 @@ class Fast:
         if compiled:
             self.proof.leave_out_if_late(COMPILE_S)
         rest = ["--system.compile=true"] if compiled else []
-        rest += [] if self.proof.is_cuda else ["--precision=fp32"]  # some CPUs emulate bf16
         config, file = train_step.read_config(method, px, self.options, rest, self.proof.folder)
         name = f"{method} {px}" + (" compiled" if compiled else "")
         with contextlib.closing(StepCase(config, World(device=self.proof.device))) as case:

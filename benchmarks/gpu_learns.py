@@ -15,9 +15,7 @@ TRAIN_S = 180
 """For the training proper: timing it first, start-up and evaluations take another minute."""
 NUM_EVALUATIONS = 4
 LEAST_GAIN = 0.05  # of k-NN's accuracy over the untrained network, on a GPU
-QUICK = {
-    "model.backbone": "tiny", "resolution.min": 32, "resolution.max": 32, "precision": "fp32"
-}  # fmt: skip
+QUICK = {"model.backbone": "tiny", "resolution.min": 32, "resolution.max": 32}
 KNN, PROBE = "val/knn/top1", "val/backbone/top1"
 
 

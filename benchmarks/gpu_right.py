@@ -68,7 +68,7 @@ class Right:
     def __init__(self, proof: Any) -> None:
         self.proof, self.folder = proof, proof.folder
         self.device = str(proof.device)
-        number = 1024 if proof.is_cuda else 128
+        number = 1024 if proof.is_cuda else 256
         self.train = draw(self.folder / "shapes.beton", "train", number, PX)
         self.val = draw(self.folder / "shapes_val.beton", "val", number // 4, PX)
         self.finished = self.folder / "simclr"
@@ -77,13 +77,12 @@ class Right:
         """A command line of train.py for a run in the folder `name`; `a__b` is the key a.b."""
         settings = {
             "out": self.folder / name, "data.train": self.train, "data.val": self.val,
-            "data.batch_size": BATCH if self.proof.is_cuda else 32, "epochs": 2,
+            "data.batch_size": BATCH if self.proof.is_cuda else 64, "epochs": 2,
             "model.backbone": "resnet18" if self.proof.is_cuda else "tiny",
             "model.stem": "cifar", "model.projector": "128-64", "views.small_images": "true",
             "resolution.min": PX, "resolution.max": PX, "optim.name": "adamw", "optim.lr": 1e-3,
             "optim.lr_scaling": "none", "optim.warmup_epochs": 0, "optim.weight_decay": 1e-4,
             "log.every_steps": 1, "log.tensorboard": "false", "evaluation.knn_bank": 256,
-            "precision": "bf16" if self.proof.is_cuda else "fp32",  # some CPUs emulate bf16
             "evaluation.every_epochs": 100, "system.device": self.device,
             **{key.replace("__", "."): value for key, value in changes.items()},
         }  # fmt: skip
