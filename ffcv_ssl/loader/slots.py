@@ -17,6 +17,13 @@ import torch
 _ALIGN = 64  # bytes, a cache line
 
 
+class _Loan(weakref.ref):
+    """A slot that is lent, as a weak reference to its root. Its callback must be no Python code:
+    what a signal's handler raises there, such as KeyboardInterrupt, Python prints and drops."""
+
+    memory: torch.Tensor | None = None
+
+
 class SlotPool:
     """Slots for batches of given arrays.
 
@@ -35,9 +42,9 @@ class SlotPool:
         self.specs, self.batch_size = specs, batch_size
         self.base_slots, self.pinned = base_slots, pinned
         self.grown = 0
-        self._live: dict[int, tuple] = {}  # id -> (weak reference to the root, memory)
+        self._live: dict[int, _Loan] = {}
         # Any thread may append, even during a garbage collection.
-        self._returned: collections.deque[torch.Tensor] = collections.deque()
+        self._returned: collections.deque[_Loan] = collections.deque()
         self._total = 0
         self._layout, self.slot_bytes = self._lay_out()
 
@@ -59,9 +66,9 @@ class SlotPool:
         """Arrays (count, *shape) by key, on one free slot, with undefined contents."""
         memory = self._free_memory()
         root = memory.numpy()  # a new array object each time: its death returns the slot
-        number = id(root)
-        returned, live = self._returned, self._live
-        live[number] = (weakref.ref(root, lambda _: returned.append(live.pop(number)[1])), memory)
+        loan = _Loan(root, self._returned.append)
+        loan.memory = memory
+        self._live[id(loan)] = loan
         arrays = {}
         for key, (begin, shape, dtype) in self._layout.items():
             size = count * int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
@@ -71,14 +78,18 @@ class SlotPool:
     def _free_memory(self) -> torch.Tensor:
         self.shrink()
         try:
-            return self._returned.popleft()
+            loan = self._returned.popleft()
         except IndexError:
             self._total += 1
             self.grown += self._total > self.base_slots
-            return torch.empty(self.slot_bytes, dtype=torch.uint8, pin_memory=self.pinned)
+        else:
+            self._live.pop(id(loan), None)
+            if loan.memory is not None:  # an interrupted `lend` may leave less than a whole loan
+                return loan.memory
+        return torch.empty(self.slot_bytes, dtype=torch.uint8, pin_memory=self.pinned)
 
     def shrink(self) -> None:
         """Free the unused slots beyond the base number."""
         while self._total > self.base_slots and self._returned:
-            self._returned.popleft()
+            self._live.pop(id(self._returned.popleft()), None)
             self._total -= 1

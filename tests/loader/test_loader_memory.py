@@ -3,6 +3,7 @@ epochs."""
 
 import gc
 import os
+import signal
 import threading
 
 import torch
@@ -80,6 +81,33 @@ def test_a_slot_returns_only_when_its_last_array_is_gone():
     pool.shrink()
     assert pool.num_slots == 1
     assert {k: v.shape for k, v in pool.lend(3).items()} == {"a": (3, 3), "b": (3, 2, 2)}
+
+
+def test_an_interrupt_is_raised_also_where_it_comes_as_a_slot_returns():
+    """Ctrl-C in a loop over batches. Python drops what is raised in a weak reference's callback."""
+    pool = SlotPool({"a": ((3,), "float32")}, 4, base_slots=1)
+    armed, handled, caught = False, 0, 0
+
+    def interrupt(*_):
+        nonlocal armed, handled
+        if armed:
+            armed, handled = False, handled + 1
+            raise KeyboardInterrupt
+
+    former = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    try:
+        while handled < 200:
+            try:
+                armed = True
+                while armed:
+                    pool.lend(1)
+            except KeyboardInterrupt:
+                caught += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+    assert caught == handled
 
 
 def resident_mib():
