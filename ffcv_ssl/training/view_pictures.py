@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ffcv_ssl.errors import FfcvSslError
-from ffcv_ssl.files import own_temporary, replacing, write_text
+from ffcv_ssl.files import replacing, write_text
 from ffcv_ssl.loader import Loader, OrderOption
 from ffcv_ssl.training.optimizers import resolution_at
 from ffcv_ssl.training.run_data import RunData
@@ -62,10 +62,9 @@ class ViewPictures:
             batch = self._draw(drawn_in, px)
             about = {"step": step, "epoch": epoch, "drawn_in_epoch": drawn_in, "resolution": px}
             picture = png_grid([np.asarray(getattr(batch, name)) for name in self.ops])
-            with replacing(path, own_temporary(path)) as file:
+            with replacing(path) as file:
                 file.write(picture)
-            text = json.dumps({**about, "samples": self._samples(batch)})
-            write_text(folder / VIEWS_FILE, text, own_temporary(folder / VIEWS_FILE))
+            write_text(folder / VIEWS_FILE, json.dumps({**about, "samples": self._samples(batch)}))
             self.folder.show_picture("views", path, step)
         except (FfcvSslError, OSError) as error:
             self.has_failed = True
