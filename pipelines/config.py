@@ -7,7 +7,7 @@ and each setting is declared only once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypedDict
 
@@ -88,19 +88,23 @@ class Views:
         return {**settings, **{name: _plain(asdict(view)) for name, view in views.items()}}
 
     @classmethod
-    def reduced(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """`complete` undone: views that have every setting keep only what differs from the recipe.
-        So another recipe, given later, is not covered by them. What is wrong is left for the check
-        of types."""
+    def reduced(
+        cls, settings: Mapping[str, Any], given: Mapping[str, Collection[str]]
+    ) -> dict[str, Any]:
+        """`complete` undone: views that have every setting keep only what differs from the recipe,
+        and what is `given` before (settings by view), which they override. So another recipe, given
+        later, is not covered by them. What is wrong is left for the check of types."""
         recipe, reduced = RECIPES.get(str(settings.get("recipe"))), dict(settings)
         small = settings.get("small_images", cls.small_images)
         views = recipe(small_images=small) if recipe and isinstance(small, bool) else {}
         for name, view in views.items():
             own = settings.get(name)
             if isinstance(own, Mapping) and SETTINGS.keys() <= own.keys():
-                base = _plain(asdict(view))
+                base, before = _plain(asdict(view)), given.get(name, ())
                 reduced[name] = {
-                    k: v for k, v in own.items() if k not in base or _plain(v) != base[k]
+                    k: v
+                    for k, v in own.items()
+                    if k not in base or k in before or _plain(v) != base[k]
                 }
         return reduced
 

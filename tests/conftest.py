@@ -37,6 +37,21 @@ def no_processes():
         yield
 
 
+@pytest.fixture(scope="module")
+def no_picture():
+    """Runs of the trainer leave an empty `report.png`: to draw it takes longer than they train."""
+    from ffcv_ssl.training import run_folder
+
+    def leave_empty(folder, views=None):
+        path = Path(folder, run_folder.REPORT_FILE)
+        path.touch()
+        return path
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(run_folder, "draw_report", leave_empty)
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_folder():
     """The folder of photographs (FFCV_SSL_TEST_DATA, default ../shared/data); the test is skipped

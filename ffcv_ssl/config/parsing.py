@@ -58,11 +58,12 @@ def parse_config(
         layers = {path: _with_new_names(read_layers(path), config_class) for path in files}
     except ValueError as error:
         raise UserError(one_line(error)) from None
-    for path in files:
-        for _, own in layers[path]:
-            for key in ignored:
-                own.pop(key, None)
-        layers[path] = [(file, rules.read(own)) for file, own in layers[path]]
+    earlier: Layers = []
+    for path in layers:
+        for number, (file, own) in enumerate(layers[path]):
+            kept = {key: value for key, value in own.items() if key not in ignored}
+            layers[path][number] = file, rules.read(kept, earlier)
+            earlier.append(layers[path][number])
     argv, notes = rename(argv, getattr(config_class, "RENAMED", {}))
     say_notes(notes)
     argv, layers = _with_choices(argv, layers, rules)

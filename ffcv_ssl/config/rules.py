@@ -20,8 +20,9 @@ class Rules:
     choosable: Collection[str] = ()
     """Dotted names of the settings that may be `auto`."""
 
-    def read(self, own: dict[str, Any]) -> dict[str, Any]:
-        """The nested settings of a file as they count."""
+    def read(self, own: dict[str, Any], earlier: Layers) -> dict[str, Any]:
+        """The nested settings of a file as they count. earlier: the files before it, as they count;
+        it wins over them."""
         return own
 
     def choose(

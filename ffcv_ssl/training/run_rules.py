@@ -17,7 +17,7 @@ from ffcv_ssl.config.yaml_layers import merge, read_text, read_yaml
 from ffcv_ssl.errors import BetonError
 from ffcv_ssl.reader import Reader
 from ffcv_ssl.training import machine_choice
-from ffcv_ssl.training.machine_choice import CHOOSABLE, Machine
+from ffcv_ssl.training.machine_choice import CHOOSABLE, Machine, fitting_warmup
 from ffcv_ssl.training.run_folder import CHECKPOINT, CONFIG
 
 EPOCHS, WARMUP = "epochs", "optim.warmup_epochs"
@@ -43,11 +43,17 @@ class RunRules(Rules):
         self.warmup_before: float | None = None
         self.out = ""
 
-    def read(self, own: dict[str, Any]) -> dict[str, Any]:
-        """A file's settings; views that it has in full become changes to its recipe."""
-        if isinstance(own.get("views"), dict):
-            own = {**own, "views": self.views.reduced(own["views"])}
-        return own
+    def read(self, own: dict[str, Any], earlier: Layers) -> dict[str, Any]:
+        """A file's settings; views that it has in full become changes to its recipe, and to what
+        earlier files say of these views."""
+        if not isinstance(own.get("views"), dict):
+            return own
+        given: dict[str, set[str]] = {}
+        for _, layer in earlier:
+            views = layer.get("views")
+            for name, view in views.items() if isinstance(views, dict) else ():
+                given.setdefault(name, set()).update(view if isinstance(view, dict) else ())
+        return {**own, "views": self.views.reduced(own["views"], given)}
 
     def show(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Every probability and range of every view, by the dotted name of the view."""
@@ -67,12 +73,13 @@ class RunRules(Rules):
         with contextlib.suppress(TypeError):  # of another type: the check of types will name it
             if self.names:
                 self.full_recipe = _file_below_auto(layers)
-                chosen = self._recorded() or self._for_machine(below)
+                chosen = self._recorded(flat) or self._for_machine(below)
             chosen |= self._fitting_warmup({**below, **chosen}, typed, layers)
         return chosen
 
-    def _recorded(self) -> dict[str, Any]:
-        """What was chosen when the run in this folder began; empty for a new run."""
+    def _recorded(self, flat: dict[str, Any]) -> dict[str, Any]:
+        """What was chosen when the run in this folder began; empty for a new run. flat: what is
+        given now. A run that is extended has a warm-up that fits as well as before."""
         checkpoint, config = Path(self.out) / CHECKPOINT, Path(self.out) / CONFIG
         if not (checkpoint.exists() and config.is_file()):
             return {}
@@ -81,7 +88,11 @@ class RunRules(Rules):
         except (ValueError, AttributeError):  # lost or damaged: the checkpoint is compared later
             return {}
         self.recorded_in = Path(self.out)
-        return {name: saved[name] for name in self.names if name in saved}
+        found = {name: saved[name] for name in self.names if name in saved}
+        was_fitted = WARMUP in found and found[WARMUP] == fitting_warmup(saved.get(EPOCHS, 0))
+        if was_fitted and flat.get("extend") is True:
+            found[WARMUP] = fitting_warmup(found.get(EPOCHS, flat[EPOCHS]))
+        return found
 
     def _for_machine(self, below: dict[str, Any]) -> dict[str, Any]:
         """What this machine, or the job that is to be submitted, gets to do."""
@@ -104,7 +115,7 @@ class RunRules(Rules):
         if WARMUP in typed or _place(WARMUP, typed, layers) >= _place(EPOCHS, typed, layers):
             return {}
         self.warmup_before = warmup
-        return {WARMUP: machine_choice.fitting_warmup(epochs)}
+        return {WARMUP: fitting_warmup(epochs)}
 
     def notes(self, config: Any) -> list[str]:
         """What was chosen and why, in a few lines; `config`: the settings that came of it."""

@@ -7,21 +7,14 @@ import torch
 import torchvision
 import yaml
 from support.small_files import write_small
-from support.small_runs import RESNET, assert_same_state, records, run, state_of
+from support.small_runs import RESNET, SETTINGS, assert_same_state, records, run, state_of
 
 import train
 from ffcv_ssl.evaluation.encoder import load_encoder
-from ffcv_ssl.training import checkpoint, report
+from ffcv_ssl.training import checkpoint
 from ffcv_ssl.training.optimizers import lr_at
 
-pytestmark = pytest.mark.whole
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_picture():
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(report, "draw_report", lambda folder, samples: None)
-        yield
+pytestmark = [pytest.mark.whole, pytest.mark.usefixtures("no_picture")]
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +222,28 @@ def test_a_run_is_extended_a_second_time(finished, few):
     text = (finished / "config.yaml").read_text()
     assert all(f"# {remark}\n" in text for remark in remarks)
     assert train.read_config([f"--config={finished}/config.yaml"]).epochs == 4
+
+
+@pytest.mark.parametrize("config", [None, "auto"])
+def test_a_warmup_that_was_made_to_fit_is_made_to_fit_anew(config, tmp_path, few, capsys):
+    """Nobody typed it: neither for the first epoch nor for the next ones."""
+    given = {key: value for key, value in {**SETTINGS, **TINY}.items() if "warmup" not in key}
+    words = [f"--{key.replace('__', '.')}={value}" for key, value in {**given, **few}.items()]
+    words = [*([f"--config={config}"] if config else []), *words, f"--out={tmp_path}/run"]
+    assert train.main([*words, "--epochs=1"]) == 0
+    assert state_of(tmp_path / "run")["config"]["optim"]["warmup_epochs"] == 0.1
+    capsys.readouterr()
+    assert train.main([*words, "--epochs=2", "--extend"]) == 0
+    said = capsys.readouterr().out
+    assert "extended at step 2 from 1 to 2 epochs, warm-up from 0.1 to 0.2: the sch" in said
+    assert train.main([*words, "--epochs=2"]) == 0
+    assert state_of(tmp_path / "run")["step"] == 4
+    # a warm-up alone is no extension
+    again = [*words, "--epochs=2", "--extend", "--optim.warmup_epochs=0.5"]
+    assert train.main(again) == 2
+    message = capsys.readouterr().err
+    assert "got optim.warmup_epochs 0.5, expected 0.2 as in the" in message
+    assert message.count("\n") == 1
 
 
 def test_an_unfinished_run_is_not_extended_and_no_run_is_shortened(tmp_path, few, capsys):

@@ -17,7 +17,7 @@ import train
 from ffcv_ssl import BetonError
 from ffcv_ssl.config import settings
 from ffcv_ssl.errors import Interrupted
-from ffcv_ssl.training import models, report
+from ffcv_ssl.training import models
 from ffcv_ssl.training.backbones import tiny
 from ffcv_ssl.training.label_choice import choose_labels
 from ffcv_ssl.training.metrics_log import MEASURED, read_metrics
@@ -71,13 +71,10 @@ CASES |= {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick():
-    """One thread, and no picture at the end, which other tests look at."""
+def one_thread(no_picture):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(report, "draw_report", lambda folder, samples: None)
-        yield
+    yield
     torch.set_num_threads(threads)
 
 

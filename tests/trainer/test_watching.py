@@ -16,21 +16,14 @@ import train
 from ffcv_ssl import DatasetWriter
 from ffcv_ssl.config import settings
 from ffcv_ssl.fields import IntField, RGBImageField
-from ffcv_ssl.training import health, report
+from ffcv_ssl.training import health
 from ffcv_ssl.training.health_check import pair_of
 from ffcv_ssl.training.online_evaluation import open_evaluation
 from ffcv_ssl.training.run_files import open_files
 from ffcv_ssl.training.world import World
 from pipelines import Views, make_views
 
-pytestmark = pytest.mark.whole
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_picture():
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(report, "draw_report", lambda folder, samples: None)
-        yield
+pytestmark = [pytest.mark.whole, pytest.mark.usefixtures("no_picture")]
 
 
 class Labelled:

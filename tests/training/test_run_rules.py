@@ -181,6 +181,34 @@ def test_another_recipe_replaces_printed_views_but_not_own_changes(capsys, tmp_p
     assert config.views == train.Views("byol", view_0={"gray_prob": 0.5})
 
 
+def test_views_in_full_of_a_later_file_override_all_that_an_earlier_one_says(capsys, tmp_path):
+    """Where the later file says what its recipe says, the earlier file's changes count no more."""
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text(printed(capsys, "--views.recipe=byol", "--views.view_0.blur_prob=0.25"))
+    text = printed(capsys, "--views.recipe=simclr", "--views.view_1.gray_prob=0.5", "--out=o")
+    second.write_text(text)
+    both = [f"--config={first}", f"--config={second}"]
+    assert train.read_config(both).views.resolve() == (
+        train.read_config([f"--config={second}"]).views.resolve()
+    )
+    assert train.read_config(both).views.resolve()["view_0"].blur_prob == 0.5  # SimCLR's
+    assert printed(capsys, *both) == text
+
+
+def test_a_warmup_that_was_fitted_at_the_start_is_fitted_anew_in_an_extended_run(
+    on, raw_beton, tmp_path
+):
+    words = ("--config", AUTO_FILE, f"--data.train={raw_beton}", f"--out={tmp_path}")
+    on(CPU)
+    for given, warmup in (([], 0.1), (["--optim.warmup_epochs=0.3"], 0.3)):
+        began, _ = settings_of(*words, "--epochs=1", *given)
+        (tmp_path / "config.yaml").write_text(yaml_text(train.views_in_full(began)))
+        (tmp_path / "checkpoint.pt").touch()
+        assert settings_of(*words, "--epochs=1")[0]["optim"]["warmup_epochs"] == warmup
+        extended, _ = settings_of(*words, "--epochs=4", "--extend")
+        assert extended["optim"]["warmup_epochs"] == (0.4 if warmup == 0.1 else 0.3)
+
+
 def test_settings_that_cannot_be_chosen_are_left_alone():
     with pytest.raises(UserError, match="seed: got 'auto'"):
         settings_of("--seed=auto")
