@@ -12,6 +12,8 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import ModuleType
 
@@ -47,21 +49,33 @@ def load_script(name: str) -> ModuleType:
     path = app_folder() / f"{name}.py"
     if not path.is_file():
         raise UserError(f"{path}: no such script; run `pip install` for ffcv-ssl again")
-    spec = importlib.util.spec_from_file_location(full_name, path)
+    module = load_file(full_name, str(path))
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # a method of the user's may import from `train`
+    return module
+
+
+def load_file(
+    name: str, path: str, within: Callable[[], AbstractContextManager[object]] = nullcontext
+) -> ModuleType:
+    """A file whose name ends in `.py`, as the module `name`. It runs once per process, with its
+    folder first on the import path, in the context that `within` makes. Raises what it raises."""
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # as the name ends in .py
     # in sys.modules before it runs: there dataclasses look up the types of their fields
-    module = sys.modules[full_name] = importlib.util.module_from_spec(spec)
-    folder = str(path.parent)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    folder = os.path.dirname(path)
     sys.path.insert(0, folder)
     try:
-        spec.loader.exec_module(module)
+        with within():
+            spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[full_name]
+        del sys.modules[name]
         raise
     finally:
         sys.path.remove(folder)
-    if folder not in sys.path:
-        sys.path.append(folder)  # a method of the user's may import from `train`
     return module
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Iterator
 from importlib.machinery import PathFinder
 from types import ModuleType
 
-from ffcv_ssl.config.app_files import app_folder
+from ffcv_ssl.config.app_files import app_folder, load_file
 
 _NAMES = ("train", "evaluate", "write_dataset", "demo", "pipelines")
 
@@ -28,32 +27,13 @@ def load_module(place: str) -> ModuleType:
     below the current folder. Raises what the user's code and Python's own import raise.
     """
     if place.endswith(".py"):
-        return _load_file(os.path.realpath(place))
+        path = os.path.realpath(place)
+        name = f"user_code_{hashlib.sha256(path.encode()).hexdigest()[:16]}"
+        return load_file(name, path, _own_modules_first)
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # `python train.py` puts only train.py's folder there
     with _own_modules_first():
         return importlib.import_module(place)
-
-
-def _load_file(path: str) -> ModuleType:
-    name = f"user_code_{hashlib.sha256(path.encode()).hexdigest()[:16]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None  # as the name ends in .py
-    # in sys.modules before it runs: there dataclasses look up the types of their fields
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    folder = os.path.dirname(path)
-    sys.path.insert(0, folder)
-    try:
-        with _own_modules_first():
-            spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    finally:
-        sys.path.remove(folder)
-    return module
 
 
 @contextlib.contextmanager
