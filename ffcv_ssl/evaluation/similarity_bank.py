@@ -43,6 +43,7 @@ from ffcv_ssl.evaluation.results import results_folder
 from ffcv_ssl.loader import OrderOption
 from ffcv_ssl.seeding import derive_seed
 from ffcv_ssl.training.command import StopSignal
+from ffcv_ssl.training.console import Phase
 from ffcv_ssl.training.world import World
 
 BANK_ROWS = 8192
@@ -135,13 +136,17 @@ def classify(
     )
     passes = query_slices(len(labels), numbers_per_query, MAX_STATE)
     tallies = {depth: Tally(num_classes) for depth in config.depths}
-    with _open_bank(config, encoder, datasets, train, len(passes), world) as show_bank:
+    what = f"{protocol}: comparing {len(labels):,} images with {bank_size:,}"
+    with (
+        _open_bank(config, encoder, datasets, train, len(passes), world) as show_bank,
+        world.console.phase(what, bank_size * len(passes), announced=True) as phase,
+    ):
         for chosen in passes:
             scorers = {}
             for depth in config.depths:
                 queries = unit_rows(torch.from_numpy(val.take(depth, chosen)).to(world.device))
                 scorers[depth] = make_scorer(queries, num_classes)
-            _show(show_bank(), scorers, world, stop)
+            _show(_counted(show_bank(), phase), scorers, world, stop)
             for depth, scorer in scorers.items():
                 tallies[depth].add(scorer, labels[chosen])
     metrics = {depth: tally.metrics() for depth, tally in tallies.items()}
@@ -166,8 +171,19 @@ def _open_bank(
     if num_passes == 1:
         yield lambda: bank
         return
-    with _Repeated(bank, results_folder(config)) as show_bank:
+    size = config.num_views * len(datasets.chosen)
+    with contextlib.ExitStack() as stack:
+        with world.console.phase("features of the bank", size, announced=True) as phase:
+            kept = _Repeated(_counted(bank, phase), results_folder(config))
+            show_bank = stack.enter_context(kept)
         yield show_bank
+
+
+def _counted(bank: Iterable[BankPart], phase: Phase) -> Iterator[BankPart]:
+    """The same parts; each counts as done when the next one is asked for."""
+    for part in bank:
+        yield part
+        phase.advance(len(part[1]))
 
 
 def _show(

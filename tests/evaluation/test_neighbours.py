@@ -372,7 +372,7 @@ def test_crops_whose_features_are_not_finite_are_refused(monkeypatch, valid):
 @pytest.mark.parametrize("protocol", ["knn", "snn"])
 @pytest.mark.parametrize("num_views", [0, 2])
 def test_several_passes_over_the_bank_measure_what_one_does(
-    monkeypatch, tmp_path, raw_beton, protocol, num_views
+    monkeypatch, tmp_path, raw_beton, protocol, num_views, capsys
 ):
     from support.evaluations import ONE_THREAD, write_run
 
@@ -392,4 +392,9 @@ def test_several_passes_over_the_bank_measure_what_one_does(
         record["metrics"]["backbone"].pop("confusion")
         found.append(record["metrics"])
         assert (len(passes[0]) > 1) == (max_state == 9000)
+        size, said = 200 * max(1, num_views), capsys.readouterr().out
+        what = f"{protocol}: comparing 200 images with {size}"
+        assert f"{what}: {size * len(passes[0]):,} images\n" in said
+        is_kept = max_state == 9000 and num_views > 0
+        assert ("features of the bank: 400 images\n" in said) == is_kept
     assert code == 0 and found[0] == found[1]
