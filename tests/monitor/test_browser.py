@@ -1,11 +1,9 @@
 """The page in a real browser: right values, live news, both color schemes, narrow screens."""
 
-import contextlib
 import json
 import math
 import random
 import shutil
-import threading
 
 import pytest
 from support.browser import open_browser
@@ -18,6 +16,7 @@ from support.metric_runs import (
     write_records,
     write_views,
 )
+from support.served_boards import serving
 
 from ffcv_ssl.monitor import board as board_module
 from ffcv_ssl.monitor import serve
@@ -212,10 +211,29 @@ def test_both_schemes_can_be_read(page, tmp_path):
 
 
 def test_the_scheme_may_change_while_the_page_is_open(page, tmp_path):
-    show(page, tmp_path, write_metric_run(tmp_path / "a", 10))
-    before = traces(page)[0]["color"]
+    """Colors follow at once; what people have chosen stays: runs, axis, zoom."""
+    for name in "ab":
+        write_metric_run(tmp_path / name, 10)
+    show(page, tmp_path, tmp_path)
+    page.click("input[aria-label='draw b']")
+    page.click("input[name=axis][value=step]")
+    drag(page, "[data-panel=loss] .nsewdrag", 0.25, 0.5)
+    plot = "document.querySelector('[data-panel=loss] .plot')"
+    page.wait_for(f"{plot}.layout.xaxis.range")
+    zoomed, light = page.run(f"{plot}._fullLayout.xaxis.range"), traces(page, panel="loss")
     page.show(scheme="dark")
-    page.wait_for(f"document.querySelector('.plot').data[0].line.color !== {json.dumps(before)}")
+    page.wait_for(f"{plot}.data[0].line.color !== {json.dumps(light[0]['color'])}")
+    dark = traces(page, panel="loss")
+    assert {one["run"] for one in dark} == {"a"}
+    assert [one["x"] for one in dark] == [one["x"] for one in light]
+    assert page.run(f"{plot}._fullLayout.xaxis.range") == zoomed
+    assert page.run("document.querySelector('input[name=axis]:checked').value") == "step"
+    style = "getComputedStyle(document.querySelector('[data-panel=loss]{}')).{}"
+    ground = page.run(style.format("", "backgroundColor"))
+    assert luminance(ground) < 0.05
+    assert contrast(page.run(style.format(" h2", "color")), ground) > 7
+    assert contrast(page.run(style.format(" .xtick text", "fill")), ground) > 4.5
+    assert min(contrast(one["color"], ground) for one in dark) > 3
 
 
 @pytest.mark.parametrize("width_px", [320, 390, 768, 1920])
@@ -288,18 +306,6 @@ def test_many_runs_are_sorted_searched_and_chosen(page, tmp_path):
 
 
 # ---- Live
-
-
-@contextlib.contextmanager
-def serving(*paths):
-    with serve.Server(Board(paths), 0) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @pytest.fixture

@@ -16,12 +16,11 @@ from support.metric_runs import (
     write_views,
 )
 
-from ffcv_ssl.evaluation import encoder
 from ffcv_ssl.monitor import activity, extras
 from ffcv_ssl.monitor import board as board_module
 from ffcv_ssl.monitor.board import Board
 from ffcv_ssl.monitor.find import find_runs, names_of
-from ffcv_ssl.training import run_folder
+from ffcv_ssl.training import run_folder, weight_files
 from ffcv_ssl.training.metrics_log import X_AXES
 
 
@@ -85,8 +84,10 @@ def test_the_remaining_time_of_a_running_run_is_estimated(tmp_path, monkeypatch)
 def test_names_of_files_are_those_that_training_uses():
     assert activity.BACKBONE == run_folder.BACKBONE
     assert activity.CHECKPOINT == run_folder.CHECKPOINT
-    assert activity.FINETUNED == encoder.FINETUNED
+    assert activity.FINETUNED == weight_files.FINETUNED
     assert extras.CONFIG_FILE == run_folder.CONFIG
+    assert extras.VIEWS_PICTURE == run_folder.VIEWS_PICTURE
+    assert extras.VIEWS_FILE == run_folder.VIEWS_FILE
 
 
 def old(folder):

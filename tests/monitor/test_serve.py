@@ -1,6 +1,5 @@
 """The live page: only on loopback, only reading, and what a browser gets from it."""
 
-import contextlib
 import http.client
 import json
 import os
@@ -8,28 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 
 import pytest
 from support.metric_runs import training_record, write_metric_run, write_records
+from support.served_boards import serving
 
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.monitor import __main__ as command
 from ffcv_ssl.monitor import serve
 from ffcv_ssl.monitor.board import Board
-
-
-@contextlib.contextmanager
-def serving(*paths):
-    """A server of a board in a thread."""
-    with serve.Server(Board(paths), 0) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def ask(server, path="/data", host="127.0.0.1", method="GET", **headers):
