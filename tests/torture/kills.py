@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import signal
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from support.small_files import SmallImages, write_small
 import train
 from ffcv_ssl import BetonError, DatasetWriter, Reader
 from ffcv_ssl.fields import BytesField, FloatField, IntField, RGBImageField
+from ffcv_ssl.training import checkpoint
 from ffcv_ssl.training.command import EXIT_INTERRUPTED
 from torture.frame import Trial, fault
 from torture.processes import (
@@ -38,10 +40,15 @@ from torture.processes import (
 from torture.runs import (
     CADENCES_MINUTES,
     CASES,
+    NUM_EXTENDED_LINES,
+    NUM_STEPS,
     begin_ranks,
     check_equal,
+    extended_run,
+    extended_words,
     training_words,
     undisturbed,
+    watched_run,
     where_it_fell,
 )
 from torture.stages import (
@@ -71,14 +78,14 @@ def at_random(trial: Trial, kind: Any, usual_s: float) -> float:
     return trial.random.uniform(0, 1) * min(usual_s, lengths_s.get(kind, usual_s))
 
 
-def after_a_line(trial: Trial, out: Path) -> Callable[[], bool]:
-    """Whether a run is at a random moment after one of the lines that it will write."""
+def after_a_line(trial: Trial, out: Path, number: int = NUM_LINES) -> Callable[[], bool]:
+    """Whether a run is at a random moment after one of the `number` lines that it will have."""
     path = out / "metrics.jsonl"
 
     def lines():
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
-    wanted = trial.random.integers(min(lines(), NUM_LINES - 1), NUM_LINES)
+    wanted = trial.random.integers(min(lines(), number - 1), number)
     waited_s = trial.random.uniform(0, STEP_S)
     since: list[float] = []
 
@@ -271,6 +278,40 @@ def begun_and_ended(folder: Path, end: Callable[[Path, Path], Any]) -> Path:
         return None if end(out, out.with_suffix(".log")) is None else out
 
     return until_landed(attempt)
+
+
+@fault("an extended run is ended at random moments and goes on", quick=0, full=20)
+def extension_is_ended(trial: Trial) -> str:
+    """A finished run on images without labels, which began with another run's weights and is
+    watched on labelled files of its own, gets more epochs and is ended by SIGKILL, SIGTERM or
+    SIGINT at any moment of them; it goes on to the metrics and the weights of an undisturbed
+    extension, with `--extend` or without once it is under way."""
+    expected = extended_run()
+    cadence = {"checkpoint__every_minutes": float(trial.random.choice(CADENCES_MINUTES))}
+    number, is_by_line = int(trial.random.choice(KILLS)), trial.random.random() < SHARE_IN_TRAINING
+
+    def end(out, log):
+        shutil.copytree(watched_run(), out)
+        words = extended_words(out, **cadence)
+        if not is_by_line:
+            pid = begin(lambda: train.main(words), log)
+            code = end_at_random(trial, "extension", expected.seconds, number, pid, log)
+        else:
+            moment = after_a_line(trial, out, NUM_EXTENDED_LINES)
+            code = end_when(begin(lambda: train.main(words), log), moment, number)
+            code = code if has_landed(code, log) else None
+        if code is not None:
+            check_code(code, number, log)
+        return code
+
+    out, log = begun_and_ended(trial.folder, end), trial.folder / "last.log"
+    step = checkpoint.load(out / "checkpoint.pt")["step"]
+    words = extended_words(out, **cadence)
+    if step > NUM_STEPS and trial.random.random() < 0.5:
+        words.remove("--extend=True")
+    assert wait_for(begin(lambda: train.main(words), log)) == 0, log.read_text()[-2000:]
+    check_equal(out, expected.records, expected.state)
+    return "in the new epochs" if step > NUM_STEPS else "before the first new checkpoint"
 
 
 # ---- Training on two ranks -----------------------------------------------------------------------

@@ -28,14 +28,18 @@ def about() -> dict[str, Any]:
 
 
 def commit() -> dict[str, str | None]:
-    """{"commit": the beginning of its hash, "-dirty" behind it where files have changed since};
-    None where git does not know."""
-    words = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    """{"commit": the beginning of its hash, "-dirty" behind it where files have changed since, but
+    for results}; None where git does not know."""
     try:
-        ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        found = _git("describe", "--always", "--abbrev=12", "--exclude=*").stdout.strip()
+        changes = _git("diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/results", ":!docs")
     except OSError:  # no git
         return {"commit": None}
-    return {"commit": ended.stdout.strip() or None}
+    return {"commit": f"{found}{'-dirty' * (changes.returncode != 0)}" if found else None}
+
+
+def _git(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
 
 
 def keep(path: Path, family: Family, measured: dict[str, Any]) -> None:

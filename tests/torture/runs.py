@@ -7,6 +7,7 @@ import functools
 import io
 import itertools
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -164,6 +165,54 @@ def begin_ranks(work: Callable[[], Any], size: int, log: Path) -> list[int]:
         return work()
 
     return [begin(functools.partial(as_rank, rank), log) for rank in range(size)]
+
+
+# ---- An extended run, watched on files of its own ------------------------------------------------
+
+NUM_EXTENDED_LINES = 17
+"""Of its metrics: 12 steps and 5 evaluations."""
+
+
+class Unlabelled(SmallImages):
+    """The same images without labels."""
+
+    def __getitem__(self, i):
+        image, _, *others = super().__getitem__(i)
+        return image, -1, *others
+
+
+def watched_words(out: Path, **settings: Any) -> list[str]:
+    """A run of 2 epochs of 3 steps on images without labels."""
+    unlabelled, labelled = cellar() / "unlabelled.beton", short_run().data
+    if not unlabelled.exists():
+        write_images(unlabelled, Unlabelled)
+    given = {
+        **TINY, **SHORT, "data.train": unlabelled, "probes.train": labelled,
+        "probes.val": labelled, "init_from": short_run().out, "out": out,
+    }  # fmt: skip
+    return words_of(given, **settings)
+
+
+@functools.cache
+def watched_run() -> Path:
+    """Its folder, finished; it stays as it is."""
+    out = cellar() / "watched"
+    assert train.main(watched_words(out)) == 0
+    return out
+
+
+def extended_words(out: Path, **settings: Any) -> list[str]:
+    """The same run with 2 more epochs."""
+    return watched_words(out, epochs=4, extend=True, **settings)
+
+
+@functools.cache
+def extended_run() -> Undisturbed:
+    """The run extended, and how long it took in a process of its own."""
+    out = shutil.copytree(watched_run(), cellar() / "extended")
+    log, began = out.with_suffix(".log"), time.monotonic()
+    assert wait_for(begin(lambda: train.main(extended_words(out)), log)) == 0, log.read_text()
+    return Undisturbed(records(out), trained_state(out), time.monotonic() - began)
 
 
 # ---- What they leave -----------------------------------------------------------------------------
