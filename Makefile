@@ -4,13 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # quick tests start no process, no service and no whole training run; tests/conftest.py checks that
-NOT_QUICK := whole or slow or slurm or interop or long
+NOT_QUICK := whole or slow or slurm or interop
 PYTEST := $(BIN)/python -m pytest tests
 # in two processes with one torch thread each: two threads compete for two cores. Each takes one half of the tests, and
 # then of what the other has left: whole files, the longest of them last, left a core idle for minutes
 IN_PAIRS := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist worksteal
 
-.PHONY: setup demo test test-whole test-long test-all lint bench bench-train gpu torture
+.PHONY: setup demo test test-whole test-all lint bench bench-train gpu torture
 
 setup: $(VENV)/.installed
 
@@ -27,20 +27,16 @@ demo: setup
 test: setup
 	$(IN_PAIRS) -m "not ($(NOT_QUICK))"
 
-# nearly all others; those of a Slurm cluster, which mostly wait for jobs, beside them
+# all others; those of a Slurm cluster, which mostly wait for jobs, beside them
 test-whole: setup
-	log=$$(mktemp); $(PYTEST) -m "(slurm or interop) and not long" >$$log 2>&1 & beside=$$!; \
+	log=$$(mktemp); $(PYTEST) -m "slurm or interop" >$$log 2>&1 & beside=$$!; \
 	trap 'kill $$beside; exit 1' INT TERM; \
-	$(IN_PAIRS) -m "(whole or slow) and not (slurm or interop or long)"; pairs=$$?; \
+	$(IN_PAIRS) -m "(whole or slow) and not (slurm or interop)"; pairs=$$?; \
 	wait $$beside; others=$$?; cat $$log; rm -f $$log; \
 	test $$pairs -eq 0 && test $$others -eq 0
 
-# those that take minutes of CPU each: compiling into fresh caches, all of the GPU proof
-test-long: setup
-	$(IN_PAIRS) -m long
-
 # every test once
-test-all: test test-whole test-long
+test-all: test test-whole
 
 lint: setup
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ import pytest
 import torch  # noqa: F401  its import starts a process (ldconfig), which a quick test may not
 from support.small_files import REPOSITORY, SOUND_SAMPLES, write_small
 
-NOT_QUICK = ("whole", "slow", "slurm", "interop", "long")  # as in the Makefile
+NOT_QUICK = ("whole", "slow", "slurm", "interop")  # as in the Makefile
 
 
 @pytest.hookimpl(wrapper=True)

@@ -182,7 +182,6 @@ def test_a_full_or_closed_stdout_is_no_traceback(tmp_path, monkeypatch, capsys):
     assert "all steps are done; free some space" in capsys.readouterr().err
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_a_demo_that_learnt_nothing_says_so_and_exits_1(tmp_path, monkeypatch, capsys):
     for name, value in (("NUM_TRAIN", 130), ("NUM_VAL", 50), ("NUM_PROBE", 100)):

@@ -142,14 +142,12 @@ def test_a_checkpoint_is_evaluated(installed, trained, folder):
     assert summary_of(done)["protocol"] == "knn"
 
 
-@pytest.mark.long
 def test_views_of_a_configuration_are_drawn(installed, folder):
     words = ["--config=demo", "--beton=train.beton", "--out=views.png", "--images=1"]
     done = installed.run("ffcv-ssl", "views", *words, cwd=folder)
     assert summary_of(done)["size_px"] == 48 and (folder / "views.png").exists()
 
 
-@pytest.mark.long
 def test_a_file_is_inspected(installed, folder):
     done = installed.run("ffcv-ssl", "inspect", "train.beton", "--verify", cwd=folder)
     assert summary_of(done)["verify"]["bad"] == 0
@@ -161,7 +159,6 @@ def test_the_self_test_is_right(installed, folder):
     assert summary["status"] == "right" and summary["scripts"] == f"{installed.site}/ffcv_ssl/app"
 
 
-@pytest.mark.long
 def test_a_chain_runs(installed, folder):
     (folder / "chain.yaml").write_text(
         "stages:\n  pretrain: {command: train, config: demo}\n"
@@ -182,7 +179,6 @@ def test_two_ranks_train_under_torchrun(installed, folder, trained):
     assert steps == [1, 2, 3, 4]
 
 
-@pytest.mark.long
 def test_a_users_method_finds_the_users_modules(installed, folder):
     (folder / "mine").mkdir()
     (folder / "mine/evaluate.py").write_text("WEIGHT = 2.0\n")
@@ -202,7 +198,6 @@ def test_a_users_method_finds_the_users_modules(installed, folder):
     assert summary_of(done)["train/loss"] < -1.5  # SimSiam's is above -1
 
 
-@pytest.mark.long
 def test_a_run_is_called_from_python(installed, folder):
     code = "from ffcv_ssl.api import pretrain\n"
     code += f"given = dict(w[2:].split('=') for w in {[*DATA, *SMALL]!r})\n"
@@ -211,7 +206,6 @@ def test_a_run_is_called_from_python(installed, folder):
     assert done.stdout.splitlines()[-1] == "4"
 
 
-@pytest.mark.long
 def test_the_job_file_is_shown_where_there_is_no_slurm(installed, folder):
     words = ["--config=demo", *DATA, "--out=runs/job", "--slurm.dry_run=true"]
     words += ["--slurm.partition=gpu", "--slurm.nodes=2"]
@@ -246,7 +240,6 @@ def test_a_slurm_job_runs_the_installed_script(installed, folder, trained):
 # ---- Editable ------------------------------------------------------------------------------------
 
 
-@pytest.mark.long
 def test_an_editable_install_uses_the_repositorys_own_files(tmp_path_factory, tmp_path):
     sources = installations.copy_sources(tmp_path_factory.mktemp("editable"))
     installed = Environment(tmp_path_factory.mktemp("environment"), "--editable", sources)

@@ -118,7 +118,6 @@ def test_seconds_between_measured_resolutions_follow_the_pixels():
     assert gpu_fast.seconds_at(32, measured) == 1  # nothing smaller was measured
 
 
-@pytest.mark.long
 @pytest.mark.whole
 @pytest.mark.slow
 def test_the_whole_proof_runs_on_a_cpu(tmp_path, capsys):

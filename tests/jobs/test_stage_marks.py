@@ -123,7 +123,6 @@ def calls(file):
     ]
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_a_fine_tuning_refuses_other_settings_and_labels_and_the_chain_says_what_works(file, capfd):
     assert chain.main([str(file)]) == 0 and calls(file) == [1, 1]

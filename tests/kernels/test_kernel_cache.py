@@ -193,7 +193,6 @@ def test_a_damaged_cache_file_costs_a_compilation_and_is_replaced(package, suffi
     assert again["result"] == then["result"] == 20
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
 def test_flipped_bits_cost_one_compilation_and_never_the_process(package, suffix):
     package.run()
@@ -203,7 +202,6 @@ def test_flipped_bits_cost_one_compilation_and_never_the_process(package, suffix
     assert found == [[1, 0]] * len(bits)
 
 
-@pytest.mark.long
 def test_eight_processes_that_find_a_damaged_file_compile_once(package):
     package.run()
     (path,) = package.files(".nbc")
@@ -213,7 +211,6 @@ def test_eight_processes_that_find_a_damaged_file_compile_once(package):
     assert sum(result["compiled"] for result in results) == 1
 
 
-@pytest.mark.long
 def test_kernels_with_bounds_checks_have_a_cache_of_their_own(package):
     plain, checked = package.run(), package.run(NUMBA_BOUNDSCHECK="1")
     assert plain["compiled"] and checked["compiled"]

@@ -64,7 +64,6 @@ print(json.dumps([os.path.basename(file) for file in files]))
 """
 
 
-@pytest.mark.long
 def test_a_flipped_bit_in_a_file_of_the_real_kernels_costs_a_compilation_only(tmp_path):
     path = write_small(tmp_path / "a.beton", 4)
     ordinary = compiling.cache_folder()

@@ -193,7 +193,6 @@ def test_every_hook_is_called_in_its_place(mine, beton, tmp_path, monkeypatch):
     assert weights == [True] * 3 + [False] * 7  # frozen at first; weight decay does not move it
 
 
-@pytest.mark.long
 @pytest.mark.whole
 def test_two_ranks_train_a_users_method_as_one_does(mine, beton, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
@@ -322,7 +321,6 @@ def test_a_method_named_in_a_file_is_an_error_of_that_file(tmp_path, capsys):
     assert capsys.readouterr().err.startswith(f"{tmp_path / 'a.yaml'}: method: got 'nope'")
 
 
-@pytest.mark.long
 def test_settings_of_other_methods_are_not_compared_on_resume(beton, tmp_path, monkeypatch, capsys):
     given = {key: value for key, value in SETTINGS.items() if not key.startswith("mine.")}
     line = [f"--{k}={v}" for k, v in {**given, "data.train": beton, "epochs": 1}.items()]

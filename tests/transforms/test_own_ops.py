@@ -159,7 +159,6 @@ def own_folder(tmp_path, raw_beton):
     return OwnFolder(tmp_path, raw_beton)
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_an_own_op_is_compiled_once_and_again_when_its_code_changes(own_folder):
     first, again = own_folder.run(), own_folder.run()
@@ -202,7 +201,6 @@ print(json.dumps([draw(*pipelines[name]) for name in sys.argv[1:]]))
 """
 
 
-@pytest.mark.long
 @pytest.mark.whole
 def test_kernels_that_two_processes_compiled_work_side_by_side(tmp_path):
     """Each process compiled its kernel first, so numba gave their functions the same names."""
