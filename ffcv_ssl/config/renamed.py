@@ -2,7 +2,7 @@
 
 A configuration dataclass lists its old names in `RENAMED`, and `parse_config` applies the list:
 
-    RENAMED: ClassVar = {"layer": NewName("depth", depth_of_layer), "a.b": "a.c"}
+    RENAMED: ClassVar[Table] = {"layer": NewName("depth", depth_of_layer), "a.b": "a.c"}
 
     rename(["--layer", "1"], RENAMED)   # (["--depth", "projector_1"], ["layer is now depth; ..."])
     rename({"layer": 1}, RENAMED)       # ({"depth": "projector_1"}, ["layer is now depth; ..."])

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from ffcv_ssl.config import settings
+from ffcv_ssl.config.renamed import Table
 from ffcv_ssl.errors import UserError
 from ffcv_ssl.evaluation.former_names import RENAMED
 
@@ -80,7 +81,7 @@ class Architecture:
 class ProtocolConfig:
     """Settings of every protocol; a protocol's own dataclass adds to them."""
 
-    RENAMED: ClassVar = RENAMED
+    RENAMED: ClassVar[Table] = RENAMED
 
     checkpoint: str = ""
     """A run's folder, a checkpoint, or a file of weights; the command takes several."""

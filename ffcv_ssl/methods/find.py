@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 from ffcv_ssl import methods
 from ffcv_ssl.config import user_code
@@ -114,10 +114,14 @@ def _methods_in(module: ModuleType) -> list[type[Method]]:
     return [
         value
         for value in vars(module).values()
-        if inspect.isclass(value)
-        and issubclass(value, Method)
-        and value.__module__ == module.__name__
+        if _is_method(value) and value.__module__ == module.__name__
     ]
+
+
+def _is_method(value: Any) -> TypeGuard[type[Method]]:
+    """Whether a value is a class of methods. issubclass fails for `list[int]`, which Python 3.10
+    takes for a class."""
+    return Method in getattr(value, "__mro__", ())
 
 
 def _load(place: str) -> ModuleType:
@@ -148,7 +152,7 @@ def _import_error(where: str, error: Exception) -> str:
 
 def _check(name: str, method: type) -> None:
     """Raise UserError for a class that is no method, or whose settings cannot be read."""
-    if not (inspect.isclass(method) and issubclass(method, Method)):
+    if not _is_method(method):
         raise UserError(f"{name}: got no Method, expected a subclass of ffcv_ssl.methods.Method")
     if inspect.isabstract(method):
         missing = ", ".join(sorted(method.__abstractmethods__))
