@@ -2,7 +2,8 @@
 
     from ffcv_ssl.api import evaluate, pretrain
 
-    run = pretrain("simclr", out="runs/a", epochs=10, data={"train": "train.beton"})
+    files = {"train": "train.beton", "val": "val.beton"}
+    run = pretrain("simclr", out="runs/a", epochs=10, data=files)
     run.latest["train/loss"], run.checkpoint, run.values("val/knn/top1")
     result = evaluate("knn", run.out, data={"val": "val.beton"})
     result.metrics

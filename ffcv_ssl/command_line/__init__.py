@@ -1,7 +1,7 @@
 """The command `ffcv-ssl`: one name for all commands of the project.
 
     ffcv-ssl write --source imagefolder --root photos --split train --out train.beton
-    ffcv-ssl train --config simclr --data.train train.beton --out runs/first
+    ffcv-ssl train --config auto --data.train train.beton --out runs/first
     torchrun --nproc_per_node 8 -m ffcv_ssl train --config simclr
     eval "$(ffcv-ssl --completion bash)"
 

@@ -1,6 +1,8 @@
 """The configurations we ship: each one runs, none repeats another, all are listed."""
 
 import functools
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,32 @@ def test_every_run_is_listed_in_the_results_or_the_readme(path):
     name = str(path.relative_to(ROOT))
     short = name.removeprefix("configs/").removesuffix(".yaml")
     assert any(name in text or f"`{short}`" in text for text in texts)
+
+
+PROSE = [ROOT / "README.md", ROOT / "docs/watching.md"]
+OURS = "data/"
+"""The folder of the files that the project's configurations name, which a reader does not have."""
+
+
+def documented_runs():
+    """(file, words after `train`) of each training command of a first day."""
+    for path in PROSE:
+        text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in text.splitlines():
+            command = re.match(
+                r" *(?:.* )?(?:ffcv-ssl train|-m ffcv_ssl train|train\.py) (--.*)", line
+            )
+            if command and "`" not in line and "..." not in line and "slurm.batch" not in line:
+                yield path.name, command[1].partition(" #")[0]
+
+
+@pytest.mark.parametrize(("file", "words"), [*documented_runs()])
+def test_a_documented_training_command_names_all_files_that_it_needs(file, words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = train.read_config(shlex.split(words))
+    files = (config.data.train, config.data.val, config.probes.train, config.probes.val)
+    needed = files if config.probes.val is None else (files[0], *files[2:])
+    assert not [name for name in needed if name and name.startswith(OURS)], f"{file}: {words}"
 
 
 def runs_of(line, command):
