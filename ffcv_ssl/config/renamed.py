@@ -27,7 +27,7 @@ class NewName(NamedTuple):
     """Converts a value from YAML, or its text on a command line. Groups are left alone."""
 
 
-Table = Mapping[str, "NewName | str"]
+Table = Mapping[str, NewName | str]
 """Old dotted name -> new name. The name of a group stands for all settings in it."""
 
 
