@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from jsonargparse.typing import PositiveInt
 
 from ffcv_ssl.config.app_files import app_folder
+from ffcv_ssl.config.flags import with_true
 from ffcv_ssl.config.messages import find_mistake, one_line
 from ffcv_ssl.config.parsing import read_words
 from ffcv_ssl.config.plain import as_words
@@ -102,7 +103,7 @@ def _given(argv: Sequence[str]) -> dict[str, Any]:
     if words and not words[0].startswith("--"):
         words[0] = f"--config={words[0]}"
     given: dict[str, Any] = {}
-    for key, text in read_words(words):
+    for key, text in read_words(with_true(words, StageEntry)):
         group, dot, _ = key.removeprefix("--").partition(".")
         if not key.startswith("--") or (group in ("config", "out")) == bool(dot):
             raise UserError(f"got {key!r}, expected --out, --STAGE.KEY, --all.KEY or --slurm.KEY")

@@ -28,7 +28,7 @@ def shown(capsys):
     return "\n".join(lines), json.loads(last)
 
 
-WORDS = ["--data.train=a.beton", "--slurm.dry_run=true", "--slurm.nodes=2", "--slurm.mem=64GB"]
+WORDS = ["--data.train=a.beton", "--slurm.dry_run", "--slurm.nodes=2", "--slurm.mem=64GB"]
 
 
 @pytest.mark.parametrize("partition", [[], ["--slurm.partition=gpu"]])
@@ -82,7 +82,7 @@ def test_the_jobs_of_a_chain_wait_for_one_another(tmp_path, capsys):
         "out: runs/c\nstages:\n  first: {command: train, config: demo}\n"
         "  second: {command: finetune, overrides: {checkpoint: '{first}'}}\n"
     )
-    assert chain.main(["chain.yaml", "--slurm.dry_run=true", "--first.data.train=a.beton"]) == 0
+    assert chain.main(["chain.yaml", "--slurm.dry_run", "--first.data.train=a.beton"]) == 0
     text, summary = shown(capsys)
     assert [job["out"] for job in summary["jobs"]] == ["runs/c/first", "runs/c/second"]
     assert text.count("--dependency='afterok:<the job of runs/c/first>'") == 1
@@ -99,4 +99,4 @@ def test_a_reader_that_has_read_enough_is_no_traceback(monkeypatch, capsys):
 def test_a_mistake_is_one_line_all_the_same(capsys):
     assert train.main(["--config=demo", "--out=runs/a%j", *WORDS]) == 2
     assert capsys.readouterr().err.startswith("out: got ")
-    assert train.main(["--config=demo", "--slurm.dry_run=true", "--epochs=0"]) == 2
+    assert train.main(["--config=demo", "--slurm.dry_run", "--epochs=0"]) == 2
