@@ -6,11 +6,14 @@ A peer is a class with `name`, `columns` (the recipes it can do), `setup(files, 
 to compare distributions) and `close()`.
 """
 
-from benchmarks.peers.bare import BareDecode
-from benchmarks.peers.dali import Dali
+from benchmarks.peers.bare import BareDecode, OurBareDecode
+from benchmarks.peers.dali import Dali, DaliFused
 from benchmarks.peers.ffcv import Ffcv
-from benchmarks.peers.ours import Ours
+from benchmarks.peers.ours import Ours, OursWithSimplejpeg
 from benchmarks.peers.torchvision import TorchvisionV1, TorchvisionV2
 
-PEERS = (BareDecode, Ours, TorchvisionV1, TorchvisionV2, Dali, Ffcv)
+PEERS = (
+    BareDecode, OurBareDecode, Ours, OursWithSimplejpeg, TorchvisionV1, TorchvisionV2, Dali,
+    DaliFused, Ffcv,
+)  # fmt: skip
 __all__ = ["PEERS"]

@@ -12,8 +12,9 @@ import numpy as np
 from benchmarks import recipe as r
 
 
-def make_pipeline(column, files, threads):
-    """DALI rewrites the function below: its `if`s split a batch by the drawn conditions."""
+def make_pipeline(column, files, threads, is_fused):
+    """DALI rewrites the function below: its `if`s split a batch by the drawn conditions. is_fused:
+    each view decodes only its own crop, instead of one decode for both."""
     from nvidia.dali import fn, pipeline_def, types
 
     with_blur, with_grey = r.has(column, "+ blur"), r.has(column, "+ grey")
@@ -25,16 +26,16 @@ def make_pipeline(column, files, threads):
         encoded, _ = fn.readers.file(
             files=files, random_shuffle=True, name="files", pad_last_batch=True
         )
-        image = fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
+        decode = {"device": "cpu", "output_type": types.RGB}
+        box = {"random_area": r.SCALE, "random_aspect_ratio": r.RATIO}
+        image = None if is_fused else fn.decoders.image(encoded, **decode)
         views = []
         for _ in range(r.NUM_VIEWS):
-            view = fn.random_resized_crop(
-                image,
-                size=r.SIZE_PX,
-                random_area=r.SCALE,
-                random_aspect_ratio=r.RATIO,
-                antialias=True,
-            )
+            if is_fused:
+                crop = fn.decoders.image_random_crop(encoded, **decode, **box)
+                view = fn.resize(crop, size=(r.SIZE_PX, r.SIZE_PX), antialias=True)
+            else:
+                view = fn.random_resized_crop(image, size=r.SIZE_PX, antialias=True, **box)
             view = fn.flip(view, horizontal=fn.random.coin_flip(probability=r.FLIP))
             if with_jitter and fn.random.coin_flip(probability=r.JITTER, dtype=types.BOOL):
                 view = fn.color_twist(
@@ -60,12 +61,12 @@ def make_pipeline(column, files, threads):
 
 
 class Dali:
-    name = "DALI (CPU)"
+    name, is_fused = "DALI (CPU)", False
     columns = r.COLUMNS if importlib.util.find_spec("nvidia.dali") else ()
 
     def setup(self, files, column, threads):
         self.num_images = len(files.payloads)
-        self.pipeline = make_pipeline(column, files.as_jpegs(), threads)
+        self.pipeline = make_pipeline(column, files.as_jpegs(), threads, self.is_fused)
         self.pipeline.build()
         self.num_batches = math.ceil(self.num_images / r.BATCH_SIZE)
 
@@ -79,3 +80,7 @@ class Dali:
 
     def close(self):
         del self.pipeline
+
+
+class DaliFused(Dali):
+    name, is_fused = "DALI (CPU), a decode for each crop", True

@@ -28,7 +28,7 @@ def our_ops(column, size_px=r.SIZE_PX, scale=r.SCALE):
 
 
 class Ours:
-    name, columns = "ffcv-ssl", r.COLUMNS
+    name, columns, decoder = "ffcv-ssl", r.COLUMNS, "auto"
 
     def setup(self, files: Files, column: str, threads: int) -> None:
         views = {f"view_{i}": ("image", our_ops(column)) for i in range(r.NUM_VIEWS)}
@@ -40,6 +40,7 @@ class Ours:
             seed=0,
             pipelines=views,
             drop_last=False,
+            decoder=self.decoder,
         )
 
     def run(self) -> int:
@@ -51,3 +52,9 @@ class Ours:
 
     def close(self) -> None:
         self.loader.close()
+
+
+class OursWithSimplejpeg(Ours):
+    """Without this library's own decoder of JPEGs."""
+
+    name, decoder = "ffcv-ssl, decoder simplejpeg", "simplejpeg"

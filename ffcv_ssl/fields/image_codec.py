@@ -216,9 +216,18 @@ def check_jpeg(
     count_scans = not is_trusted or len(payload) * height_px * width_px > _BOUNDED_WORK
     if count_scans and bytes(payload).count(_START_OF_SCAN) > _MAX_SCANS:
         raise ValueError(f"got a JPEG of more than {_MAX_SCANS} scans, expected at most that many")
-    height, width = simplejpeg.decode_jpeg_header(payload)[:2]
+    height, width, _ = jpeg_header(payload)
     if (height, width) != (height_px, width_px):
         raise ValueError(f"JPEG is {width}x{height} px, the metadata says {width_px}x{height_px}")
+
+
+def jpeg_header(payload: bytes | np.ndarray) -> tuple[int, int, str]:
+    """(H, W, colour space) of a JPEG. Raises ValueError for what is none, or none that simplejpeg
+    can decode."""
+    try:
+        return simplejpeg.decode_jpeg_header(payload)[:3]
+    except KeyError:  # of its own: it knows no name for 4:4:1
+        raise ValueError("got a chroma subsampling that simplejpeg does not know") from None
 
 
 def decode_jpeg(payload: bytes, height_px: int, width_px: int) -> np.ndarray:
@@ -244,7 +253,7 @@ def reason_to_encode(
         return reason, None
     try:
         image = open_image(data)
-        height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, color_space = jpeg_header(data)
     except ValueError:
         return "not strictly decodable", None
     if color_space not in ("YCbCr", "Gray"):

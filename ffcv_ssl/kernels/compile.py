@@ -62,7 +62,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 # numba's settings, from NUMBA_... in the environment, that change the code.
 _NUMBA_SETTINGS = ("BOUNDSCHECK", "OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUGINFO_DEFAULT")
-_SOURCE_FOLDERS = ("kernels", "transforms", "pipeline", "traversal_order")
+_SOURCE_FOLDERS = ("kernels", "kernels/jpeg", "transforms", "pipeline", "traversal_order")
 
 
 def _digest_sources() -> str:

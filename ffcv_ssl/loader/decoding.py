@@ -17,6 +17,7 @@ from ffcv_ssl.errors import BetonError, UserError
 from ffcv_ssl.fields.base import Decoder
 from ffcv_ssl.fields.image_codec import check_jpeg
 from ffcv_ssl.kernels.io import ALTERED, OK, TRUNCATED, read_samples
+from ffcv_ssl.kernels.jpeg import MARGIN, is_fast_here, work_bytes
 from ffcv_ssl.loader.workers import Scratch
 from ffcv_ssl.pipeline.plan import ViewPlan
 from ffcv_ssl.reader import Reader
@@ -122,10 +123,16 @@ class ImageSource:
     views."""
 
     def __init__(
-        self, reader: Reader, field_name: str, plans: list[ViewPlan], scaled_decode: bool
+        self,
+        reader: Reader,
+        field_name: str,
+        plans: list[ViewPlan],
+        scaled_decode: bool,
+        decoder: str,
     ) -> None:
         self.payloads = PayloadReader(reader, field_name)
         self.plans, self.scaled_decode = plans, scaled_decode
+        self.decodes = decoder == "auto" and is_fast_here()
         self.shapes = image_shapes(reader, field_name)
         max_shape = self.shapes.largest
         self.num_floats = max(s.scratch_floats(max_shape) for p in plans for s in p.segments)
@@ -167,6 +174,7 @@ class ImageSource:
         buffer, offsets, heights, widths, factors = images
         nowhere = np.zeros(len(samples), np.int64)  # a decoded image has offset 0
         clock, decode_s, render_s = time.perf_counter, 0.0, 0.0
+        boxes = self._hulls(renders, heights, widths)
         for i, is_raw in enumerate(self.shapes.is_raw[samples].tolist()):
             if i in bad:
                 continue
@@ -177,7 +185,9 @@ class ImageSource:
                     factors[i] = self._factor(renders, i)
                 try:
                     shape = int(heights[i]), int(widths[i])
-                    pixels, shape = self._decode(encoded, *shape, int(factors[i]), scratch)
+                    pixels, shape = self._decode(
+                        encoded, *shape, int(factors[i]), boxes[i].tolist(), scratch
+                    )
                 except ValueError as error:
                     bad[i] = self.payloads.error(samples[i], f"corrupt JPEG ({error})")
                     continue
@@ -191,8 +201,30 @@ class ImageSource:
         scratch.seconds["decode"] += decode_s
         scratch.seconds["render"] += render_s
 
-    def _decode(self, encoded, height, width, factor, scratch):
-        """(flat pixels, (H, W)). ValueError for a corrupt JPEG or one of another size."""
+    @staticmethod
+    def _hulls(renders, heights, widths):
+        """(N, 4) int64: top, left, bottom, right of what all views together look at."""
+        whole = np.stack([0 * heights, 0 * widths, heights, widths], axis=1)
+        hulls = []
+        for segment, raw, _ in renders:
+            if not isinstance(segment.placed[0].op, Crop):
+                return whole
+            corner, size = np.split(raw[:, segment.placed[0].columns].astype(np.int64), 2, axis=1)
+            hulls.append((corner, corner + size))
+        firsts, lasts = zip(*hulls)
+        return np.concatenate([np.minimum.reduce(firsts), np.maximum.reduce(lasts)], axis=1)
+
+    def _decode(self, encoded, height, width, factor, box, scratch):
+        """(flat pixels, (H, W, 3)), of which those in the box count. ValueError for a corrupt JPEG
+        or one of another size."""
+        if self.decodes and factor == 1:
+            pixels = scratch.take("decoded", height * width * 3 + MARGIN, np.uint8)
+            work = scratch.take("jpeg", work_bytes(len(encoded), height, width), np.uint8)
+            shape, to_end = (height, width), not self.payloads.verify
+            if scratch.jpeg_decoder.decode(encoded, shape, box, to_end, pixels, work):
+                scratch.decoded["ours"] += 1
+                return pixels, (height, width, 3)
+        scratch.decoded["simplejpeg"] += 1
         check_jpeg(encoded, height, width, is_trusted=self.payloads.verify)
         expected = (-(-height // factor), -(-width // factor), 3)
         buffer = scratch.take("decoded", expected[0] * expected[1] * 3, np.uint8)

@@ -28,6 +28,7 @@ class EpochProgram:
         resolved: list[tuple[str, str, list]],
         seed: int,
         scaled_decode: bool,
+        decoder: str,
     ) -> None:
         self.reader = reader
         self.names = [name for name, _, _ in resolved]
@@ -52,6 +53,7 @@ class EpochProgram:
                 field,
                 [p for p in self.plans.values() if p.field_name == field],
                 scaled_decode,
+                decoder,
             )
             for field in view_counts
         ]

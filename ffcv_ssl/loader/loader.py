@@ -49,6 +49,7 @@ from ffcv_ssl.transforms import RandomResizedCrop
 
 _log = logging.getLogger(__name__)
 STATE_VERSION = 1
+_DECODERS = ("ours", "simplejpeg")
 
 
 class Loader:
@@ -65,6 +66,8 @@ class Loader:
     on_error: "raise", or "replace" a bad sample by another sample.
     scaled_decode: decode JPEGs at 1/2, 1/4 or 1/8 of their size where all views are smaller still.
     Faster, but the pixels differ (photographs to 64 px: mean 1.3 levels, at most 54).
+    decoder: of JPEGs: "auto", ours for plain baseline ones and simplejpeg for others; "simplejpeg".
+    The pixels are the same.
     Raises ValueError for arguments out of range, BetonError for a bad file. A forked process
     cannot use its parent's loader: LoaderError.
     """
@@ -90,16 +93,19 @@ class Loader:
         world_size: int | None = None,
         on_error: str = "raise",
         scaled_decode: bool = False,
+        decoder: str = "auto",
     ) -> None:
         self._arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         check_positive("batch_size", batch_size)
         check_positive("batches_ahead", batches_ahead)
         if on_error not in ("raise", "replace"):
             raise ValueError(f"Loader: on_error is {on_error!r}, must be 'raise' or 'replace'")
+        if decoder not in ("auto", "simplejpeg"):
+            raise ValueError(f"Loader: decoder is {decoder!r}, must be 'auto' or 'simplejpeg'")
         self.rank, self.world_size = find_rank(distributed, rank, world_size)
         num_workers = count_workers(num_workers)
         self.batch_size, self.drop_last = int(batch_size), bool(drop_last)
-        self._scaled_decode = bool(scaled_decode)
+        self._scaled_decode, self._decoder = bool(scaled_decode), decoder
         self._slots: SlotPool | None = None
         self._next, self._position = (0, 0), (0, 0)  # (epoch, global samples handed out)
         self._iterator: Callable[[], EpochIterator | None] = lambda: None
@@ -132,7 +138,7 @@ class Loader:
         self._batch_type = make_batch_type([name for name, _, _ in self._resolved])
         fields = {field_name for _, field_name, _ in self._resolved}
         self._shared.cache = SystemCache(self.reader, sorted(fields), os_cache)
-        program = EpochProgram(self.reader, self._resolved, self.seed, self._scaled_decode)
+        program = self._program()
         needs_cuda(program.tails)  # wrong pipelines fail here, not later
         if not self.reader.verified:
             _log.warning(
@@ -143,6 +149,10 @@ class Loader:
         name = f"ffcv_ssl-{os.path.basename(self.reader.path)}"
         self._shared.pool = WorkerPool(num_workers, name)
         self._finalizer = weakref.finalize(self, _shut_down, self._shared.pool, self.reader)
+
+    def _program(self) -> EpochProgram:
+        options = self._scaled_decode, self._decoder
+        return EpochProgram(self.reader, self._resolved, self.seed, *options)
 
     # -- iterating
 
@@ -157,7 +167,7 @@ class Loader:
         self._refuse_closed()
         self._end_iterator()
         epoch, start = self._next
-        program = EpochProgram(self.reader, self._resolved, self.seed, self._scaled_decode)
+        program = self._program()
         schedule = self._schedule(epoch, start)
         self._sequence = None  # the schedule has it now
         iterator = EpochIterator(
@@ -341,8 +351,9 @@ class Loader:
     def stats(self) -> dict[str, float]:
         """Statistics since the loader was made: images handed out, and images_per_s during
         iteration; seconds in read, decode and render (sum over threads), seconds that the consumer
-        waited, and that its CUDA stream waited for copies; replaced samples; slots, and how often
-        the pool had to grow. LoaderError in a forked process.
+        waited, and that its CUDA stream waited for copies; JPEGs decoded by this library's
+        decoder and by simplejpeg; replaced samples; slots, and how often the pool had to grow.
+        LoaderError in a forked process.
         """
         self._refuse_forks()
         shared, scratches = self._shared, self._shared.pool.scratches
@@ -353,6 +364,7 @@ class Loader:
             **{f"{name}_s": value for name, value in seconds.items()},
             "waiting_s": shared.waited_s,
             "copy_wait_s": shared.copy_wait_s(),
+            **{f"decoded_by_{k}": sum(s.decoded[k] for s in scratches) for k in _DECODERS},
             "replaced": shared.replaced,
             "slots": self._slots.num_slots if self._slots else 0,
             "slots_grown": self._slots.grown if self._slots else 0,

@@ -10,9 +10,12 @@ import os
 import queue
 import threading
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+
+from ffcv_ssl.kernels.jpeg import JpegDecoder
 
 _LINE_BYTES = 64
 
@@ -24,6 +27,8 @@ class Scratch:
     def __init__(self) -> None:
         self._arrays: dict[str, np.ndarray | None] = {}
         self.seconds = {"read": 0.0, "decode": 0.0, "render": 0.0}
+        self.decoded = {"ours": 0, "simplejpeg": 0}
+        """JPEGs by decoder."""
 
     def take(self, name: str, size: int, dtype: Any) -> np.ndarray:
         """A flat array of at least `size` numbers with undefined contents, aligned to a cache line.
@@ -36,6 +41,11 @@ class Scratch:
             begin = -memory.ctypes.data % _LINE_BYTES
             array = self._arrays[name] = memory[begin : begin + num_bytes].view(dtype)
         return array
+
+    @cached_property
+    def jpeg_decoder(self) -> JpegDecoder:
+        """The thread's decoder."""
+        return JpegDecoder()
 
     @property
     def num_bytes(self) -> int:

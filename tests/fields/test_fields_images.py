@@ -234,6 +234,17 @@ def test_truncated_and_flipped_jpegs_never_decode_to_another_size():
             continue
 
 
+def test_a_jpeg_whose_subsampling_simplejpeg_cannot_name_is_refused_and_not_kept():
+    """It raises KeyError for 4:4:1."""
+    data = bytearray(
+        simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8), colorsubsampling="444")
+    )
+    data[data.index(b"\xff\xc0") + 11] = 0x14  # of the luma: 1 across, 4 down
+    with pytest.raises(ValueError, match="got a chroma subsampling that simplejpeg does not know"):
+        image_codec.check_jpeg(bytes(data), 16, 16)
+    assert image_codec.reason_to_encode(bytes(data), None)[0] == "not strictly decodable"
+
+
 def test_a_jpeg_of_very_many_scans_is_refused():
     payload = image_file(photo(), progressive=True).data
     assert image_codec.decode_jpeg(payload, 40, 30).shape == (40, 30, 3)

@@ -133,6 +133,7 @@ def test_an_error_in_whole_batch_code_names_pipeline_and_op(small_beton):
         ({"num_workers": -2}, "num_workers is -2"),
         ({"batches_ahead": 0}, "batches_ahead is 0"),
         ({"on_error": "ignore"}, "on_error is 'ignore'"),
+        ({"decoder": "turbo"}, "decoder is 'turbo', must be 'auto' or 'simplejpeg'"),
         ({"order": "random"}, "order is 'random'"),
         ({"indices": [0, 97]}, "got indices from 0 to 97, expected 0 to 96"),
         ({"rank": 2, "world_size": 2}, "rank is 2"),

@@ -2,11 +2,21 @@
 
 import itertools
 
+import numpy as np
 import pytest
+from support.beton_files import without_integrity
 from support.loading import epoch_of, make_loader, samples_of, view
+from support.small_files import write_small
 
-from ffcv_ssl import Loader, OrderOption
-from ffcv_ssl.transforms import CenterCrop, RandomHorizontalFlip, RandomResizedCrop, ToTensor
+from ffcv_ssl import BetonError, Loader, OrderOption, Reader
+from ffcv_ssl.kernels.jpeg import is_fast_here
+from ffcv_ssl.transforms import (
+    CenterCrop,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    SimpleRGBImageDecoder,
+    ToTensor,
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +38,66 @@ def test_views_are_identical_for_any_workers_batch_size_and_prefetch(
 ):
     settings = {"num_workers": num_workers, "batches_ahead": batches_ahead}
     assert epoch_of(small_beton, batch_size=batch_size, **settings) == reference_epoch
+
+
+@pytest.mark.parametrize(
+    "views",
+    [
+        [[RandomResizedCrop(24)]],
+        [[RandomResizedCrop(24)], [RandomResizedCrop(40, scale=(0.1, 0.3))]],
+        [[RandomResizedCrop(24)], [CenterCrop(32)]],
+    ],
+    ids=["one crop", "two crops", "a crop and a centre crop"],
+)
+def test_views_are_identical_for_both_decoders(small_beton, views):
+    """Ours decodes only the box that all crops of a sample lie in."""
+    if not is_fast_here():
+        pytest.skip("our decoder is not used on this processor")
+    pixels = {}
+    for decoder in ("auto", "simplejpeg"):
+        pipelines = {f"view_{k}": ("image", [*ops, ToTensor()]) for k, ops in enumerate(views)}
+        with Loader(
+            small_beton, 8, num_workers=2, seed=3, pipelines=pipelines, drop_last=False,
+            decoder=decoder,
+        ) as loader:  # fmt: skip
+            batches = [
+                [b[k].numpy().copy() for k in range(len(views))] for _ in "ab" for b in loader
+            ]
+            pixels[decoder] = [np.concatenate(parts) for parts in zip(*batches)]
+            stats = loader.stats
+        by_ours, by_simplejpeg = stats["decoded_by_ours"], stats["decoded_by_simplejpeg"]
+        assert (by_ours > 50 and by_simplejpeg == 0) if decoder == "auto" else by_ours == 0
+    assert all(np.array_equal(*pair) for pair in zip(pixels["auto"], pixels["simplejpeg"]))
+
+
+def test_a_whole_image_view_is_identical_for_both_decoders(tmp_path):
+    path = write_small(tmp_path / "a.beton", 12, (40, 56), mode="jpg")
+    pixels = []
+    for decoder in ("auto", "simplejpeg"):
+        views = {"view_0": ("image", [SimpleRGBImageDecoder(), ToTensor()])}
+        views["view_1"] = ("image", [RandomResizedCrop(16), ToTensor()])
+        with Loader(path, 12, seed=0, pipelines=views, decoder=decoder) as loader:
+            (batch,) = loader
+            pixels.append((batch.view_0.numpy().copy(), batch.view_1.numpy().copy()))
+    assert all(np.array_equal(*pair) for pair in zip(*pixels))
+
+
+@pytest.mark.parametrize("decoder", ["auto", "simplejpeg"])
+def test_damage_behind_the_crop_is_an_error_where_no_checksum_would_tell(tmp_path, decoder):
+    path = tmp_path / "a.beton"
+    write_small(path, 1, (200, 60), mode="jpg")
+    without_integrity(path)
+    with Reader(path) as reader:
+        extents = reader.extents("image")
+        end = int(extents.pointer[0] + extents.size[0])
+    with open(path, "r+b") as file:
+        file.seek(end - 40)
+        file.write(bytes(20))
+    top = RandomResizedCrop(8, scale=(0.02, 0.03))
+    views = {"view_0": ("image", [top, ToTensor()])}
+    with Loader(path, 1, seed=0, pipelines=views, decoder=decoder) as loader:
+        with pytest.raises(BetonError, match="sample 0, field 'image': corrupt JPEG"):
+            next(iter(loader))
 
 
 @pytest.mark.parametrize("order", list(OrderOption))

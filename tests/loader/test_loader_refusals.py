@@ -52,7 +52,7 @@ def test_an_image_that_is_decoded_to_another_size_is_an_error(images, monkeypatc
             return np.zeros((4, 4, 3), np.uint8)
 
     monkeypatch.setattr("ffcv_ssl.loader.decoding.simplejpeg", Decoder)
-    with make_loader(images) as loader:
+    with make_loader(images, decoder="simplejpeg") as loader:
         with pytest.raises(
             BetonError,
             match=r"decoded to \(4, 4, 3\), expected \(8, 8, 3\)\); re-write it, or load",

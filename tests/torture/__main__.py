@@ -19,7 +19,7 @@ from torture.frame import FAMILIES
 JOBS = 2
 """Families at a time. Nearly all trials take one thread, and limits of time are limits of the
 CPU's, so a neighbour does not fail them."""
-LONG_FIRST = ("files", "kills", "load", "scale", "threads", "sources", "disks", "pages")
+LONG_FIRST = ("files", "kills", "load", "jpegs", "scale", "threads", "sources", "disks", "pages")
 
 
 def main() -> int:

@@ -40,7 +40,7 @@ LEFT_OUT = "left out: "
 """Begins what a trial returns that cannot be made here. It is neither tried nor survived."""
 IS_QUICK = True
 """Whether this process runs the trials of `--quick`; families read it when they are imported."""
-FAMILIES = ("files", "sources", "kills", "disks", "load", "threads", "scale", "pages")
+FAMILIES = ("files", "sources", "kills", "disks", "load", "threads", "scale", "pages", "jpegs")
 """Modules of this package, in the order of the table."""
 
 
