@@ -86,7 +86,7 @@ def try_mutant(data: bytes, choose: random.Random) -> str:
     except ValueError:
         shape = (8, 8)
     if max(shape) > MAX_PX or len(data) > MAX_BYTES:
-        return "left out: too large"
+        return "too large to try"
     at_end, whole = choose.random() < 0.5, (0, 0, *shape)
     is_taken, pixels = decoded(data, shape, whole, True, at_end)
     pixels, truth = pixels.copy(), expected(data)
