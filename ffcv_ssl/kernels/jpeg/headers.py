@@ -7,6 +7,7 @@ of all its components, YCbCr in 4:2:0, 4:2:2 or 4:4:4, or grey. All else is FALL
 import numpy as np
 
 from ffcv_ssl.kernels.compile import device
+from ffcv_ssl.kernels.jpeg.inverse_dct import PLACE_OF
 
 OK, FALLBACK = 0, 1
 NATURAL = np.array(
@@ -16,7 +17,9 @@ NATURAL = np.array(
         58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
     ]
 )  # fmt: skip
-"""Places in a block, by rows, of the coefficients in the order of the scan (zigzag)."""
+"""Numbers, by rows, of the coefficients in the order of the scan (zigzag)."""
+PLACES = PLACE_OF[NATURAL]
+"""Where they are kept in a block."""
 
 # What is found, int64 (HEADER_SIZE,): sides (px), number of components, luma samples for a chroma
 # sample in each direction, MCUs between restarts (0: none), first byte of the scan; then for each
@@ -56,7 +59,7 @@ def _read_quantization(data, at, end, quantization):
         if table > 3 or at + 65 > end:
             return -1
         for i in range(64):
-            quantization[table, NATURAL[i]] = data[at + 1 + i]
+            quantization[table, PLACES[i]] = data[at + 1 + i]
         found |= 1 << table
         at += 65
     return found
@@ -145,8 +148,8 @@ def _is_ycc(header, is_jfif, is_adobe_ycc):
 
 @device
 def read_headers(data, header, quantization, tables):
-    """Fill header, int64 (HEADER_SIZE,), quantization, int32 (4, 64) by rows of a block, and
-    tables, uint8 (4, TABLE_BYTES). data: uint8 (N,), the whole file. Returns a status."""
+    """Fill header, int64 (HEADER_SIZE,), quantization, int16 (4, 64) at PLACES, and tables, uint8
+    (4, TABLE_BYTES). data: uint8 (N,), the whole file. Returns a status."""
     size = data.size
     if size < 4 or data[0] != 0xFF or data[1] != 0xD8:
         return FALLBACK

@@ -12,7 +12,8 @@ to a place behind the block.
 import numpy as np
 
 from ffcv_ssl.kernels.compile import device, inlined
-from ffcv_ssl.kernels.jpeg.headers import FALLBACK, NATURAL, OK
+from ffcv_ssl.kernels.jpeg import headers
+from ffcv_ssl.kernels.jpeg.headers import FALLBACK, OK
 from ffcv_ssl.kernels.jpeg.memory import U, load8, load32, load64, store16, swap_bytes
 
 BITS = 11
@@ -26,7 +27,7 @@ _ZERO_RUN = 0xF0
 
 PLACES = np.full(512, 64, np.uint8)
 """Where the k-th coefficient of a scan stands in its block, uint8 (512,); 64: nowhere."""
-PLACES[:64] = NATURAL
+PLACES[:64] = headers.PLACES
 
 
 @device
