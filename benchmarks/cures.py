@@ -54,6 +54,7 @@ BY_WORDS = (
     ("got more than <max_bytes> bytes", "remove this file, or make it smaller"),
     # images and fields
     ("JPEG is <width>", DAMAGED),
+    ("chroma subsampling", "write the image's file again with 4:2:0, or another usual one"),
     ("a readable image", "restore the image, or remove it"),
     ("corrupt image", "restore the image, or remove it"),
     ("not serialisable as JSON", "give plain values: numbers, texts, lists and dicts"),

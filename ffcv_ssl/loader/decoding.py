@@ -203,16 +203,20 @@ class ImageSource:
 
     @staticmethod
     def _hulls(renders, heights, widths):
-        """(N, 4) int64: top, left, bottom, right of what all views together look at."""
-        whole = np.stack([0 * heights, 0 * widths, heights, widths], axis=1)
-        hulls = []
+        """(N, 4) int64: top, left, bottom, right of what all views together look at. A view whose
+        first op is no crop, or reads pixels in a way of its own, looks at the whole image."""
+        sides = np.stack([heights, widths], axis=1)
+        firsts, lasts = sides - 1, 0 * sides + 1
         for segment, raw, _ in renders:
-            if not isinstance(segment.placed[0].op, Crop):
-                return whole
-            corner, size = np.split(raw[:, segment.placed[0].columns].astype(np.int64), 2, axis=1)
-            hulls.append((corner, corner + size))
-        firsts, lasts = zip(*hulls)
-        return np.concatenate([np.minimum.reduce(firsts), np.maximum.reduce(lasts)], axis=1)
+            placed = segment.placed[0]
+            if not isinstance(placed.op, Crop) or type(placed.op).start is not Crop.start:
+                return np.concatenate([0 * sides, sides], axis=1)
+            # of a user's crop, too, whose boxes may be anything
+            box = np.nan_to_num(raw[:, placed.first_column : placed.first_column + 4])
+            corner, end = np.floor(box[:, :2]), np.ceil(box[:, :2] + box[:, 2:])
+            firsts = np.minimum(firsts, np.clip(corner, 0, sides - 1).astype(np.int64))
+            lasts = np.maximum(lasts, np.clip(end, 1, sides).astype(np.int64))
+        return np.concatenate([firsts, lasts], axis=1)
 
     def _decode(self, encoded, height, width, factor, box, scratch):
         """(flat pixels, (H, W, 3)), of which those in the box count. ValueError for a corrupt JPEG

@@ -58,6 +58,21 @@ def test_pixels_of_a_box_are_those_of_the_whole_image():
             assert np.array_equal(pixels[inside], whole[inside])
 
 
+@pytest.mark.parametrize(
+    "box",
+    [
+        (-1, 0, 8, 8),
+        (0, -9, 8, 8),
+        (0, 0, 10_000, 8),
+        (0, 0, 8, 10_000),
+        (5, 0, 5, 8),
+        (0, 9, 8, 8),
+    ],
+)
+def test_a_box_outside_the_image_or_without_pixels_is_refused(box):
+    assert decode(encoded(picture(7), "420", 90), box) is None
+
+
 def test_the_twin_makes_the_same_pixels():
     for number, sampling in enumerate(["420", "422", "444", "Gray", "restarts", "optimized"]):
         data = encoded(picture(number + 40)[:40, :50], sampling, 85)

@@ -9,9 +9,12 @@ from support.loading import epoch_of, make_loader, samples_of, view
 from support.small_files import write_small
 
 from ffcv_ssl import BetonError, Loader, OrderOption, Reader
+from ffcv_ssl.kernels.compile import device
 from ffcv_ssl.kernels.jpeg import is_fast_here
+from ffcv_ssl.kernels.resample import resample
 from ffcv_ssl.transforms import (
     CenterCrop,
+    Crop,
     RandomHorizontalFlip,
     RandomResizedCrop,
     SimpleRGBImageDecoder,
@@ -68,6 +71,42 @@ def test_views_are_identical_for_both_decoders(small_beton, views):
         by_ours, by_simplejpeg = stats["decoded_by_ours"], stats["decoded_by_simplejpeg"]
         assert (by_ours > 50 and by_simplejpeg == 0) if decoder == "auto" else by_ours == 0
     assert all(np.array_equal(*pair) for pair in zip(pixels["auto"], pixels["simplejpeg"]))
+
+
+class EdgeCrop(Crop):
+    """A crop of a user's: more numbers than its box, which lies between pixels."""
+
+    num_raw_columns = 7
+
+    @staticmethod
+    @device
+    def draw(key, epoch, sample, occurrence, constants, height, width, raw):
+        raw[0], raw[1] = 0.3 * height, 0.25 * width
+        raw[2], raw[3] = 0.4 * height, 0.5 * width
+
+    def describe(self, raw, out):
+        out["crop"] = raw[:, :4].astype(np.int32)
+
+
+class Elsewhere(EdgeCrop):
+    """It looks beside its box."""
+
+    @staticmethod
+    @device
+    def start(view, constants, raw, scratch, pixels, at, height, width, factor, flip):
+        resample(pixels, at, height, width, (0.0, 0.0, height, width), False, flip, view, scratch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("crop", [EdgeCrop, Elsewhere])
+def test_a_users_crop_is_identical_for_both_decoders(small_beton, crop):
+    pixels = []
+    for decoder in ("auto", "simplejpeg"):
+        views = {"view_0": ("image", [crop(16), ToTensor()])}
+        with Loader(small_beton, 97, pipelines=views, decoder=decoder) as loader:
+            (batch,) = loader
+            pixels.append(batch.view_0.numpy().copy())
+    assert np.array_equal(*pixels)
 
 
 def test_a_whole_image_view_is_identical_for_both_decoders(tmp_path):

@@ -166,6 +166,8 @@ def decode_box(
     top, left, bottom, right = wanted[2], wanted[3], wanted[4], wanted[5]
     if height != wanted[0] or width != wanted[1]:
         return FALLBACK
+    if not (0 <= top < bottom <= height and 0 <= left < right <= width):
+        return FALLBACK
     count, across, down = header[COMPONENTS], header[ACROSS], header[DOWN]
     if across == 2 and (width + 1) // 2 < _LEAST_CHROMA_WIDTH:
         return FALLBACK
@@ -337,7 +339,8 @@ class JpegDecoder:
         work: np.ndarray,
     ) -> bool:
         """Decode the box (top, left, bottom, right) of a JPEG of `shape` (H, W) to its place in
-        pixels, uint8 (>= 3 H W + MARGIN,). False: not a JPEG for this decoder, or a damaged one.
+        pixels, uint8 (>= 3 H W + MARGIN,). False: not a JPEG for this decoder, a damaged one, or no
+        box inside the image.
 
         to_end: notice damage behind the box, too. work: uint8 (>= work_bytes(len(data), H, W),).
         """
