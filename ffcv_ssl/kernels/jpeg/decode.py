@@ -131,8 +131,8 @@ def _emit(y, left, right, header, luma, blue, red, stride, chroma_stride, sums, 
                 else:
                     widen_row(near_row + U(x), sums + U(2 * x))
             # the image's edges repeat
-            store16(sums - U(2), load64(sums))
-            store16(sums + U(2 * width), load64(sums + U(2 * width - 2)))
+            store16(sums - U(2), load16(sums))
+            store16(sums + U(2 * width), load16(sums + U(2 * width - 2)))
             for x in range(first, last + 1, SUMS):
                 if down == 2:
                     spread_blended(sums + U(2 * x), out + U(2 * x))
@@ -141,6 +141,52 @@ def _emit(y, left, right, header, luma, blue, red, stride, chroma_stride, sums, 
         blue, red = rows, rows + U(chroma_stride * 2 + MARGIN)
     for x in range(left, right, PIXELS):
         to_rgb(luma + U(x), blue + U(x), red + U(x), pixels + U(3 * x))
+
+
+@device
+def _plan_blocks(
+    header, quantization, dc_tables, ac_tables, predictors, luma, blue, red, stride, chroma_stride,
+    plan,
+):  # fmt: skip
+    """Fill the plan of an MCU's blocks; returns how many there are. luma, blue, red: addresses of
+    the samples; stride, chroma_stride: bytes in a row of them."""
+    count, across, down = header[COMPONENTS], header[ACROSS], header[DOWN]
+    num_luma, num_blocks = across * down, across * down + count - 1
+    if count == 1:
+        num_luma, num_blocks = 1, 1
+    for j in range(num_blocks):
+        c = max(0, j - num_luma + 1)
+        place, row_bytes = luma, stride
+        if c == 0:
+            place += U(8 * (j // across) * stride + 8 * (j % across))
+        else:
+            place, row_bytes = (blue if c == 1 else red), chroma_stride
+        plan[j, 0], plan[j, 1] = place, U(row_bytes)
+        plan[j, 2] = _address(quantization) + U(128 * header[QUANTIZATION + c])
+        dc, ac = header[DC_TABLE + c], header[AC_TABLE + c]
+        plan[j, 3] = _address(dc_tables) + U(4 * huffman.SIZE * dc)
+        plan[j, 4] = _address(ac_tables) + U(8 * huffman.SIZE * ac)
+        plan[j, 5], plan[j, 6] = U(dc), U(2 + ac)
+        plan[j, 7] = _address(predictors) + U(8 * c)
+        plan[_MAX_BLOCKS + j, 0] = U(8 * down if c == 0 else 8)
+        plan[_MAX_BLOCKS + j, 1] = U(8 * across if c == 0 else 8)
+    return num_blocks
+
+
+@device
+def _needed_mcus(header, num_across, num_down, top, left, bottom, right):
+    """(first row, first column, last row, last column) of the MCUs that a box needs: blended chroma
+    reaches one sample further than the box."""
+    across, down = header[ACROSS], header[DOWN]
+    first_row, last_row = top // (8 * down), (bottom - 1) // (8 * down)
+    first_column, last_column = left // (8 * across), (right - 1) // (8 * across)
+    if down == 2:
+        first_row = max(0, top // 2 - 1) // 8
+        last_row = min(num_down - 1, ((bottom - 1) // 2 + 1) // 8)
+    if across == 2:
+        first_column = max(0, left // 2 - 1) // 8
+        last_column = min(num_across - 1, ((right - 1) // 2 + 1) // 8)
+    return first_row, first_column, last_row, last_column
 
 
 @kernel(
@@ -168,7 +214,7 @@ def decode_box(
         return FALLBACK
     if not (0 <= top < bottom <= height and 0 <= left < right <= width):
         return FALLBACK
-    count, across, down = header[COMPONENTS], header[ACROSS], header[DOWN]
+    across, down = header[ACROSS], header[DOWN]
     if across == 2 and (width + 1) // 2 < _LEAST_CHROMA_WIDTH:
         return FALLBACK
     if _make_tables(header, raw, made, codes, limits, dc_tables, ac_tables) != OK:
@@ -188,36 +234,15 @@ def decode_box(
     red = blue + U(chroma_stride * 16)
     sums = red + U(chroma_stride * 16 + 64)
     rows = sums + U(2 * chroma_stride)
-    num_luma, num_blocks = across * down, across * down + count - 1
-    if count == 1:
-        num_luma, num_blocks = 1, 1
-    for j in range(num_blocks):
-        c = max(0, j - num_luma + 1)
-        place, row_bytes = luma, stride
-        if c == 0:
-            place += U(8 * (j // across) * stride + 8 * (j % across))
-        else:
-            place, row_bytes = (blue if c == 1 else red), chroma_stride
-        plan[j, 0], plan[j, 1] = place, U(row_bytes)
-        plan[j, 2] = _address(quantization) + U(128 * header[QUANTIZATION + c])
-        dc, ac = header[DC_TABLE + c], header[AC_TABLE + c]
-        plan[j, 3] = _address(dc_tables) + U(4 * huffman.SIZE * dc)
-        plan[j, 4] = _address(ac_tables) + U(8 * huffman.SIZE * ac)
-        plan[j, 5], plan[j, 6] = U(dc), U(2 + ac)
-        plan[j, 7] = _address(predictors) + U(8 * c)
-        plan[_MAX_BLOCKS + j, 0] = U(8 * down if c == 0 else 8)
-        plan[_MAX_BLOCKS + j, 1] = U(8 * across if c == 0 else 8)
+    num_blocks = _plan_blocks(
+        header, quantization, dc_tables, ac_tables, predictors, luma, blue, red, stride,
+        chroma_stride, plan,
+    )  # fmt: skip
     predictors[:], check[:], block[:] = 0, 0, 0
 
-    # the MCUs that the box needs; blended chroma reaches one sample further
-    first_row, last_row = top // (8 * down), (bottom - 1) // (8 * down)
-    first_column, last_column = left // (8 * across), (right - 1) // (8 * across)
-    if down == 2:
-        first_row = max(0, top // 2 - 1) // 8
-        last_row = min(num_down - 1, ((bottom - 1) // 2 + 1) // 8)
-    if across == 2:
-        first_column = max(0, left // 2 - 1) // 8
-        last_column = min(num_across - 1, ((right - 1) // 2 + 1) // 8)
+    first_row, first_column, last_row, last_column = _needed_mcus(
+        header, num_across, num_down, top, left, bottom, right
+    )
 
     to_end = wanted[6] == 1
     kept, ignored = _address(block), _address(block) + U(2 * _BLOCK_ROOM)
@@ -241,7 +266,7 @@ def decode_box(
                 step = steps + U(64 * j)
                 target = kept if is_wanted else ignored
                 bits = window(at, bit)
-                entry = load32(load64(step + U(_DC)) + ((bits >> U(53)) << U(2)))
+                entry = load32(load64(step + U(_DC)) + ((bits >> U(64 - huffman.BITS)) << U(2)))
                 length, difference = entry >> U(16), signed16(entry)
                 if length:
                     bit += length

@@ -13,7 +13,7 @@ import numpy as np
 
 from ffcv_ssl.kernels.compile import device, inlined
 from ffcv_ssl.kernels.jpeg import headers
-from ffcv_ssl.kernels.jpeg.headers import FALLBACK, OK
+from ffcv_ssl.kernels.jpeg.headers import FALLBACK, OK, TABLE_BYTES
 from ffcv_ssl.kernels.jpeg.memory import U, load8, load32, load64, store16, swap_bytes
 
 BITS = 11
@@ -132,7 +132,7 @@ def _long_code(bits, number, codes, limits, raw):
         code = np.int64(bits >> U(64 - length))
         if code <= np.int64(load64(limits + U(8 * length))):
             place = code + np.int64(load64(limits + U(8 * (LENGTHS + length))))
-            return U(length), load8(raw + U(272) * number + U(16 + place))
+            return U(length), load8(raw + U(TABLE_BYTES) * number + U(16 + place))
     return U(0), U(0)
 
 
