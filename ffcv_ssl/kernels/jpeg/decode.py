@@ -189,6 +189,30 @@ def _needed_mcus(header, num_across, num_down, top, left, bottom, right):
     return first_row, first_column, last_row, last_column
 
 
+@inlined
+def _read_block(scan, bit, step, target, look, codes, limits, raw):
+    """(bit behind, DC coefficient, number of the last one; WRONG) of a block; stores its AC
+    coefficients at `target`. All but `bit` are addresses; step: of the block's part of the plan."""
+    bits = window(scan, bit)
+    entry = load32(load64(step + U(_DC)) + ((bits >> U(64 - huffman.BITS)) << U(2)))
+    length, difference = entry >> U(16), signed16(entry)
+    if length:
+        bit += length
+        bits <<= length
+    else:
+        number = load64(step + U(_DC_NUMBER))
+        bit, difference = long_difference(scan, bit, number, codes, limits, raw)
+        if bit == U(0):
+            return bit, 0, WRONG
+        bits = window(scan, bit)
+    predictor = load64(step + U(_PREDICTOR))
+    dc = np.int64(load64(predictor)) + difference
+    store64(predictor, U(dc))
+    table, number = load64(step + U(_AC)), load64(step + U(_AC_NUMBER))
+    bit, last = read_coefficients(scan, bit, bits, table, look, target, number, codes, limits, raw)
+    return bit, dc, last
+
+
 @kernel(
     "int64(Array(uint8, 1, 'C', readonly=True), int64[::1], uint8[::1], uint8[::1], int64[::1], "
     "int16[:, ::1], uint8[:, ::1], uint8[:, ::1], uint32[:, ::1], int64[:, :, ::1], "
@@ -265,26 +289,9 @@ def decode_box(
             for j in range(num_blocks):
                 step = steps + U(64 * j)
                 target = kept if is_wanted else ignored
-                bits = window(at, bit)
-                entry = load32(load64(step + U(_DC)) + ((bits >> U(64 - huffman.BITS)) << U(2)))
-                length, difference = entry >> U(16), signed16(entry)
-                if length:
-                    bit += length
-                    bits <<= length
-                else:
-                    bit, difference = long_difference(
-                        at, bit, load64(step + U(_DC_NUMBER)), all_codes, all_limits, all_raw
-                    )
-                    if bit == U(0):
-                        return FALLBACK
-                    bits = window(at, bit)
-                predictor = load64(step + U(_PREDICTOR))
-                dc = np.int64(load64(predictor)) + difference
-                store64(predictor, U(dc))
-                bit, last = read_coefficients(
-                    at, bit, bits, load64(step + U(_AC)), look, target,
-                    load64(step + U(_AC_NUMBER)), all_codes, all_limits, all_raw,
-                )  # fmt: skip
+                bit, dc, last = _read_block(
+                    at, bit, step, target, look, all_codes, all_limits, all_raw
+                )
                 if last == WRONG:
                     return FALLBACK
                 if not is_wanted:
