@@ -213,6 +213,27 @@ def _read_block(scan, bit, step, target, look, codes, limits, raw):
     return bit, dc, last
 
 
+@inlined
+def _write_block(dc, last, step, turn, mcu, coefficients, room):
+    """Write a block's samples to their place in the row of MCUs, and clear its coefficients. dc,
+    last: as of `_read_block`. Returns a status."""
+    if abs(dc) > 32767:
+        return FALLBACK
+    quants, row_bytes = load64(step + U(_STEPS)), load64(step + U(_STRIDE))
+    out = load64(step + U(_PLACE)) + turn * row_bytes * load64(step + U(_ROWS))
+    out += U(mcu) * load64(step + U(_COLUMNS))
+    if last == U(0):
+        level = dc * signed16(load16(quants))
+        if abs(level) > LARGEST_COLUMN:
+            return FALLBACK
+        fill_block(out, row_bytes, U(min(max(((level + 4) >> 3) + 128, 0), 255)))
+        return OK
+    store16(coefficients, U(dc))
+    inverse_dct.inverse_dct(coefficients, quants, out, row_bytes, room)
+    clear_block(coefficients)
+    return OK
+
+
 @kernel(
     "int64(Array(uint8, 1, 'C', readonly=True), int64[::1], uint8[::1], uint8[::1], int64[::1], "
     "int16[:, ::1], uint8[:, ::1], uint8[:, ::1], uint32[:, ::1], int64[:, :, ::1], "
@@ -294,23 +315,8 @@ def decode_box(
                 )
                 if last == WRONG:
                     return FALLBACK
-                if not is_wanted:
-                    continue
-                if abs(dc) > 32767:
+                if is_wanted and _write_block(dc, last, step, turn, mcu, target, room) != OK:
                     return FALLBACK
-                quants, row_bytes = load64(step + U(_STEPS)), load64(step + U(_STRIDE))
-                out = load64(step + U(_PLACE)) + turn * row_bytes * load64(step + U(_ROWS))
-                out += U(mcu) * load64(step + U(_COLUMNS))
-                if last == U(0):
-                    level = dc * signed16(load16(quants))
-                    if abs(level) > LARGEST_COLUMN:
-                        return FALLBACK
-                    sample = min(max(((level + 4) >> 3) + 128, 0), 255)
-                    fill_block(out, row_bytes, U(sample))
-                    continue
-                store16(target, U(dc))
-                inverse_dct.inverse_dct(target, quants, out, row_bytes, room)
-                clear_block(target)
             if bit > limit:
                 return FALLBACK
         if not is_row:
