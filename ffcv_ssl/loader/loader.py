@@ -28,6 +28,7 @@ from ffcv_ssl.errors import BetonError, NotCopyable
 from ffcv_ssl.kernels.hash import xxh3_64
 from ffcv_ssl.loader.arguments import (
     OrderOption,
+    check_choice,
     check_indices,
     check_positive,
     count_workers,
@@ -49,7 +50,6 @@ from ffcv_ssl.transforms import RandomResizedCrop
 
 _log = logging.getLogger(__name__)
 STATE_VERSION = 1
-_DECODERS = ("ours", "simplejpeg")
 
 
 class Loader:
@@ -98,10 +98,8 @@ class Loader:
         self._arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         check_positive("batch_size", batch_size)
         check_positive("batches_ahead", batches_ahead)
-        if on_error not in ("raise", "replace"):
-            raise ValueError(f"Loader: on_error is {on_error!r}, must be 'raise' or 'replace'")
-        if decoder not in ("auto", "simplejpeg"):
-            raise ValueError(f"Loader: decoder is {decoder!r}, must be 'auto' or 'simplejpeg'")
+        check_choice("on_error", on_error, "raise", "replace")
+        check_choice("decoder", decoder, "auto", "simplejpeg")
         self.rank, self.world_size = find_rank(distributed, rank, world_size)
         num_workers = count_workers(num_workers)
         self.batch_size, self.drop_last = int(batch_size), bool(drop_last)
@@ -356,19 +354,16 @@ class Loader:
         LoaderError in a forked process.
         """
         self._refuse_forks()
-        shared, scratches = self._shared, self._shared.pool.scratches
-        seconds = {k: sum(s.seconds[k] for s in scratches) for k in ("read", "decode", "render")}
+        shared = self._shared
         return {
             "images": shared.images,
             "images_per_s": shared.images / shared.iterating_s if shared.iterating_s else 0.0,
-            **{f"{name}_s": value for name, value in seconds.items()},
+            **shared.pool.stats(),
             "waiting_s": shared.waited_s,
             "copy_wait_s": shared.copy_wait_s(),
-            **{f"decoded_by_{k}": sum(s.decoded[k] for s in scratches) for k in _DECODERS},
             "replaced": shared.replaced,
             "slots": self._slots.num_slots if self._slots else 0,
             "slots_grown": self._slots.grown if self._slots else 0,
-            "scratch_bytes": sum(s.num_bytes for s in scratches),
         }
 
     def close(self) -> None:

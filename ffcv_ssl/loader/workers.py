@@ -58,11 +58,11 @@ class WorkerPool:
 
     def __init__(self, num_workers: int, name: str) -> None:
         self.process = os.getpid()
-        self.scratches = [Scratch() for _ in range(num_workers)]
+        self._scratches = [Scratch() for _ in range(num_workers)]
         self._tasks: queue.SimpleQueue = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         try:
-            for i, scratch in enumerate(self.scratches):
+            for i, scratch in enumerate(self._scratches):
                 arguments = self._tasks, scratch
                 thread = threading.Thread(
                     target=_work, args=arguments, name=f"{name}-{i}", daemon=True
@@ -75,6 +75,16 @@ class WorkerPool:
 
     def submit(self, task: Callable[[Scratch], None]) -> None:
         self._tasks.put(task)
+
+    def stats(self) -> dict[str, float]:
+        """Of all threads together: seconds in each part of the work, JPEGs by decoder, and bytes of
+        private memory."""
+        threads = self._scratches
+        return {
+            **{f"{k}_s": sum(s.seconds[k] for s in threads) for k in threads[0].seconds},
+            **{f"decoded_by_{k}": sum(s.decoded[k] for s in threads) for k in threads[0].decoded},
+            "scratch_bytes": sum(s.num_bytes for s in threads),
+        }
 
     def stop(self) -> None:
         """End all threads after their current tasks. Queued tasks do nothing: their job is
