@@ -111,7 +111,8 @@ OURS = "data/"
 
 
 def documented_runs():
-    """(file, words after `train`) of each training command of a first day."""
+    """(file, words after `train`) of each training command that the README and docs/watching.md
+    show."""
     for path in PROSE:
         text = path.read_text(encoding="utf-8").replace("\\\n", " ")
         for line in text.splitlines():

@@ -18,7 +18,6 @@ import functools
 import importlib.util
 import itertools
 import json
-import random
 import re
 import subprocess
 import sys
@@ -36,7 +35,7 @@ from torture.failing_reads import (
     try_no_file,
     try_wrong_questions,
 )
-from torture.frame import Trial, fault
+from torture.frame import Trial, choices_of, fault
 from torture.mutant_trials import try_loaded_mutant, try_many
 from torture.processes import folder_in_memory, one_line
 from torture.seeds import make_seeds
@@ -51,10 +50,6 @@ EXECUTIONS, SEARCH_S = 20_000, 1200
 """Of the coverage-guided search, at most: they take 4 minutes on an idle core."""
 
 
-def at_random(trial: Trial) -> random.Random:
-    return random.Random(int(trial.random.integers(2**62)))
-
-
 @functools.cache
 def seeds():
     return make_seeds(folder_in_memory())
@@ -65,7 +60,7 @@ def beton_files(trial: Trial) -> Counter:
     """A small file of any kind, changed anywhere, half of them with checksums that are right for
     the change, is refused by a BetonError, or gives exactly the values, names and counts that other
     programs read from the same bytes. Reading one takes no more memory than its size allows."""
-    return try_many(seeds(), 2000, at_random(trial))
+    return try_many(seeds(), 2000, choices_of(trial))
 
 
 @fault("mutated .beton files through a loader", quick=1, full=100, limit_s=1800)
@@ -75,14 +70,14 @@ def beton_files_loaded(trial: Trial) -> Counter:
     ValueError of one line, where its fields are others than the pipelines'."""
     # the first trial of a machine compiles kernels that check: 40 s of an idle core
     number = 100 if trial.quick else 500
-    return try_many(seeds(), number, at_random(trial), try_loaded_mutant)
+    return try_many(seeds(), number, choices_of(trial), try_loaded_mutant)
 
 
 @fault("reads that fail", quick=1, full=20)
 def failing_reads(trial: Trial) -> Counter:
     """A read that fails, or finds the file cut from there on, is a BetonError, and all other values
     are right. Reads that give less than was asked change no value."""
-    chosen, sound = at_random(trial), [seed for seed in seeds() if len(seed.values) < 50]
+    chosen, sound = choices_of(trial), [seed for seed in seeds() if len(seed.values) < 50]
     try_no_file(trial.folder)
     for seed in sound:
         try_wrong_questions(seed)
@@ -96,7 +91,7 @@ def failing_reads(trial: Trial) -> Counter:
 def written_values(trial: Trial) -> Counter:
     """A field refuses settings or a value by ValueError or TypeError, or what it stores is read
     back as it was given, by the reader and by the loader's decoder; so are samples' names."""
-    chosen = at_random(trial)
+    chosen = choices_of(trial)
     return with_limited_memory(
         LIMIT_BYTES,
         lambda: Counter(
@@ -112,7 +107,7 @@ def checkpoints(trial: Trial) -> Counter:
     in one line, or loads exactly as it was written: as a state, and as a network."""
     from torture.weights import try_checked  # slow to import
 
-    chosen, number = at_random(trial), 100 if trial.quick else 500
+    chosen, number = choices_of(trial), 100 if trial.quick else 500
     return Counter(itertools.chain(*(try_checked(trial.folder, chosen) for _ in range(number))))
 
 
@@ -123,7 +118,7 @@ def weights_without_checksums(trial: Trial) -> Counter:
     Nothing can tell that a number in it changed."""
     from torture.weights import try_unchecked  # slow to import
 
-    chosen, number = at_random(trial), 20 if trial.quick else 500
+    chosen, number = choices_of(trial), 20 if trial.quick else 500
     return Counter(try_unchecked(trial.folder, chosen) for _ in range(number))
 
 
@@ -141,7 +136,7 @@ def configurations(trial: Trial) -> Counter:
     UserError of one line."""
     import train  # slow to import
 
-    chosen, outcomes = at_random(trial), Counter()
+    chosen, outcomes = choices_of(trial), Counter()
     path = trial.folder / "a.yaml"
     for number in range(20 if trial.quick else 200):
         text = mutated_text(chosen.choice(yaml_texts()), chosen)
@@ -164,7 +159,7 @@ def configurations(trial: Trial) -> Counter:
 def label_lists(trial: Trial) -> Counter:
     """A damaged list of labelled samples chooses exactly the labels of the samples that it still
     names; it is refused, in one line, only where it names none, one twice, or one without label."""
-    chosen = at_random(trial)
+    chosen = choices_of(trial)
     return Counter(try_label_list(trial.folder, chosen) for _ in range(500))
 
 
@@ -173,7 +168,7 @@ def metrics(trial: Trial) -> Counter:
     """A damaged metrics.jsonl is read as its whole lines with a step, in order, and nothing else. A
     run that goes on from step 6 keeps these lines up to the last of step 6 or before, and writes
     behind them."""
-    chosen = at_random(trial)
+    chosen = choices_of(trial)
     return Counter(try_metrics(trial.folder, chosen) for _ in range(500))
 
 

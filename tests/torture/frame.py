@@ -22,6 +22,7 @@ import importlib
 import io
 import json
 import os
+import random
 import shutil
 import signal
 import sys
@@ -54,6 +55,11 @@ class Trial:
     number: int
     """0, 1, 2...; trials of `--quick` are the first of the whole."""
     quick: bool
+
+
+def choices_of(trial: Trial) -> random.Random:
+    """A source of choices, from the trial's random numbers: for what takes a `random.Random`."""
+    return random.Random(int(trial.random.integers(2**62)))
 
 
 @dataclasses.dataclass(frozen=True)

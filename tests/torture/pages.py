@@ -29,7 +29,7 @@ from ffcv_ssl.monitor import __main__ as monitor
 from ffcv_ssl.monitor import board as boards
 from ffcv_ssl.monitor.board import Board
 from ffcv_ssl.training.metrics_log import METRICS_FILE
-from torture.frame import Trial, fault
+from torture.frame import Trial, choices_of, fault
 from torture.processes import cellar
 from torture.text_mutants import WORDS, damaged_bytes
 from torture.text_readings import whole_lines
@@ -37,14 +37,9 @@ from torture.text_readings import whole_lines
 FILES = (METRICS_FILE, "config.yaml", "results.jsonl", "views.png", "views.json")
 LARGEST = 1e100
 """Numbers beyond it are gaps: no axis can show them."""
-OF_EVALUATION = ("val/", "health/")
-NUM_STEPS, EVERY = 30, 10
+NUM_STEPS = 30
 ROUNDS, CHANGES = 20, 25
 """Damaged folders of a trial; changes of its runs."""
-
-
-def at_random(trial: Trial) -> random.Random:
-    return random.Random(int(trial.random.integers(2**62)))
 
 
 # ---- Damaged folders -----------------------------------------------------------------------------
@@ -88,7 +83,7 @@ def damaged_folders(trial: Trial) -> Counter:
     """The page of a run with damaged files is written, and shows exactly the numbers that the whole
     lines of its metrics hold; what cannot be used is left out and named. Where nothing is left of
     the run, one line says so. No text of a file becomes part of a script."""
-    choose, seen = at_random(trial), Counter()
+    choose, seen = choices_of(trial), Counter()
     for number in range(ROUNDS):
         folder = Path(shutil.copytree(sound_run(), trial.folder / f"run{number}"))
         damage(folder, choose)
@@ -240,7 +235,7 @@ def changing_runs(trial: Trial) -> Counter:
     """A page that is sent only what is new always has what one has that is opened now: while runs
     begin, grow, are cut back, replaced and deleted, and while it looks only now and then; and what
     a monitor that is started now reads, as long as nothing had to be thinned."""
-    choose, seen, shown = at_random(trial), Counter(), Shown()
+    choose, seen, shown = choices_of(trial), Counter(), Shown()
     boards._SEARCH_INTERVAL_S = boards._SEARCH_PATIENCE = 0  # this process tries nothing else
     folder = trial.folder / "runs"
     folder.mkdir()

@@ -348,7 +348,8 @@ def is_fast_here() -> bool:
 def work_bytes(num_bytes: int, height: int, width: int) -> int:
     """Bytes of memory that `decode_box` works in, for a JPEG of `num_bytes`."""
     columns = ((width + 15) & -16) + MARGIN  # more than a row of samples of any component has
-    return num_bytes + PADDING + 256 + columns * (32 + 2 * 16 + 2 + 2 * 2) + 4 * MARGIN
+    rows = 32 + 2 * 16 + 2 + 2 * 2  # luma, two of chroma, their sums (of 2 bytes), two spread rows
+    return num_bytes + PADDING + 256 + columns * rows + 4 * MARGIN
 
 
 class JpegDecoder:
