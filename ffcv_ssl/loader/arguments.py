@@ -33,12 +33,6 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"Loader: {name} is {value!r}, must be at least 1")
 
 
-def check_choice(name: str, value: Any, *choices: str) -> None:
-    if value not in choices:
-        known = " or ".join(map(repr, choices))
-        raise ValueError(f"Loader: {name} is {value!r}, must be {known}")
-
-
 def count_workers(num_workers: Any) -> int:
     if num_workers != int(num_workers) or num_workers < -1:
         raise ValueError(

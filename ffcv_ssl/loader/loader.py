@@ -28,7 +28,6 @@ from ffcv_ssl.errors import BetonError, NotCopyable
 from ffcv_ssl.kernels.hash import xxh3_64
 from ffcv_ssl.loader.arguments import (
     OrderOption,
-    check_choice,
     check_indices,
     check_positive,
     count_workers,
@@ -98,12 +97,14 @@ class Loader:
         self._arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         check_positive("batch_size", batch_size)
         check_positive("batches_ahead", batches_ahead)
-        check_choice("on_error", on_error, "raise", "replace")
-        check_choice("decoder", decoder, "auto", "simplejpeg")
+        if on_error not in ("raise", "replace"):
+            raise ValueError(f"Loader: on_error is {on_error!r}, must be 'raise' or 'replace'")
+        if decoder not in ("auto", "simplejpeg"):
+            raise ValueError(f"Loader: decoder is {decoder!r}, must be 'auto' or 'simplejpeg'")
         self.rank, self.world_size = find_rank(distributed, rank, world_size)
         num_workers = count_workers(num_workers)
         self.batch_size, self.drop_last = int(batch_size), bool(drop_last)
-        self._scaled_decode, self._decoder = bool(scaled_decode), decoder
+        self._decoding = bool(scaled_decode), decoder
         self._slots: SlotPool | None = None
         self._next, self._position = (0, 0), (0, 0)  # (epoch, global samples handed out)
         self._iterator: Callable[[], EpochIterator | None] = lambda: None
@@ -149,8 +150,7 @@ class Loader:
         self._finalizer = weakref.finalize(self, _shut_down, self._shared.pool, self.reader)
 
     def _program(self) -> EpochProgram:
-        options = self._scaled_decode, self._decoder
-        return EpochProgram(self.reader, self._resolved, self.seed, *options)
+        return EpochProgram(self.reader, self._resolved, self.seed, *self._decoding)
 
     # -- iterating
 
